@@ -1,0 +1,94 @@
+# Holdfast: `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help build demo test jepsen-kill bench-load lint lint-proto fmt clean system
+
+# Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
+CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
+export CARGO_TARGET_DIR
+
+# ccache through PATH, never through CC or CXX: RocksDB's build script names those two as inputs, so that setting them
+# here, and not in some editor's or shell's own call of cargo, would compile RocksDB again at every change of hands.
+ifneq ($(wildcard /usr/lib/ccache/c++),)
+export PATH := /usr/lib/ccache:$(PATH)
+endif
+
+# One profile and one selection of packages everywhere, clippy too. Cargo keys a build script's output by profile and
+# features: `--release --workspace` in every call means that RocksDB's C++ is compiled once and shared by build, tests,
+# lint and benches. --locked: what is built is what Cargo.lock says.
+CARGO ?= cargo
+FLAGS := --release --locked --workspace
+
+# The release binary, copied into the tree after each build: another clone that shares the target directory cannot
+# swap it under a running demo.
+BIN := $(CURDIR)/target/release/holdfast
+BIN_DIR := $(abspath $(CARGO_TARGET_DIR))/release
+
+BUF_VERSION := 1.75.0
+VENV := $(HOME)/.cache/holdfast/venv
+BUF := $(VENV)/bin/buf
+
+# Arguments for the programs, e.g. `make demo DEMO_ARGS="--records 20000"`.
+DEMO_ARGS ?=
+LOAD_ARGS ?=
+KILL_ARGS ?= -w register -n kill --time-limit 60
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+build: system ## Build the release binary and print its path
+	$(CARGO) build $(FLAGS) --bins
+	@mkdir -p $(dir $(BIN))
+	@if ! [ $(BIN_DIR)/holdfast -ef $(BIN) ] && ! cmp -s $(BIN_DIR)/holdfast $(BIN); then cp $(BIN_DIR)/holdfast $(BIN).new && mv -f $(BIN).new $(BIN); fi
+	@echo $(BIN)
+
+demo: build ## The story in about a minute: kill the leader, lose every disk, restore, compare
+	$(BIN) demo $(DEMO_ARGS)
+
+# cargo-nextest gives each test a process of its own, limits and a time-out (.config/nextest.toml); doc tests it leaves
+# to cargo. Without it, `cargo test` runs the same tests.
+test: build ## All tests, real three-node clusters included
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; \
+		$(CARGO) test $(FLAGS) --doc --quiet; \
+		$(CARGO) nextest run $(FLAGS); \
+	else set -x; \
+		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-2} $(CARGO) test $(FLAGS) --no-fail-fast; \
+	fi
+
+jepsen-kill: build ## Kill nodes under load and check the history (KILL_ARGS=...)
+	$(BIN_DIR)/jepsen-tests test --holdfast $(BIN) $(KILL_ARGS)
+
+bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
+	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
+
+lint: system ## Formatting, protobuf rules, clippy without a warning
+	$(CARGO) fmt --all --check
+	@$(MAKE) --no-print-directory lint-proto
+	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
+
+# buf comes from PyPI into a virtual environment of its own. Offline it cannot, and then this says so and goes on,
+# except where a check that did not run must not look like one that passed: under CI or with REQUIRE_BUF=1.
+lint-proto:
+	@if ! $(BUF) --version 2>/dev/null | grep -x '$(BUF_VERSION)' >/dev/null; then \
+		echo "lint: installing buf $(BUF_VERSION) into $(VENV)"; \
+		{ python3 -m venv $(VENV) && \
+		  $(VENV)/bin/pip install --quiet --disable-pip-version-check 'buf-bin==$(BUF_VERSION)'; } || \
+		{ echo "lint: ***** buf could not be installed: proto/ was NOT checked *****" >&2; \
+		  [ -n "$${CI:-}$${REQUIRE_BUF:-}" ] && exit 1 || exit 0; }; \
+	fi; \
+	set -x; $(BUF) lint proto
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+# What the build needs from the system, only checked; deploy/install-deps.sh without --check installs it.
+system:
+	@deploy/install-deps.sh --check
+
+clean: ## Remove what was built, RocksDB too
+	$(CARGO) clean
+	rm -rf $(CURDIR)/target

@@ -1,0 +1,173 @@
+//! What can go wrong. Each error names the object or path, the reason, and what to do.
+
+use std::path::PathBuf;
+
+use holdfast_store::{LogPosition, StoreError};
+
+/// A failure of shipping, verifying or restoring.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The configuration names a destination that cannot be used.
+    #[error("destination {name:?} ({url}): {reason}")]
+    BadDestination {
+        /// Name in the configuration.
+        name: String,
+        /// URL in the configuration.
+        url: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The destination failed; the object may or may not be there. Trying again is safe.
+    #[error("{operation} {object}: {source}; the operation may be tried again")]
+    Destination {
+        /// Object, or prefix of a list.
+        object: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What the destination said.
+        source: object_store::Error,
+    },
+    /// The destination did not answer in time. Trying again is safe.
+    #[error("{operation} {object}: no answer within {seconds} s; the operation may be tried again")]
+    Timeout {
+        /// Object, or prefix of a list.
+        object: String,
+        /// What was tried.
+        operation: &'static str,
+        /// Deadline.
+        seconds: u64,
+    },
+    /// An object is not what it should be.
+    #[error("{object} is damaged: {reason}; take it from another destination, or restore to a point before it")]
+    Corrupt {
+        /// Object.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An object is not there.
+    #[error("{object} is missing: {reason}; take it from another destination, or restore to a point before it")]
+    Missing {
+        /// Object.
+        object: String,
+        /// Why it should be there.
+        reason: String,
+    },
+    /// An object of a newer format.
+    #[error("{object} has format {format}, this build reads up to {known}; use a newer build")]
+    NewerFormat {
+        /// Object.
+        object: String,
+        /// Its format.
+        format: u16,
+        /// Newest format of this build.
+        known: u16,
+    },
+    /// The archive holds another history at a position than this node: shipping, purging and writes must stop.
+    #[error(
+        "LINEAGE_FORK at index {} (term {}, node {}): {object} holds another history: {reason}; \
+         stop writes and open a new incarnation from the archive", position.index, position.term, position.node
+    )]
+    LineageFork {
+        /// Where, as this node has it.
+        position: LogPosition,
+        /// Object that differs.
+        object: String,
+        /// How it differs.
+        reason: String,
+    },
+    /// The caller's entries or rows are not what the format allows; nothing was written.
+    #[error("not shipped: {reason}; this is a defect, or the local disk is damaged")]
+    Refused {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The archive does not say what to restore.
+    #[error("{destination}: {reason}")]
+    NoChoice {
+        /// URL.
+        destination: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A directory that a restore may not fill.
+    #[error("{}: {reason}", path.display())]
+    Target {
+        /// Directory.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A file of a data directory could not be read or written.
+    #[error("{operation} {}: {source}", path.display())]
+    Disk {
+        /// File or directory.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The store of a data directory or checkpoint failed.
+    #[error("{}: {source}", path.display())]
+    Store {
+        /// Data directory or checkpoint.
+        path: PathBuf,
+        /// What the store said.
+        source: StoreError,
+    },
+    /// Work was given up because another part of it failed or the process ends.
+    #[error("{what} was stopped before its end; run it again")]
+    Stopped {
+        /// Work.
+        what: &'static str,
+    },
+}
+
+impl ArchiveError {
+    /// The archive's bytes are wrong, missing or of another history: no retry helps.
+    pub fn is_integrity(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::LineageFork { .. } => true,
+            Self::BadDestination { .. }
+            | Self::Destination { .. }
+            | Self::Timeout { .. }
+            | Self::NewerFormat { .. }
+            | Self::Refused { .. }
+            | Self::NoChoice { .. }
+            | Self::Target { .. }
+            | Self::Disk { .. }
+            | Self::Store { .. }
+            | Self::Stopped { .. } => false,
+        }
+    }
+
+    /// Trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Destination { .. } | Self::Timeout { .. } | Self::Stopped { .. })
+    }
+
+    pub(crate) fn corrupt(object: &str, reason: impl std::fmt::Display) -> Self {
+        Self::Corrupt { object: object.to_owned(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn missing(object: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self::Missing { object: object.into(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn refused(reason: impl std::fmt::Display) -> Self {
+        Self::Refused { reason: reason.to_string() }
+    }
+
+    /// For `map_err` on calls of the store.
+    pub(crate) fn store(path: &std::path::Path) -> impl FnOnce(StoreError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Store { path, source }
+    }
+
+    /// For `map_err` on calls of the file system.
+    pub(crate) fn disk(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Disk { path, operation, source }
+    }
+}

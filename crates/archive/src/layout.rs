@@ -1,0 +1,233 @@
+//! Names of objects. A name says whose object it is, of which kind and where it belongs, and nothing is ever renamed.
+//!
+//! ```text
+//! <cluster>/<incarnation>/LINEAGE
+//! <cluster>/<incarnation>/gen/<week:04>/chunk/<blake3 of the rows>
+//! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]
+//! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
+//! ```
+//!
+//! Invariants: a name parses to exactly the parts that print it, and anything else does not parse. Zero padding makes
+//! the order of names the order of indices.
+
+use holdfast_model::id::{GroupId, Incarnation, Millis};
+
+/// Which history of which cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LineageId {
+    /// Cluster.
+    pub cluster_id: [u8; 16],
+    /// History.
+    pub incarnation: Incarnation,
+}
+
+impl std::fmt::Display for LineageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{:016x}", hex(&self.cluster_id), self.incarnation.0)
+    }
+}
+
+impl LineageId {
+    /// Reads `<cluster>/<incarnation>`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (cluster, incarnation) = text.split_once('/')?;
+        Self::from_parts(cluster, incarnation)
+    }
+
+    fn from_parts(cluster: &str, incarnation: &str) -> Option<Self> {
+        let incarnation = u64::from_be_bytes(unhex(incarnation)?);
+        Some(Self { cluster_id: unhex(cluster)?, incarnation: Incarnation(incarnation) })
+    }
+
+    /// Prefix of a group's segments of one level.
+    pub fn log_prefix(&self, group: GroupId, level: u8) -> String {
+        format!("{self}/log/{}/L{level}", group.0)
+    }
+
+    /// Prefix of a group's manifests.
+    pub fn snapshot_prefix(&self, group: GroupId) -> String {
+        format!("{self}/snap/{}", group.0)
+    }
+}
+
+/// One object of a lineage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectName {
+    /// Facts of the lineage.
+    Lineage,
+    /// Part of the log.
+    Segment {
+        /// Group.
+        group: GroupId,
+        /// 0 = as shipped; higher = compacted.
+        level: u8,
+        /// Index of its first entry.
+        first: u64,
+        /// 0 = none; n = the n-th repair of a poisoned position.
+        repair: u32,
+    },
+    /// Rows of the state.
+    Chunk {
+        /// Generation.
+        week: u32,
+        /// Hash of the rows.
+        blake3: [u8; 32],
+    },
+    /// Commit point of a snapshot.
+    Manifest {
+        /// Group.
+        group: GroupId,
+        /// Index of the last entry in it.
+        index: u64,
+    },
+}
+
+impl ObjectName {
+    /// A segment as it is shipped.
+    pub fn segment(group: GroupId, first: u64) -> Self {
+        Self::Segment { group, level: 0, first, repair: 0 }
+    }
+
+    /// Full name inside the destination.
+    pub fn path(&self, lineage: &LineageId) -> String {
+        match self {
+            Self::Lineage => format!("{lineage}/LINEAGE"),
+            Self::Segment { group, level, first, repair: 0 } => {
+                format!("{}/{first:020}", lineage.log_prefix(*group, *level))
+            }
+            Self::Segment { group, level, first, repair } => {
+                format!("{}/{first:020}.r{repair}", lineage.log_prefix(*group, *level))
+            }
+            Self::Chunk { week, blake3 } => format!("{lineage}/gen/{week:04}/chunk/{}", hex(blake3)),
+            Self::Manifest { group, index } => format!("{}/{index:020}/MANIFEST", lineage.snapshot_prefix(*group)),
+        }
+    }
+
+    /// Reads a full name; `None` = no object of ours has it.
+    pub fn parse(path: &str) -> Option<(LineageId, Self)> {
+        let parts: Vec<&str> = path.split('/').collect();
+        let (lineage, rest) = match parts.as_slice() {
+            [cluster, incarnation, rest @ ..] => (LineageId::from_parts(cluster, incarnation)?, rest),
+            _ => return None,
+        };
+        let name = match rest {
+            ["LINEAGE"] => Self::Lineage,
+            ["log", group, level, file] => {
+                let (first, repair) = match file.split_once(".r") {
+                    Some((first, repair)) => (first, repair.parse().ok()?),
+                    None => (*file, 0),
+                };
+                let level = level.strip_prefix('L')?.parse().ok()?;
+                Self::Segment { group: GroupId(group.parse().ok()?), level, first: first.parse().ok()?, repair }
+            }
+            ["gen", week, "chunk", hash] => Self::Chunk { week: week.parse().ok()?, blake3: unhex(hash)? },
+            ["snap", group, index, "MANIFEST"] => {
+                Self::Manifest { group: GroupId(group.parse().ok()?), index: index.parse().ok()? }
+            }
+            _ => return None,
+        };
+        // One spelling only: `+1`, `01` or a missing zero is no name of ours.
+        (name.path(&lineage) == path).then_some((lineage, name))
+    }
+}
+
+/// Week of a point in log time: whole weeks since the Monday before the Unix epoch.
+pub fn week_of(now: Millis) -> u32 {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+    // 1970-01-01 was a Thursday, three days after its week's Monday.
+    u32::try_from((now.0 / DAY_MS + 3) / 7).unwrap_or(u32::MAX)
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let text = text.as_bytes();
+    if text.len() != 2 * N {
+        return None;
+    }
+    let nibble = |c: u8| match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    };
+    let mut out = [0; N];
+    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name() -> impl Strategy<Value = ObjectName> {
+        prop_oneof![
+            Just(ObjectName::Lineage),
+            (any::<u32>(), any::<u8>(), any::<u64>(), any::<u32>()).prop_map(|(group, level, first, repair)| {
+                ObjectName::Segment { group: GroupId(group), level, first, repair }
+            }),
+            (0u32..99_999, any::<[u8; 32]>()).prop_map(|(week, blake3)| ObjectName::Chunk { week, blake3 }),
+            (any::<u32>(), any::<u64>())
+                .prop_map(|(group, index)| ObjectName::Manifest { group: GroupId(group), index }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn names_round_trip(cluster_id in any::<[u8; 16]>(), incarnation in any::<u64>(), name in name()) {
+            let lineage = LineageId { cluster_id, incarnation: Incarnation(incarnation) };
+            prop_assert_eq!(ObjectName::parse(&name.path(&lineage)), Some((lineage, name)));
+            prop_assert_eq!(LineageId::parse(&lineage.to_string()), Some(lineage));
+        }
+
+        #[test]
+        fn a_name_has_one_spelling(name in name(), at in any::<prop::sample::Index>(), byte in "[ -~]") {
+            let lineage = LineageId { cluster_id: [0xab; 16], incarnation: Incarnation(7) };
+            let path = name.path(&lineage);
+            let mut other = path.clone();
+            let at = at.index(path.len());
+            other.replace_range(at..=at, &byte);
+            if let Some((lineage, parsed)) = ObjectName::parse(&other) {
+                prop_assert_eq!(parsed.path(&lineage), other);
+            }
+        }
+
+        #[test]
+        fn any_text_parses_or_not(text in "[0-9a-fA-Z/.+-]{0,90}") {
+            if let Some((lineage, name)) = ObjectName::parse(&text) {
+                prop_assert_eq!(name.path(&lineage), text);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_frozen_and_sort_by_index() {
+        let lineage = LineageId { cluster_id: [1; 16], incarnation: Incarnation(0xfeed) };
+        let segment = |first| ObjectName::segment(GroupId(0), first).path(&lineage);
+        assert_eq!(segment(9), "01010101010101010101010101010101/000000000000feed/log/0/L0/00000000000000000009");
+        assert!(segment(9) < segment(10));
+        let chunk = ObjectName::Chunk { week: 2945, blake3: [0xff; 32] }.path(&lineage);
+        assert!(chunk.ends_with(&format!("/000000000000feed/gen/2945/chunk/{}", "ff".repeat(32))), "{chunk}");
+        let manifest = ObjectName::Manifest { group: GroupId(3), index: 12 }.path(&lineage);
+        assert!(manifest.ends_with("/snap/3/00000000000000000012/MANIFEST"), "{manifest}");
+    }
+
+    #[test]
+    fn weeks_begin_on_monday() {
+        let day = |day: u64| Millis(day * 86_400_000);
+        assert_eq!((week_of(day(0)), week_of(day(3)), week_of(day(4))), (0, 0, 1));
+        // 2026-11-22 is a Sunday, the 23rd a Monday.
+        assert_eq!(week_of(day(20_779)) + 1, week_of(day(20_780)));
+        assert_eq!(week_of(Millis(u64::MAX)), u32::MAX);
+    }
+}

@@ -1,0 +1,40 @@
+//! The offsite archive: its format, and how it is shipped, verified and restored.
+//!
+//! Knows: names and bytes of objects, entry chains, snapshots in chunks, object stores, and how a data directory is
+//! filled from them. Used by a running server and by offline commands alike: everything works from the archive alone.
+//! Never knows: Raft, gRPC, configuration files, who leads, when to ship. It deletes nothing and overwrites nothing.
+//!
+//! Every object is written once and ends with a hash of all its bytes, so that a flipped bit anywhere is found on
+//! reading, and named with the object and the reason.
+
+#![forbid(unsafe_code)]
+
+pub mod chunk;
+pub mod destination;
+pub mod layout;
+pub mod lineage;
+pub mod manifest;
+pub mod marker;
+pub mod plan;
+pub mod restore;
+pub mod segment;
+pub mod ship;
+pub mod snapshot;
+pub mod verify;
+
+mod error;
+mod object;
+
+#[cfg(test)]
+mod fixture;
+
+pub use destination::{Destination, DestinationConfig};
+pub use error::ArchiveError;
+pub use layout::{LineageId, ObjectName};
+pub use lineage::{LineageFacts, OpenLineage, list_lineages};
+pub use manifest::Manifest;
+pub use plan::{Choose, RestorePlan, plan};
+pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, restore};
+pub use ship::{SegmentShipper, ShipOutcome, Tail};
+pub use snapshot::{SnapshotReport, list_snapshots, ship_snapshot};
+pub use verify::{Level, VerifyReport, verify};

@@ -1,0 +1,263 @@
+//! Manifests: the commit point of a snapshot. Written last; a snapshot without one does not exist.
+//!
+//! Invariants, checked before writing and after reading:
+//! - Chunks are ascending by (family, first key); their rows and bytes add up to the totals.
+//! - The root is the hash over the chunks' plain hashes in that order: equal states have equal roots.
+//! - The snapshot before this one, if it is named, has a lower index.
+
+use bytes::Bytes;
+use holdfast_model::id::{GroupId, Millis};
+use holdfast_store::LogPosition;
+use holdfast_wire::internal::v1 as pb;
+use holdfast_wire::internal::v1::archive_header::Kind;
+
+use crate::error::ArchiveError;
+use crate::layout::{LineageId, ObjectName};
+use crate::object::{self, Compression, Sealed, fixed};
+use crate::segment::{log_id, position};
+
+/// Separates the hash of a root from every other use of BLAKE3 here.
+const ROOT_CONTEXT: &str = "holdfast archive 2026-11-22 snapshot root";
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// History.
+    pub lineage: LineageId,
+    /// Group.
+    pub group: GroupId,
+    /// Last entry in it.
+    pub applied: LogPosition,
+    /// Membership at that entry, as the store has it.
+    pub membership: Bytes,
+    /// Entry chain at that entry.
+    pub entry_chain: [u8; 32],
+    /// Effect chain at that entry.
+    pub effect_chain: [u8; 32],
+    /// Time of the log at that entry.
+    pub now: Millis,
+    /// Newest rules seen.
+    pub rules: u16,
+    /// Chunks in canonical order.
+    pub chunks: Vec<ManifestChunk>,
+    /// Users.
+    pub users: u64,
+    /// Live records.
+    pub records: u64,
+    /// Payload bytes of live records.
+    pub payload_bytes: u64,
+    /// The snapshot before this one.
+    pub previous: Option<Previous>,
+}
+
+/// Names another manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Previous {
+    /// Index of the snapshot.
+    pub index: u64,
+    /// Hash that ends its manifest.
+    pub seal: [u8; 32],
+}
+
+/// One chunk of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestChunk {
+    /// Generation it lies in.
+    pub week: u32,
+    /// Hash of its rows, and its name.
+    pub plain_blake3: [u8; 32],
+    /// Bytes of its rows.
+    pub plain_length: u64,
+    /// Bytes of the object.
+    pub stored_length: u64,
+    /// Hash that ends the object.
+    pub stored_seal: [u8; 32],
+    /// Family of its rows.
+    pub family: u8,
+    /// First key.
+    pub first_key: Vec<u8>,
+    /// Rows.
+    pub rows: u64,
+}
+
+impl ManifestChunk {
+    /// Name of the object.
+    pub fn name(&self) -> ObjectName {
+        ObjectName::Chunk { week: self.week, blake3: self.plain_blake3 }
+    }
+}
+
+impl Manifest {
+    /// Name of the manifest.
+    pub fn name(&self) -> ObjectName {
+        ObjectName::Manifest { group: self.group, index: self.applied.index }
+    }
+
+    /// Hash over the plain hashes of the chunks, in order.
+    pub fn root(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
+        for chunk in &self.chunks {
+            hasher.update(&chunk.plain_blake3);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Rows of all chunks.
+    pub fn rows(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.rows).sum()
+    }
+
+    /// Plain bytes of all chunks.
+    pub fn plain_length(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.plain_length).sum()
+    }
+
+    /// Bytes of all its chunks as they are stored.
+    pub fn stored_length(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.stored_length).sum()
+    }
+
+    /// The same state at the same place, whoever took it and however its chunks were packed.
+    pub fn same_state(&self, other: &Self) -> bool {
+        self.applied == other.applied
+            && self.entry_chain == other.entry_chain
+            && self.effect_chain == other.effect_chain
+            && self.root() == other.root()
+    }
+
+    pub(crate) fn seal(&self) -> Result<Sealed, ArchiveError> {
+        self.check().map_err(ArchiveError::refused)?;
+        let body = holdfast_wire::encode(&self.to_message());
+        let header = pb::ArchiveManifestHeader { group_id: self.group.0, index: self.applied.index };
+        object::seal(&self.lineage, Kind::Manifest(header), Compression::Zstd, &body)
+    }
+
+    /// Reads a manifest and checks everything that it says about itself; gives its seal too.
+    ///
+    /// # Errors
+    /// Names `object` and what is wrong.
+    pub fn open(
+        object: &str,
+        lineage: &LineageId,
+        group: GroupId,
+        index: u64,
+        bytes: &Bytes,
+    ) -> Result<(Self, [u8; 32]), ArchiveError> {
+        let opened = object::open(object, lineage, bytes)?;
+        let bad = |reason: String| ArchiveError::corrupt(object, reason);
+        let Kind::Manifest(header) = opened.kind else {
+            return Err(bad("it is no manifest".into()));
+        };
+        if (header.group_id, header.index) != (group.0, index) {
+            return Err(bad(format!("it is the snapshot of group {} at index {}", header.group_id, header.index)));
+        }
+        let message = holdfast_wire::decode("manifest", opened.plain).map_err(|error| bad(error.to_string()))?;
+        let (manifest, root, totals) = from_message(*lineage, group, message).map_err(bad)?;
+        if manifest.applied.index != index {
+            return Err(bad(format!("its rows are those of index {}", manifest.applied.index)));
+        }
+        if manifest.root() != root {
+            return Err(bad("its root does not match its chunks".into()));
+        }
+        if (manifest.rows(), manifest.plain_length()) != totals {
+            return Err(bad("its totals do not match its chunks".into()));
+        }
+        manifest.check().map_err(bad)?;
+        Ok((manifest, opened.seal))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let ordered = self.chunks.is_sorted_by(|a, b| (a.family, &a.first_key) < (b.family, &b.first_key));
+        if !ordered {
+            return Err("its chunks are out of order".into());
+        }
+        if self.previous.is_some_and(|previous| previous.index >= self.applied.index) {
+            return Err("the snapshot before it is not older".into());
+        }
+        Ok(())
+    }
+
+    fn to_message(&self) -> pb::ArchiveManifest {
+        pb::ArchiveManifest {
+            applied: Some(log_id(self.applied)),
+            membership: self.membership.clone(),
+            entry_chain: Bytes::copy_from_slice(&self.entry_chain),
+            effect_chain: Bytes::copy_from_slice(&self.effect_chain),
+            now_ms: self.now.0,
+            rules: self.rules.into(),
+            chunks: self.chunks.iter().map(chunk_to).collect(),
+            root: Bytes::copy_from_slice(&self.root()),
+            rows: self.rows(),
+            plain_length: self.plain_length(),
+            users: self.users,
+            records: self.records,
+            payload_bytes: self.payload_bytes,
+            previous_index: self.previous.map_or(0, |previous| previous.index),
+            previous_seal: self.previous.map_or(Bytes::new(), |previous| Bytes::copy_from_slice(&previous.seal)),
+        }
+    }
+}
+
+fn chunk_to(chunk: &ManifestChunk) -> pb::ArchiveManifestChunk {
+    pb::ArchiveManifestChunk {
+        week: chunk.week,
+        plain_blake3: Bytes::copy_from_slice(&chunk.plain_blake3),
+        plain_length: chunk.plain_length,
+        stored_length: chunk.stored_length,
+        stored_seal: Bytes::copy_from_slice(&chunk.stored_seal),
+        family: chunk.family.into(),
+        first_key: Bytes::copy_from_slice(&chunk.first_key),
+        rows: chunk.rows,
+    }
+}
+
+fn chunk_from(chunk: pb::ArchiveManifestChunk) -> Option<ManifestChunk> {
+    Some(ManifestChunk {
+        week: chunk.week,
+        plain_blake3: fixed(&chunk.plain_blake3)?,
+        plain_length: chunk.plain_length,
+        stored_length: chunk.stored_length,
+        stored_seal: fixed(&chunk.stored_seal)?,
+        family: u8::try_from(chunk.family).ok()?,
+        first_key: chunk.first_key.to_vec(),
+        rows: chunk.rows,
+    })
+}
+
+/// A manifest, the root that it claims, and the (rows, bytes) that it claims.
+type Claimed = (Manifest, [u8; 32], (u64, u64));
+
+fn from_message(lineage: LineageId, group: GroupId, message: pb::ArchiveManifest) -> Result<Claimed, String> {
+    let hash = |what: &str, bytes: &[u8]| fixed::<32>(bytes).ok_or_else(|| format!("its {what} is no hash"));
+    let root = hash("root", &message.root)?;
+    let chunks: Option<Vec<ManifestChunk>> = message.chunks.into_iter().map(chunk_from).collect();
+    let chunks = chunks.ok_or("one of its chunks has no valid name or family")?;
+    // Sums that overflow are not those of any state.
+    let sum = |of: fn(&ManifestChunk) -> u64| chunks.iter().try_fold(0u64, |sum, chunk| sum.checked_add(of(chunk)));
+    sum(|chunk| chunk.rows).ok_or("its rows overflow")?;
+    sum(|chunk| chunk.plain_length).ok_or("its plain bytes overflow")?;
+    sum(|chunk| chunk.stored_length).ok_or("its stored bytes overflow")?;
+    let previous = match message.previous_seal.is_empty() {
+        true => None,
+        false => Some(Previous { index: message.previous_index, seal: hash("previous seal", &message.previous_seal)? }),
+    };
+    let manifest = Manifest {
+        lineage,
+        group,
+        applied: position(message.applied.ok_or("it has no position")?),
+        membership: message.membership,
+        entry_chain: hash("entry chain", &message.entry_chain)?,
+        effect_chain: hash("effect chain", &message.effect_chain)?,
+        now: Millis(message.now_ms),
+        rules: u16::try_from(message.rules).map_err(|_| "its rules are out of range")?,
+        chunks,
+        users: message.users,
+        records: message.records,
+        payload_bytes: message.payload_bytes,
+        previous,
+    };
+    Ok((manifest, root, (message.rows, message.plain_length)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::object::tests::{LINEAGE, every_flip_is_found};
+
+const GROUP: GroupId = GroupId(3);
+
+fn chunk(number: u8) -> ManifestChunk {
+    ManifestChunk {
+        week: 2945,
+        plain_blake3: [number; 32],
+        plain_length: 100,
+        stored_length: 50,
+        stored_seal: [number; 32],
+        family: 4,
+        first_key: vec![number],
+        rows: 7,
+    }
+}
+
+fn manifest() -> Manifest {
+    Manifest {
+        lineage: LINEAGE,
+        group: GROUP,
+        applied: LogPosition { term: 2, node: 1, index: 40 },
+        membership: Bytes::from_static(b"members"),
+        entry_chain: [1; 32],
+        effect_chain: [2; 32],
+        now: Millis(99),
+        rules: 1,
+        chunks: vec![chunk(1), chunk(2)],
+        users: 3,
+        records: 4,
+        payload_bytes: 5,
+        previous: Some(Previous { index: 10, seal: [8; 32] }),
+    }
+}
+
+fn open(bytes: &Bytes) -> Result<(Manifest, [u8; 32]), ArchiveError> {
+    Manifest::open("m", &LINEAGE, GROUP, 40, bytes)
+}
+
+/// Seals a message as it is, whatever it says.
+fn sealed(message: &pb::ArchiveManifest) -> Bytes {
+    let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });
+    object::seal(&LINEAGE, kind, Compression::None, &holdfast_wire::encode(message)).expect("seals").bytes
+}
+
+#[test]
+fn manifests_round_trip() {
+    for previous in [None, Some(Previous { index: 0, seal: [8; 32] })] {
+        let manifest = Manifest { previous, ..manifest() };
+        let sealed = manifest.seal().expect("seals");
+        assert_eq!(open(&sealed.bytes).expect("opens"), (manifest, sealed.seal));
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    let sealed = manifest().seal().expect("seals");
+    every_flip_is_found(&sealed.bytes, |object, bytes| Manifest::open(object, &LINEAGE, GROUP, 40, bytes).map(drop));
+}
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    type Break = fn(&mut pb::ArchiveManifest);
+    let breaks: [(&str, Break); 9] = [
+        ("its root does not match", |message| message.root = Bytes::from_static(&[0; 32])),
+        ("its root does not match", |message| message.chunks[0].plain_blake3 = Bytes::from_static(&[0; 32])),
+        ("its totals do not match", |message| message.rows += 1),
+        ("its totals do not match", |message| message.plain_length += 1),
+        ("its rows overflow", |message| message.chunks[0].rows = u64::MAX),
+        ("out of order", |message| message.chunks[1].first_key = Bytes::from_static(&[0])),
+        ("is not older", |message| message.previous_index = 40),
+        ("those of index 41", |message| message.applied.as_mut().expect("set").index = 41),
+        ("is no hash", |message| message.entry_chain = Bytes::from_static(&[0; 31])),
+    ];
+    for (expected, change) in breaks {
+        let mut message = manifest().to_message();
+        assert!(open(&sealed(&message)).is_ok());
+        change(&mut message);
+        let error = open(&sealed(&message)).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn another_place_is_refused() {
+    let bytes = manifest().seal().expect("seals").bytes;
+    assert!(Manifest::open("m", &LINEAGE, GROUP, 41, &bytes).is_err());
+    assert!(Manifest::open("m", &LINEAGE, GroupId(4), 40, &bytes).is_err());
+}
+
+#[test]
+fn the_root_depends_on_every_chunk_and_their_order() {
+    let root = manifest().root();
+    let mut other = manifest();
+    other.chunks.swap(0, 1);
+    assert_ne!(other.root(), root);
+    other.chunks.pop();
+    assert_ne!(other.root(), root);
+    assert!(manifest().same_state(&Manifest { payload_bytes: 9, ..manifest() }));
+    assert!(!manifest().same_state(&Manifest { effect_chain: [9; 32], ..manifest() }));
+    assert!(!manifest().same_state(&Manifest { entry_chain: [9; 32], ..manifest() }));
+}
+
+proptest! {
+    #[test]
+    fn any_body_is_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });
+        let bytes = object::seal(&LINEAGE, kind, Compression::None, &body).expect("seals").bytes;
+        let _ = open(&bytes);
+    }
+
+    #[test]
+    fn a_damaged_body_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut body = holdfast_wire::encode(&manifest().to_message()).to_vec();
+        let at = at.index(body.len());
+        body[at] = byte;
+        let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });
+        let bytes = object::seal(&LINEAGE, kind, Compression::None, &body).expect("seals").bytes;
+        let _ = open(&bytes);
+    }
+}

@@ -1,0 +1,256 @@
+//! What a restore would do, from the archive alone: which history, which snapshot, which part of the log, how far.
+//!
+//! Invariants:
+//! - A plan ends at the last entry that the archive holds of the chosen history.
+//! - A history that continues another one from the same archive, and has no snapshot yet, is planned through its
+//!   parents: their log ends where the child says that it was cut, and the entry chain joins them.
+
+use std::collections::BTreeMap;
+
+use holdfast_model::id::GroupId;
+use holdfast_store::LogPosition;
+
+use crate::destination::Destination;
+use crate::error::ArchiveError;
+use crate::layout::{LineageId, ObjectName};
+use crate::lineage::{LineageFacts, list_lineages};
+use crate::manifest::Manifest;
+use crate::segment::{ChainWalk, Segment};
+use crate::ship::{ListedSegment, list_segments, read_segment};
+use crate::snapshot::{list_snapshots, read_manifest};
+
+/// Which history to restore, always to its newest point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choose {
+    /// The one that no other continues; an error if there are several.
+    #[default]
+    Latest,
+    /// This one.
+    Lineage(LineageId),
+}
+
+/// What a restore would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePlan {
+    /// URL of the archive.
+    pub destination: String,
+    /// Facts of the chosen history.
+    pub lineage: LineageFacts,
+    /// Group.
+    pub group: GroupId,
+    /// Where to start; `None` = from the first entry.
+    pub snapshot: Option<Manifest>,
+    /// Log to replay after it, oldest history first.
+    pub log: Vec<PlannedLog>,
+    /// Last entry that will be restored.
+    pub last: LogPosition,
+    /// Entry chain there.
+    pub chain: [u8; 32],
+    /// Newest time stamp that will be restored, in milliseconds since the Unix epoch; 0 = none is known.
+    pub last_stamp_ms: u64,
+}
+
+/// Log of one history that is replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedLog {
+    /// Whose.
+    pub lineage: LineageId,
+    /// Segments, ascending. Entries that the snapshot holds, or beyond `through`, are passed over.
+    pub segments: Vec<ListedSegment>,
+    /// Last index to replay.
+    pub through: u64,
+}
+
+impl RestorePlan {
+    /// Index of the snapshot; 0 = none.
+    pub fn snapshot_index(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, |manifest| manifest.applied.index)
+    }
+
+    /// Where the replay starts.
+    pub fn walk(&self) -> ChainWalk {
+        match &self.snapshot {
+            Some(manifest) => ChainWalk { next: manifest.applied.index + 1, chain: manifest.entry_chain },
+            None => ChainWalk::FRESH,
+        }
+    }
+
+    /// Segments to read.
+    pub fn segments(&self) -> u64 {
+        self.log.iter().map(|log| log.segments.len() as u64).sum()
+    }
+
+    /// Live records in the snapshot; those of the log come on top.
+    pub fn records(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, |manifest| manifest.records)
+    }
+
+    /// Stored bytes to read.
+    pub fn bytes(&self) -> u64 {
+        let log: u64 = self.log.iter().flat_map(|log| &log.segments).map(|segment| segment.bytes).sum();
+        self.snapshot.as_ref().map_or(0, Manifest::stored_length) + log
+    }
+}
+
+/// Plans a restore of one group.
+///
+/// # Errors
+/// `NoChoice` when there is nothing, or more than one thing, to restore; otherwise names the object that is wrong.
+pub async fn plan(destination: &Destination, group: GroupId, choose: Choose) -> Result<RestorePlan, ArchiveError> {
+    let lineages = list_lineages(destination).await?;
+    let by_id: BTreeMap<LineageId, LineageFacts> = lineages.iter().map(|facts| (facts.id, facts.clone())).collect();
+    let chosen = chosen(destination, group, choose, lineages).await?;
+    let mut stages = Stages::default();
+    stages.add(destination, group, &chosen, u64::MAX).await?;
+    let mut child = chosen.clone();
+    while let Some(parent) = continued(&stages, &child) {
+        let facts = by_id.get(&parent).ok_or_else(|| {
+            let object = ObjectName::Lineage.path(&parent);
+            ArchiveError::missing(object, format!("{} continues this history and has no snapshot of its own", child.id))
+        })?;
+        let through = child.parent.as_ref().map_or(0, |parent| parent.index);
+        stages.add(destination, group, facts, through).await?;
+        child = facts.clone();
+    }
+    stages.into_plan(destination, group, chosen).await
+}
+
+/// The history that must be restored first, if there is one.
+fn continued(stages: &Stages, child: &LineageFacts) -> Option<LineageId> {
+    if stages.snapshot.is_some() { None } else { child.parent_id() }
+}
+
+async fn chosen(
+    destination: &Destination,
+    group: GroupId,
+    choose: Choose,
+    lineages: Vec<LineageFacts>,
+) -> Result<LineageFacts, ArchiveError> {
+    let no_choice = |reason: String| ArchiveError::NoChoice { destination: destination.config().url.clone(), reason };
+    if let Choose::Lineage(wanted) = choose {
+        let found = lineages.into_iter().find(|facts| facts.id == wanted);
+        return found.ok_or_else(|| no_choice(format!("there is no lineage {wanted}; `backup ls` names them")));
+    }
+    let mut filled = Vec::new();
+    for facts in lineages {
+        // A history whose first entry never got here adds nothing to what it continues.
+        if has_data(destination, group, &facts.id).await? {
+            filled.push(facts);
+        }
+    }
+    let parents: Vec<LineageId> = filled.iter().filter_map(LineageFacts::parent_id).collect();
+    filled.retain(|facts| !parents.contains(&facts.id));
+    match filled.pop() {
+        None => Err(no_choice("there is no backup here; check the URL, or use another destination".into())),
+        Some(only) if filled.is_empty() => Ok(only),
+        Some(last) => {
+            filled.push(last);
+            let names: Vec<String> =
+                filled.iter().map(|facts| format!("{} ({})", facts.id, facts.cluster_name)).collect();
+            Err(no_choice(format!("several histories lie here, choose one: {}", names.join(", "))))
+        }
+    }
+}
+
+async fn has_data(destination: &Destination, group: GroupId, id: &LineageId) -> Result<bool, ArchiveError> {
+    Ok(!list_snapshots(destination, id, group).await?.is_empty()
+        || !list_segments(destination, id, group).await?.is_empty())
+}
+
+/// A plan in the making, newest history first.
+#[derive(Debug, Default)]
+struct Stages {
+    snapshot: Option<Manifest>,
+    log: Vec<PlannedLog>,
+}
+
+impl Stages {
+    /// Adds a history up to `through`: its newest snapshot, and its log from there or from its beginning.
+    async fn add(
+        &mut self,
+        destination: &Destination,
+        group: GroupId,
+        facts: &LineageFacts,
+        through: u64,
+    ) -> Result<(), ArchiveError> {
+        let mut snapshots = list_snapshots(destination, &facts.id, group).await?;
+        snapshots.retain(|found| found.index <= through);
+        if let Some(newest) = snapshots.pop() {
+            let (manifest, _) = read_manifest(destination, &facts.id, group, newest.index).await?;
+            self.snapshot = Some(manifest);
+        }
+        let from = match (&self.snapshot, &facts.parent) {
+            (Some(manifest), _) => manifest.applied.index + 1,
+            (None, Some(parent)) => parent.index + 1,
+            (None, None) => 0,
+        };
+        let mut segments = list_segments(destination, &facts.id, group).await?;
+        segments.retain(|segment| segment.first <= through);
+        let start = segments.partition_point(|segment| segment.first <= from).saturating_sub(1);
+        segments.drain(..start);
+        self.log.push(PlannedLog { lineage: facts.id, segments, through });
+        Ok(())
+    }
+
+    async fn into_plan(
+        mut self,
+        destination: &Destination,
+        group: GroupId,
+        lineage: LineageFacts,
+    ) -> Result<RestorePlan, ArchiveError> {
+        self.log.reverse();
+        let snapshot = self.snapshot.as_ref();
+        let mut last = snapshot.map(|manifest| (manifest.applied, manifest.entry_chain));
+        let mut last_stamp_ms = snapshot.map_or(0, |manifest| manifest.now.0);
+        // The end: the newest segment that goes beyond the snapshot; stamps may lie further back.
+        let newest_first =
+            self.log.iter().rev().flat_map(|log| log.segments.iter().rev().map(move |found| (log, found)));
+        let held = last.map(|(position, _)| position.index);
+        let mut end = None;
+        for (log, found) in newest_first {
+            let segment = read_segment(destination, &log.lineage, group, found.first).await?;
+            if held.is_some_and(|held| segment.last().index.min(log.through) <= held) {
+                break;
+            }
+            if end.is_none() {
+                end = end_of(&segment, log.through);
+            }
+            if segment.stamp_ms > 0 {
+                last_stamp_ms = last_stamp_ms.max(segment.stamp_ms);
+                break;
+            }
+        }
+        last = end.or(last);
+        let Some((last, chain)) = last else {
+            return Err(ArchiveError::NoChoice {
+                destination: destination.config().url.clone(),
+                reason: format!("lineage {} holds neither a snapshot nor a log", lineage.id),
+            });
+        };
+        // A last segment wholly inside the snapshot has nothing to replay.
+        for log in &mut self.log {
+            let through = log.through;
+            log.segments.retain(|found| found.first <= last.index && found.first <= through);
+            if Some(last.index) == held {
+                log.segments.clear();
+            }
+        }
+        let destination = destination.config().url.clone();
+        Ok(RestorePlan {
+            destination,
+            lineage,
+            group,
+            snapshot: self.snapshot,
+            log: self.log,
+            last,
+            chain,
+            last_stamp_ms,
+        })
+    }
+}
+
+/// Last entry of a segment that is not beyond `through`, and the chain there.
+fn end_of(segment: &Segment, through: u64) -> Option<(LogPosition, [u8; 32])> {
+    let last = segment.entries().iter().rev().find(|entry| entry.position.index <= through)?.position;
+    Some((last, segment.chain_before(last.index.checked_add(1)?)?))
+}

@@ -1,0 +1,344 @@
+//! Restore: fills fresh data directories from a plan, all of them in one pass over the archive.
+//!
+//! Invariants:
+//! - Every object is read and checked, and the entry chain followed from the snapshot to the end, before the first
+//!   row is written; and again as it is used. A bad object stops the restore with no directory usable.
+//! - From before the first row until after the last check, each directory carries a mark that says "half"
+//!   ([`crate::marker`]). Killed anywhere, the same call begins again in the same directories; others are refused.
+//! - Entries are applied by the code that a live node applies them with, and all directories end with equal chains.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use holdfast_model::command::{Genesis, Parent};
+use holdfast_model::id::{Incarnation, NodeId};
+use holdfast_store::{DataDir, LogPosition, StoredEntry};
+use tokio::sync::mpsc;
+
+use crate::chunk::Chunk;
+use crate::destination::Destination;
+use crate::error::ArchiveError;
+use crate::layout::ObjectName;
+use crate::manifest::Manifest;
+use crate::marker::{self, Opening, RestoreMark};
+use crate::plan::RestorePlan;
+use crate::ship::read_segment;
+use crate::snapshot::read_chunk;
+
+mod load;
+
+/// Reads under way, and objects between the reader and each directory.
+const READS_MAX: usize = 4;
+const QUEUED_MAX: usize = 2;
+
+/// A data directory to fill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreTarget {
+    /// Where; missing, empty, or half filled by an earlier run.
+    pub path: PathBuf,
+    /// Node that it is for.
+    pub node_id: u64,
+    /// Random identity, used if the directory is made now.
+    pub identity: [u8; 16],
+}
+
+/// The history that the restored state will continue as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreSpec {
+    /// New.
+    pub cluster_id: [u8; 16],
+    /// Human name.
+    pub cluster_name: String,
+    /// New, random, not 0.
+    pub incarnation: Incarnation,
+    /// Its first members.
+    pub members: Vec<NodeId>,
+}
+
+/// Where a restore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestoreStage {
+    /// Reading and checking everything; counted in stored bytes.
+    Verify,
+    /// Loading the snapshot; counted in plain bytes.
+    Load,
+    /// Replaying the log; counted in entries.
+    Replay,
+}
+
+/// Called with what is done and what there is to do in a stage.
+pub type Progress<'a> = &'a (dyn Fn(RestoreStage, u64, u64) + Send + Sync);
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Last entry restored.
+    pub last: LogPosition,
+    /// Entry chain there.
+    pub chain: [u8; 32],
+    /// Effect chain there, equal in all directories.
+    pub effect_chain: [u8; 32],
+    /// Rows loaded into each directory.
+    pub rows: u64,
+    /// Entries replayed in each directory.
+    pub entries: u64,
+    /// Live records now.
+    pub records: u64,
+    /// To be proposed as the first entry of the new history.
+    pub genesis: Genesis,
+}
+
+/// Fills `targets` with what `plan` says.
+///
+/// # Errors
+/// Names the first bad object, or the directory that cannot be used. No directory is usable then.
+pub async fn restore(
+    destination: &Destination,
+    plan: &RestorePlan,
+    targets: &[RestoreTarget],
+    spec: &RestoreSpec,
+    progress: Progress<'_>,
+) -> Result<RestoreReport, ArchiveError> {
+    if targets.is_empty() {
+        return Err(ArchiveError::refused("a restore without a data directory"));
+    }
+    let entries = check_all(destination, plan, progress).await?;
+    let opened = open_targets(plan, targets).await?;
+    let (mut senders, mut loading) = (Vec::new(), Vec::new());
+    for directory in &opened {
+        let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+        let (directory, plan) = (directory.clone(), plan.clone());
+        senders.push(sender);
+        loading.push(tokio::task::spawn_blocking(move || load::fill(&directory, &plan, receiver)));
+    }
+    let fed = feed(destination, plan, &senders, entries, progress).await;
+    // A feed that stopped early must not look like one that ended: `load` counts on `End`.
+    drop(senders);
+    let mut filled = Vec::new();
+    let mut failed = None;
+    for (task, target) in loading.into_iter().zip(targets) {
+        match task.await {
+            Ok(Ok(done)) => filled.push((done, target)),
+            Ok(Err(error)) => failed = failed.or(Some(error)),
+            Err(_) => failed = failed.or(Some(ArchiveError::Stopped { what: "filling a data directory" })),
+        }
+    }
+    match (fed, failed) {
+        (_, Some(error)) if !matches!(error, ArchiveError::Stopped { .. }) => Err(error),
+        (Err(error), _) | (Ok(()), Some(error)) => Err(error),
+        (Ok(()), None) => finish(plan, &filled, spec),
+    }
+}
+
+/// Reads and checks every object of the plan; gives the number of entries to replay.
+///
+/// # Errors
+/// Names the first bad object.
+pub async fn check_all(
+    destination: &Destination,
+    plan: &RestorePlan,
+    progress: Progress<'_>,
+) -> Result<u64, ArchiveError> {
+    let (total, mut done) = (plan.bytes(), 0);
+    if let Some(manifest) = &plan.snapshot {
+        let reads = manifest.chunks.iter().map(|line| async move {
+            read_chunk(destination, &manifest.lineage, line).await.map(|_| line.stored_length)
+        });
+        let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
+        while let Some(bytes) = reads.try_next().await? {
+            done += bytes;
+            progress(RestoreStage::Verify, done, total);
+        }
+    }
+    let mut entries = 0;
+    let counted = each_segment(destination, plan, |taken, bytes| {
+        entries += taken.len() as u64;
+        done += bytes;
+        progress(RestoreStage::Verify, done, total);
+        std::future::ready(Ok(()))
+    });
+    counted.await?;
+    Ok(entries)
+}
+
+/// Reads the log of the plan in order, follows the chain, and hands over the entries to replay with the bytes read.
+async fn each_segment<F>(
+    destination: &Destination,
+    plan: &RestorePlan,
+    mut take: impl FnMut(Vec<StoredEntry>, u64) -> F,
+) -> Result<(), ArchiveError>
+where
+    F: Future<Output = Result<(), ArchiveError>>,
+{
+    let mut walk = plan.walk();
+    for log in &plan.log {
+        let reads = log.segments.iter().map(|found| async move {
+            read_segment(destination, &log.lineage, plan.group, found.first).await.map(|segment| (found, segment))
+        });
+        let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
+        while let Some((found, segment)) = reads.try_next().await? {
+            let taken = walk.follow(&log.lineage, &found.object, &segment, log.through)?;
+            take(taken, found.bytes).await?;
+        }
+        // The next history begins where this one was cut; without that much of it, it is not whole.
+        if log.through != u64::MAX && walk.next <= log.through {
+            let object = ObjectName::segment(plan.group, walk.next).path(&log.lineage);
+            return Err(ArchiveError::missing(object, format!("entries {} to {} are needed", walk.next, log.through)));
+        }
+    }
+    if walk.next != plan.last.index + 1 || walk.chain != plan.chain {
+        let reason = format!("the archive changed: its log now ends before {}; plan again", walk.next);
+        return Err(ArchiveError::NoChoice { destination: plan.destination.clone(), reason });
+    }
+    Ok(())
+}
+
+/// What goes to every directory, in this order: chunks, then entries, then the end.
+#[derive(Debug, Clone)]
+enum Part {
+    Rows(Arc<Chunk>),
+    Entries(Arc<Vec<StoredEntry>>),
+    End,
+}
+
+async fn feed(
+    destination: &Destination,
+    plan: &RestorePlan,
+    targets: &[mpsc::Sender<Part>],
+    entries: u64,
+    progress: Progress<'_>,
+) -> Result<(), ArchiveError> {
+    if let Some(manifest) = &plan.snapshot {
+        let (total, mut done) = (manifest.plain_length(), 0);
+        let reads = manifest.chunks.iter().map(|line| read_chunk(destination, &manifest.lineage, line));
+        let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
+        while let Some(chunk) = reads.try_next().await? {
+            done += chunk.plain_length();
+            send(targets, Part::Rows(chunk)).await?;
+            progress(RestoreStage::Load, done, total);
+        }
+    }
+    let mut done = 0;
+    each_segment(destination, plan, |taken, _| {
+        done += taken.len() as u64;
+        let now = done;
+        async move {
+            send(targets, Part::Entries(Arc::new(taken))).await?;
+            progress(RestoreStage::Replay, now, entries);
+            Ok(())
+        }
+    })
+    .await?;
+    send(targets, Part::End).await
+}
+
+async fn send(targets: &[mpsc::Sender<Part>], part: Part) -> Result<(), ArchiveError> {
+    for target in targets {
+        target.send(part.clone()).await.map_err(|_| ArchiveError::Stopped { what: "filling a data directory" })?;
+    }
+    Ok(())
+}
+
+/// Opens every directory and marks it as half restored, before any of them is written to.
+async fn open_targets(plan: &RestorePlan, targets: &[RestoreTarget]) -> Result<Vec<Arc<DataDir>>, ArchiveError> {
+    let (targets, mark) = (targets.to_vec(), half(plan));
+    let opening = tokio::task::spawn_blocking(move || {
+        let open = |target: &RestoreTarget| open_target(target, &mark).map(Arc::new);
+        let opened = targets.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        for (directory, target) in opened.iter().zip(&targets) {
+            marker::write(directory.path(), &RestoreMark { node_id: target.node_id, ..mark.clone() })?;
+        }
+        Ok(opened)
+    });
+    opening.await.map_err(|_| ArchiveError::Stopped { what: "opening a data directory" })?
+}
+
+fn half(plan: &RestorePlan) -> RestoreMark {
+    RestoreMark {
+        node_id: 0,
+        from: plan.lineage.id,
+        group: plan.group,
+        last: plan.last,
+        chain: plan.chain,
+        opening: None,
+    }
+}
+
+/// Fresh, or half filled by an earlier run: anything else holds somebody's data.
+fn open_target(target: &RestoreTarget, mark: &RestoreMark) -> Result<DataDir, ArchiveError> {
+    let directory = DataDir::open_or_create(&target.path, target.node_id, target.identity)
+        .map_err(ArchiveError::store(&target.path))?;
+    let refused = |reason: &str| Err(ArchiveError::Target { path: target.path.clone(), reason: reason.to_owned() });
+    match marker::read(&target.path)? {
+        Some(found) if found.opening.is_some() => {
+            refused("it was restored already; start its node, or restore into an empty directory")
+        }
+        Some(found) if found.group != mark.group => refused("another group is being restored into it"),
+        Some(_) => Ok(directory),
+        None if is_fresh(&target.path)? => Ok(directory),
+        None => refused("it holds a node's log or state; restore into an empty directory"),
+    }
+}
+
+fn is_fresh(path: &Path) -> Result<bool, ArchiveError> {
+    for name in ["raft", "state", "snapshots"] {
+        let path = path.join(name);
+        match std::fs::read_dir(&path).map(|mut found| found.next().is_some()) {
+            Ok(true) => return Ok(false),
+            Ok(false) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(ArchiveError::disk("list", &path)(error)),
+        }
+    }
+    Ok(true)
+}
+
+/// All directories are whole and equal: says so in each.
+fn finish(
+    plan: &RestorePlan,
+    filled: &[(load::Filled, &RestoreTarget)],
+    spec: &RestoreSpec,
+) -> Result<RestoreReport, ArchiveError> {
+    let Some(((first, _), rest)) = filled.split_first() else {
+        return Err(ArchiveError::refused("a restore without a data directory"));
+    };
+    if let Some((_, target)) = rest.iter().find(|(other, _)| other != first) {
+        let reason = "it differs from the others after the same entries; check its disk and restore again".into();
+        return Err(ArchiveError::Target { path: target.path.clone(), reason });
+    }
+    let Some(history) = &first.history else {
+        let reason = "what it holds was never opened by a Genesis entry; there is nobody's data in it".into();
+        return Err(ArchiveError::NoChoice { destination: plan.destination.clone(), reason });
+    };
+    let genesis = Genesis {
+        cluster_id: spec.cluster_id,
+        cluster_name: spec.cluster_name.clone(),
+        incarnation: spec.incarnation,
+        epoch: history.epoch.checked_add(1).ok_or_else(|| ArchiveError::refused("no epoch is left"))?,
+        parent: Some(Parent {
+            cluster_id: history.cluster_id,
+            incarnation: history.incarnation,
+            snapshot_index: plan.snapshot_index(),
+            index: plan.last.index,
+            chain: plan.chain,
+        }),
+        members: spec.members.clone(),
+    };
+    for (_, target) in filled {
+        let opening = Some(Opening { effect_chain: first.effect_chain, genesis: genesis.clone() });
+        marker::write(&target.path, &RestoreMark { node_id: target.node_id, opening, ..half(plan) })?;
+    }
+    Ok(RestoreReport {
+        last: plan.last,
+        chain: plan.chain,
+        effect_chain: first.effect_chain,
+        rows: first.rows,
+        entries: first.entries,
+        records: first.records,
+        genesis,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Shipping the log: committed entries become segments, each after the one before it.
+//!
+//! Invariants:
+//! - Only entries that follow the tail on the entry chain are shipped: the log of a lineage has no gap and no overlap.
+//! - A position has one winner. Who comes second takes over the winner's end if it is the same history, and stops if
+//!   it is not. A deposed leader can be late, never wrong.
+//! - A segment counts only after it was read back from the destination and found equal.
+
+use bytes::Bytes;
+use holdfast_model::id::GroupId;
+use holdfast_store::{LogPosition, StoredEntry};
+
+use crate::destination::{Destination, Put};
+use crate::error::ArchiveError;
+use crate::layout::{LineageId, ObjectName};
+use crate::lineage::OpenLineage;
+use crate::segment::{Segment, fitting};
+
+/// End of the log at a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail {
+    /// Last entry.
+    pub last: LogPosition,
+    /// Entry chain there.
+    pub chain: [u8; 32],
+}
+
+/// How a segment got there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShipOutcome {
+    /// Written by this call. It may hold fewer entries than were given; the rest comes next.
+    Created {
+        /// New end.
+        tail: Tail,
+        /// Bytes written.
+        bytes: u64,
+    },
+    /// Another shipper of the same history was first. Its end may lie before or beyond the entries given.
+    Adopted {
+        /// New end.
+        tail: Tail,
+    },
+}
+
+impl ShipOutcome {
+    /// New end.
+    pub fn tail(&self) -> Tail {
+        match self {
+            Self::Created { tail, .. } | Self::Adopted { tail } => *tail,
+        }
+    }
+}
+
+/// Ships one group's log to one destination.
+#[derive(Debug)]
+pub struct SegmentShipper {
+    lineage: OpenLineage,
+    group: GroupId,
+    /// As it was last read or written; `None` = not read yet.
+    tail: Option<Option<Tail>>,
+}
+
+impl SegmentShipper {
+    /// For one group of an open lineage.
+    pub fn new(lineage: OpenLineage, group: GroupId) -> Self {
+        Self { lineage, group, tail: None }
+    }
+
+    /// Where it ships to.
+    pub fn destination(&self) -> &Destination {
+        self.lineage.destination()
+    }
+
+    /// Reads the end of the log from the destination; `None` = nothing was shipped yet. A new leader does this first
+    /// and compares ([`Tail::check`]).
+    ///
+    /// # Errors
+    /// When the last segment is damaged, or the destination fails.
+    pub async fn tail(&mut self) -> Result<Option<Tail>, ArchiveError> {
+        let newest = list_segments(self.destination(), self.lineage.id(), self.group).await?.pop();
+        let tail = match newest {
+            None => None,
+            Some(found) => {
+                let segment = read_segment(self.destination(), self.lineage.id(), self.group, found.first).await?;
+                Some(Tail::of(&segment))
+            }
+        };
+        self.tail = Some(tail);
+        Ok(tail)
+    }
+
+    /// Ships committed entries that follow the end of the log there. `chain_before` is this node's entry chain before
+    /// the first of them. Takes as many as fit into one segment; the outcome says where that ended.
+    ///
+    /// # Errors
+    /// `LineageFork` when the destination holds another history; `Refused` when the entries do not follow the end.
+    pub async fn ship(&mut self, entries: &[StoredEntry], chain_before: [u8; 32]) -> Result<ShipOutcome, ArchiveError> {
+        let tail = match self.tail {
+            Some(tail) => tail,
+            None => self.tail().await?,
+        };
+        let segment = Segment::new(self.group, chain_before, entries[..fitting(entries)].to_vec())?;
+        let object = segment.name().path(self.lineage.id());
+        check_follows(&object, &segment, tail)?;
+        let bytes = segment.seal(self.lineage.id())?.bytes;
+        let outcome = match self.destination().put_new(&object, &bytes).await? {
+            Put::Created => {
+                self.read_back(&object, &bytes).await?;
+                ShipOutcome::Created { tail: Tail::of(&segment), bytes: bytes.len() as u64 }
+            }
+            // Equal bytes were read just now: a second look says nothing new.
+            Put::Same => ShipOutcome::Adopted { tail: Tail::of(&segment) },
+            Put::Lost(found) => {
+                let first = segment.first().index;
+                let winner = Segment::open(&object, self.lineage.id(), self.group, first, &found)?;
+                check_same_history(&object, &segment, &winner)?;
+                ShipOutcome::Adopted { tail: Tail::of(&winner) }
+            }
+        };
+        self.tail = Some(Some(outcome.tail()));
+        Ok(outcome)
+    }
+
+    async fn read_back(&self, object: &str, bytes: &Bytes) -> Result<(), ArchiveError> {
+        let found = self.destination().get(object).await?;
+        if found == *bytes {
+            Ok(())
+        } else {
+            Err(ArchiveError::corrupt(object, "the destination gave back other bytes than were written"))
+        }
+    }
+}
+
+impl Tail {
+    fn of(segment: &Segment) -> Self {
+        Self { last: segment.last(), chain: segment.chain_after }
+    }
+
+    /// Compares the end of the archived log with this node's history: `ours` is the log id at the tail's index and
+    /// the entry chain there, `None` when this node has not committed that far.
+    ///
+    /// # Errors
+    /// `LineageFork` when they differ, or when the archive is ahead of everything committed here.
+    pub fn check(&self, destination: &Destination, ours: Option<(LogPosition, [u8; 32])>) -> Result<(), ArchiveError> {
+        let fork = |position, reason: &str| ArchiveError::LineageFork {
+            position,
+            object: destination.config().url.clone(),
+            reason: reason.to_owned(),
+        };
+        match ours {
+            Some((position, chain)) if position == self.last && chain == self.chain => Ok(()),
+            Some((position, _)) => Err(fork(position, "its last entry is not the one that is committed here")),
+            None => Err(fork(self.last, "it is ahead of everything that is committed here")),
+        }
+    }
+}
+
+/// The entries must continue the known tail; a chain that does not is another history.
+fn check_follows(object: &str, segment: &Segment, tail: Option<Tail>) -> Result<(), ArchiveError> {
+    let Some(tail) = tail else { return Ok(()) };
+    let first = segment.first();
+    if tail.last.index.checked_add(1) != Some(first.index) {
+        let reason = format!("entry {} does not follow the archived end {}", first.index, tail.last.index);
+        return Err(ArchiveError::refused(reason));
+    }
+    if segment.chain_before != tail.chain || first.term < tail.last.term {
+        return Err(ArchiveError::LineageFork {
+            position: first,
+            object: object.to_owned(),
+            reason: format!("its place follows another entry {}", tail.last.index),
+        });
+    }
+    Ok(())
+}
+
+/// The winner must hold the same entries as far as both go.
+fn check_same_history(object: &str, ours: &Segment, winner: &Segment) -> Result<(), ArchiveError> {
+    let fork = |position: LogPosition, reason: &str| ArchiveError::LineageFork {
+        position,
+        object: object.to_owned(),
+        reason: reason.to_owned(),
+    };
+    if winner.chain_before != ours.chain_before {
+        return Err(fork(ours.first(), "it follows another entry chain"));
+    }
+    match ours.entries().iter().zip(winner.entries()).find(|(ours, theirs)| ours != theirs) {
+        Some((ours, _)) => Err(fork(ours.position, "it holds another entry here")),
+        None => Ok(()),
+    }
+}
+
+/// A segment in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedSegment {
+    /// Index of its first entry.
+    pub first: u64,
+    /// Full name.
+    pub object: String,
+    /// Length.
+    pub bytes: u64,
+}
+
+/// Segments of a group as they were shipped, ascending. Objects with other names are not segments of ours; `verify`
+/// reports them.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn list_segments(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<Vec<ListedSegment>, ArchiveError> {
+    let listed = destination.list(&lineage.log_prefix(group, 0)).await?;
+    let segments = listed.into_iter().filter_map(|found| match ObjectName::parse(&found.path) {
+        Some((_, ObjectName::Segment { level: 0, first, repair: 0, .. })) => {
+            Some(ListedSegment { first, object: found.path, bytes: found.bytes })
+        }
+        _ => None,
+    });
+    Ok(segments.collect())
+}
+
+/// Reads and checks a segment.
+///
+/// # Errors
+/// Names the object and what is wrong.
+pub async fn read_segment(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    first: u64,
+) -> Result<Segment, ArchiveError> {
+    let object = ObjectName::segment(group, first).path(lineage);
+    let bytes = destination.get(&object).await?;
+    Segment::open(&object, lineage, group, first, &bytes)
+}
+
+#[cfg(test)]
+mod tests;

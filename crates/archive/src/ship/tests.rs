@@ -1,0 +1,192 @@
+use super::*;
+use crate::destination::tests::{Fault, faulty};
+use crate::fixture::{Folder, GROUP, History, run};
+
+fn history() -> History {
+    let mut history = History::found(5);
+    history.live(20);
+    history
+}
+
+/// The same up to `at`, then another leader's entries.
+fn forked(history: &History, at: u64) -> History {
+    let mut fork = history.clone();
+    fork.entries.retain(|entry| entry.position.index < at);
+    fork.term += 1;
+    fork.live(20);
+    fork
+}
+
+async fn shipper(history: &History, destination: &Destination) -> SegmentShipper {
+    SegmentShipper::new(history.open(destination).await, GROUP)
+}
+
+async fn ship(
+    shipper: &mut SegmentShipper,
+    history: &History,
+    from: u64,
+    to: u64,
+) -> Result<ShipOutcome, ArchiveError> {
+    shipper.ship(&history.range(from, to), history.chain_before(from)).await
+}
+
+fn tail(history: &History, last: u64) -> Tail {
+    Tail { last: history.range(last, last + 1)[0].position, chain: history.chain_before(last + 1) }
+}
+
+fn is_fork<T: std::fmt::Debug>(result: Result<T, ArchiveError>, at: u64) {
+    match result {
+        Err(ArchiveError::LineageFork { position, .. }) => assert_eq!(position.index, at),
+        other => panic!("no fork: {other:?}"),
+    }
+}
+
+#[test]
+fn segments_follow_each_other_and_a_new_leader_finds_the_end() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut first = shipper(&history, &destination).await;
+        assert_eq!(first.tail().await.expect("tail"), None);
+        for (from, to) in [(0, 5), (5, 6), (6, 15)] {
+            let outcome = ship(&mut first, &history, from, to).await.expect("ships");
+            assert!(matches!(outcome, ShipOutcome::Created { bytes, .. } if bytes > 0));
+            assert_eq!(outcome.tail(), tail(&history, to - 1));
+        }
+        let mut second = shipper(&history, &destination).await;
+        let found = second.tail().await.expect("tail").expect("an end");
+        assert_eq!(found, tail(&history, 14));
+        ship(&mut second, &history, 15, 20).await.expect("ships");
+        let names: Vec<u64> = list_segments(&destination, &history.facts.id, GROUP)
+            .await
+            .expect("lists")
+            .into_iter()
+            .map(|found| found.first)
+            .collect();
+        assert_eq!(names, [0, 5, 6, 15]);
+    });
+}
+
+#[test]
+fn the_same_history_is_adopted_however_it_was_cut() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        let mut b = shipper(&history, &destination).await;
+        let mut c = shipper(&history, &destination).await;
+        for shipper in [&mut a, &mut b, &mut c] {
+            shipper.tail().await.expect("tail");
+        }
+        ship(&mut a, &history, 0, 10).await.expect("ships");
+        // Equal, shorter and longer than what the winner wrote.
+        for (other, to) in [(&mut b, 10), (&mut c, 4)] {
+            let outcome = ship(other, &history, 0, to).await.expect("adopts");
+            assert_eq!(outcome, ShipOutcome::Adopted { tail: tail(&history, 9) });
+        }
+        let mut d = shipper(&history, &destination).await;
+        d.tail = Some(None);
+        let outcome = ship(&mut d, &history, 0, 15).await.expect("adopts");
+        assert_eq!(outcome, ShipOutcome::Adopted { tail: tail(&history, 9) });
+        ship(&mut d, &history, 10, 15).await.expect("goes on");
+    });
+}
+
+#[test]
+fn another_history_at_the_same_position_is_a_fork() {
+    let (folder, history) = (Folder::new(), history());
+    let fork = forked(&history, 7);
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        let mut b = shipper(&fork, &destination).await;
+        b.tail().await.expect("tail");
+        ship(&mut a, &history, 0, 10).await.expect("ships");
+        // It differs inside the segment.
+        is_fork(ship(&mut b, &fork, 0, 12).await, 7);
+        // It differs before the segment: only the chain shows it.
+        let mut c = shipper(&fork, &destination).await;
+        is_fork(ship(&mut c, &fork, 10, 12).await, 10);
+        b.tail = Some(None);
+        ship(&mut a, &history, 10, 12).await.expect("ships");
+        b.tail = Some(Some(tail(&fork, 9)));
+        is_fork(ship(&mut b, &fork, 10, 12).await, 10);
+        // And the archive is as it was.
+        let last = read_segment(&destination, &history.facts.id, GROUP, 10).await.expect("reads");
+        assert_eq!(last.entries(), history.range(10, 12));
+    });
+}
+
+#[test]
+fn a_new_leader_compares_the_end_with_its_own_history() {
+    let (folder, history) = (Folder::new(), history());
+    let destination = folder.destination();
+    let fork = forked(&history, 7);
+    let end = tail(&history, 9);
+    end.check(&destination, Some((end.last, end.chain))).expect("the same");
+    is_fork(end.check(&destination, Some((tail(&fork, 9).last, tail(&fork, 9).chain))), tail(&fork, 9).last.index);
+    is_fork(end.check(&destination, Some((end.last, [0; 32]))), 9);
+    is_fork(end.check(&destination, None), 9);
+}
+
+#[test]
+fn entries_that_do_not_follow_the_end_are_refused() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        ship(&mut a, &history, 0, 5).await.expect("ships");
+        for (from, to) in [(4, 8), (6, 8), (0, 3)] {
+            let error = ship(&mut a, &history, from, to).await.expect_err("refused");
+            assert!(matches!(error, ArchiveError::Refused { .. }), "{error}");
+        }
+        ship(&mut a, &history, 5, 8).await.expect("goes on");
+    });
+}
+
+#[test]
+fn a_damaged_end_is_named() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        ship(&mut a, &history, 0, 5).await.expect("ships");
+        let object = ObjectName::segment(GROUP, 0).path(&history.facts.id);
+        folder.flip(&object, 999);
+        let error = shipper(&history, &destination).await.tail().await.expect_err("damaged");
+        assert!(matches!(&error, ArchiveError::Corrupt { object: named, .. } if *named == object), "{error}");
+    });
+}
+
+#[test]
+fn what_is_not_seen_there_is_not_shipped() {
+    let history = history();
+    run(async {
+        let (store, destination) = faulty();
+        let mut a = shipper(&history, &destination).await;
+        store.set(Fault::Swallowed);
+        let error = ship(&mut a, &history, 0, 5).await.expect_err("nothing is there");
+        assert!(matches!(error, ArchiveError::Missing { .. }), "{error}");
+        store.set(Fault::ReplyLost);
+        let outcome = ship(&mut a, &history, 0, 5).await.expect("is there");
+        assert_eq!(outcome.tail(), tail(&history, 4));
+        store.set(Fault::Mangled);
+        let error = ship(&mut a, &history, 5, 8).await.expect_err("other bytes are there");
+        assert!(matches!(error, ArchiveError::Corrupt { .. }), "{error}");
+    });
+}
+
+#[test]
+fn two_clusters_cannot_share_an_identity() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        history.open(&destination).await;
+        history.open(&destination).await;
+        let mut other = history.facts.clone();
+        other.epoch += 1;
+        let error = OpenLineage::open(destination.clone(), &other).await.expect_err("another");
+        assert!(error.to_string().contains("share one identity"), "{error}");
+        assert_eq!(crate::list_lineages(&destination).await.expect("lists"), [history.facts.clone()]);
+    });
+}

@@ -1,0 +1,279 @@
+//! Verification: is everything there that should be, and is it what it says?
+//!
+//! Invariants:
+//! - Nothing stops at the first fault: every object is looked at, and each fault names its object.
+//! - Level 1 reads every byte, follows the entry chain from the first segment to the last, and compares it with the
+//!   chain in each snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use holdfast_model::id::GroupId;
+
+use crate::chunk::Chunk;
+use crate::destination::{Destination, Listed};
+use crate::error::ArchiveError;
+use crate::layout::{LineageId, ObjectName};
+use crate::lineage::LineageFacts;
+use crate::manifest::Manifest;
+use crate::segment::{ChainWalk, Segment};
+
+const READS_MAX: usize = 4;
+
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Names, presence and lengths; facts and manifests are read.
+    Presence,
+    /// Every byte is read and hashed, every chain followed.
+    Bytes,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VerifyReport {
+    /// Objects looked at.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that are wrong, with the reason, by name.
+    pub bad: Vec<(String, String)>,
+    /// First and last index of the log that was read, by group. It may begin late in a destination that was added
+    /// late, if a snapshot reaches up to there.
+    pub log: BTreeMap<GroupId, (u64, u64)>,
+}
+
+impl VerifyReport {
+    /// Nothing is wrong.
+    pub fn is_good(&self) -> bool {
+        self.bad.is_empty()
+    }
+
+    fn fault(&mut self, object: impl Into<String>, reason: impl Into<String>) {
+        self.bad.push((object.into(), reason.into()));
+    }
+
+    /// Notes a fault of the archive; gives back a failure to look.
+    fn note(&mut self, error: ArchiveError) -> Result<(), ArchiveError> {
+        match error {
+            ArchiveError::Corrupt { object, reason } | ArchiveError::Missing { object, reason } => {
+                self.fault(object, reason);
+                Ok(())
+            }
+            ArchiveError::NewerFormat { ref object, .. } => {
+                let (object, reason) = (object.clone(), error.to_string());
+                self.fault(object, reason);
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
+}
+
+/// What was read of one group.
+#[derive(Debug, Default)]
+struct Group {
+    manifests: BTreeMap<u64, (Manifest, [u8; 32])>,
+    /// Where the log has been followed to.
+    walk: Option<ChainWalk>,
+    /// The segment before could not be read: that is one fault, not one more for what follows it.
+    broken: bool,
+}
+
+/// Looks at every object of a lineage.
+///
+/// # Errors
+/// Only when the destination fails; what is wrong with objects is in the report.
+pub async fn verify(
+    destination: &Destination,
+    lineage: &LineageId,
+    level: Level,
+) -> Result<VerifyReport, ArchiveError> {
+    let listed = destination.list(&lineage.to_string()).await?;
+    let mut report = VerifyReport { objects: listed.len() as u64, ..VerifyReport::default() };
+    let mut check = Check { destination, lineage, level, facts: None, groups: BTreeMap::new() };
+    let mut named = Vec::new();
+    for found in &listed {
+        match ObjectName::parse(&found.path) {
+            Some((_, ObjectName::Segment { level: 0, repair: 0, .. }))
+            | Some((_, ObjectName::Lineage | ObjectName::Chunk { .. } | ObjectName::Manifest { .. })) => {
+                named.extend(ObjectName::parse(&found.path).map(|(_, name)| (name, found)));
+            }
+            Some((_, ObjectName::Segment { .. })) => {
+                report.fault(&found.path, "it is of a kind that a newer build writes")
+            }
+            None => report.fault(&found.path, "it is no object of Holdfast"),
+        }
+    }
+    if !named.iter().any(|(name, _)| *name == ObjectName::Lineage) {
+        report.fault(ObjectName::Lineage.path(lineage), "every lineage begins with it");
+    }
+    // Facts first, then manifests: they say what the others should be.
+    named.sort_by_key(|(name, _)| match name {
+        ObjectName::Lineage => (0, *name),
+        ObjectName::Manifest { .. } => (1, *name),
+        ObjectName::Segment { .. } | ObjectName::Chunk { .. } => (2, *name),
+    });
+    check.read_all(&named, &mut report).await?;
+    check.compare(&listed, &mut report);
+    report.bad.sort();
+    report.bad.dedup();
+    Ok(report)
+}
+
+struct Check<'a> {
+    destination: &'a Destination,
+    lineage: &'a LineageId,
+    level: Level,
+    facts: Option<LineageFacts>,
+    groups: BTreeMap<GroupId, Group>,
+}
+
+impl Check<'_> {
+    async fn read_all(
+        &mut self,
+        named: &[(ObjectName, &Listed)],
+        report: &mut VerifyReport,
+    ) -> Result<(), ArchiveError> {
+        let level = self.level;
+        let wanted = named.iter().filter(move |(name, _)| match name {
+            ObjectName::Lineage | ObjectName::Manifest { .. } => true,
+            ObjectName::Segment { .. } | ObjectName::Chunk { .. } => level >= Level::Bytes,
+        });
+        let (destination, lineage) = (self.destination, *self.lineage);
+        let read = |(name, found): &(ObjectName, &Listed)| {
+            let (name, object) = (*name, found.path.clone());
+            async move { read_one(destination, lineage, name, object).await }
+        };
+        let mut reads = futures::stream::iter(wanted).map(read).buffered(READS_MAX);
+        while let Some(read) = reads.next().await {
+            match read {
+                Ok((object, bytes, contents)) => {
+                    report.bytes += bytes;
+                    self.take(&object, contents, report)?;
+                }
+                Err(error) => {
+                    if let ArchiveError::Corrupt { object, .. } | ArchiveError::Missing { object, .. } = &error
+                        && let Some((_, ObjectName::Segment { group, .. })) = ObjectName::parse(object)
+                    {
+                        self.groups.entry(group).or_default().broken = true;
+                    }
+                    report.note(error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, object: &str, contents: Contents, report: &mut VerifyReport) -> Result<(), ArchiveError> {
+        match contents {
+            Contents::Facts(facts) => self.facts = Some(facts),
+            Contents::Manifest(manifest, seal) => {
+                let group = self.groups.entry(manifest.group).or_default();
+                group.manifests.insert(manifest.applied.index, (manifest, seal));
+            }
+            Contents::Chunk => {}
+            Contents::Segment(segment) => self.link(object, &segment, report)?,
+        }
+        Ok(())
+    }
+
+    /// Follows the chain into a segment; segments come in the order of their indices.
+    fn link(&mut self, object: &str, segment: &Segment, report: &mut VerifyReport) -> Result<(), ArchiveError> {
+        let start = match self.facts.as_ref().and_then(|facts| facts.parent.as_ref()) {
+            Some(parent) => ChainWalk { next: parent.index + 1, chain: parent.chain },
+            None => ChainWalk::FRESH,
+        };
+        let (first, last) = (segment.first().index, segment.last().index);
+        let here = ChainWalk { next: first, chain: segment.chain_before };
+        let group = self.groups.entry(segment.group).or_default();
+        // A destination that was added later begins where the log began then: a snapshot must reach up to there.
+        let begins_late = first > start.next && group.manifests.keys().any(|index| index + 1 >= first);
+        let mut walk = match group.walk {
+            _ if group.broken => here,
+            Some(walk) => walk,
+            None if begins_late => here,
+            None => start,
+        };
+        group.broken = false;
+        if first < walk.next {
+            report.fault(object, "it overlaps the segment before it");
+        } else if let Err(error) = walk.follow(self.lineage, object, segment, u64::MAX) {
+            report.note(error)?;
+        }
+        report.log.entry(segment.group).or_insert((first, last)).1 = last;
+        group.walk = Some(ChainWalk { next: last.saturating_add(1), chain: segment.chain_after });
+        for (index, (manifest, _)) in group.manifests.range(first..=last) {
+            if segment.chain_before(index + 1) != Some(manifest.entry_chain) {
+                let snapshot = manifest.name().path(self.lineage);
+                report.fault(snapshot, format!("its entry chain is not that of the log in {object}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What manifests name must be there, with the length that they name.
+    fn compare(&self, listed: &[Listed], report: &mut VerifyReport) {
+        let lengths: BTreeMap<&str, u64> = listed.iter().map(|found| (found.path.as_str(), found.bytes)).collect();
+        let mut seen = BTreeSet::new();
+        for (manifest, _) in self.groups.values().flat_map(|group| group.manifests.values()) {
+            let user = manifest.name().path(self.lineage);
+            for line in &manifest.chunks {
+                let object = line.name().path(self.lineage);
+                match lengths.get(object.as_str()) {
+                    _ if !seen.insert(object.clone()) => {}
+                    None => report.fault(object, format!("{user} names it and it is missing")),
+                    Some(length) if *length != line.stored_length => {
+                        report.fault(object, format!("it has {length} bytes, not {}", line.stored_length));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        for group in self.groups.values() {
+            for (manifest, _) in group.manifests.values() {
+                let Some(previous) = manifest.previous else { continue };
+                let found = group.manifests.get(&previous.index);
+                if found.is_some_and(|(_, seal)| *seal != previous.seal) {
+                    let object = manifest.name().path(self.lineage);
+                    report.fault(object, format!("it continues another snapshot at index {}", previous.index));
+                }
+            }
+        }
+    }
+}
+
+/// What an object held.
+enum Contents {
+    Facts(LineageFacts),
+    Manifest(Manifest, [u8; 32]),
+    Segment(Segment),
+    Chunk,
+}
+
+async fn read_one(
+    destination: &Destination,
+    lineage: LineageId,
+    name: ObjectName,
+    object: String,
+) -> Result<(String, u64, Contents), ArchiveError> {
+    let bytes = destination.get(&object).await?;
+    let checking = tokio::task::spawn_blocking(move || {
+        let contents = match name {
+            ObjectName::Lineage => LineageFacts::open(&object, &lineage, &bytes).map(Contents::Facts),
+            ObjectName::Manifest { group, index } => Manifest::open(&object, &lineage, group, index, &bytes)
+                .map(|(manifest, seal)| Contents::Manifest(manifest, seal)),
+            ObjectName::Segment { group, first, .. } => {
+                Segment::open(&object, &lineage, group, first, &bytes).map(Contents::Segment)
+            }
+            ObjectName::Chunk { blake3, .. } => {
+                Chunk::open(&object, &lineage, &blake3, &bytes).map(|_| Contents::Chunk)
+            }
+        };
+        contents.map(|contents| (object, bytes.len() as u64, contents))
+    });
+    checking.await.map_err(|_| ArchiveError::Stopped { what: "checking an object" })?
+}
+
+#[cfg(test)]
+mod tests;

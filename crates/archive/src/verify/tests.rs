@@ -1,0 +1,166 @@
+use super::*;
+use crate::fixture::{Folder, GROUP, History, Node, run};
+use crate::snapshot::ship_snapshot;
+
+/// A log in segments of 6, and a snapshot in the middle and one at the end.
+fn archive() -> (Folder, History) {
+    let folder = Folder::new();
+    let mut history = History::found(5);
+    history.live(20);
+    let node = Node::new();
+    run(async {
+        let lineage = history.open(&folder.destination()).await;
+        node.apply(&history.entries);
+        ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {}).await.expect("ships");
+        let middle = history.last().index + 1;
+        history.live(10);
+        node.apply(&history.range(middle, u64::MAX));
+        ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {}).await.expect("ships");
+        history.ship(&lineage, 0, 6).await;
+    });
+    (folder, history)
+}
+
+fn look(folder: &Folder, history: &History, level: Level) -> VerifyReport {
+    run(verify(&folder.destination(), &history.facts.id, level)).expect("looks")
+}
+
+fn objects(folder: &Folder, history: &History) -> Vec<String> {
+    let listed = run(folder.destination().list(&history.facts.id.to_string())).expect("lists");
+    listed.into_iter().map(|found| found.path).collect()
+}
+
+#[test]
+fn a_whole_archive_is_good() {
+    let (folder, history) = archive();
+    for level in [Level::Presence, Level::Bytes] {
+        let report = look(&folder, &history, level);
+        assert_eq!(report.bad, []);
+        assert_eq!(report.objects, objects(&folder, &history).len() as u64);
+        let log = (level == Level::Bytes).then_some((GROUP, (0, history.last().index)));
+        assert_eq!(report.log, log.into_iter().collect());
+    }
+    assert!(objects(&folder, &history).len() > 15);
+}
+
+#[test]
+fn a_flipped_bit_is_found_in_every_object() {
+    let (folder, history) = archive();
+    for (number, object) in objects(&folder, &history).iter().enumerate() {
+        folder.flip(object, number * 7919 + 13);
+        let report = look(&folder, &history, Level::Bytes);
+        assert!(report.bad.iter().any(|(named, _)| named == object), "{object}: {:?}", report.bad);
+        folder.flip(object, number * 7919 + 13);
+    }
+    assert!(look(&folder, &history, Level::Bytes).is_good());
+}
+
+#[test]
+fn a_truncated_object_is_found_in_every_kind() {
+    let (folder, history) = archive();
+    for object in objects(&folder, &history) {
+        let good = std::fs::read(folder.file(&object)).expect("reads");
+        for length in [0, good.len() / 2, good.len() - 1] {
+            std::fs::write(folder.file(&object), &good[..length]).expect("writes");
+            let report = look(&folder, &history, Level::Bytes);
+            assert!(report.bad.iter().any(|(named, _)| *named == object), "{object} cut to {length}");
+        }
+        std::fs::write(folder.file(&object), &good).expect("writes");
+    }
+}
+
+#[test]
+fn a_missing_object_is_named() {
+    let (folder, history) = archive();
+    let all = objects(&folder, &history);
+    let is_segment = |object: &&String| object.contains("/log/");
+    let ends = [all.iter().find(is_segment), all.iter().rfind(is_segment)];
+    for object in &all {
+        let good = std::fs::read(folder.file(object)).expect("reads");
+        std::fs::remove_file(folder.file(object)).expect("removes");
+        let report = look(&folder, &history, Level::Bytes);
+        // The archive alone cannot know of a last segment, of a first one that a snapshot makes needless, or of a
+        // snapshot that is not there.
+        let silent = ends.contains(&Some(object)) || object.ends_with("/MANIFEST");
+        assert_eq!(report.bad.iter().any(|(named, _)| named == object), !silent, "{object}: {:?}", report.bad);
+        if object.contains("/chunk/") || object.ends_with("/LINEAGE") {
+            let report = look(&folder, &history, Level::Presence);
+            assert!(report.bad.iter().any(|(named, _)| named == object), "{object} at level 0");
+        }
+        std::fs::write(folder.file(object), good).expect("writes");
+    }
+}
+
+#[test]
+fn swapped_foreign_and_unknown_objects_are_named() {
+    let (folder, history) = archive();
+    let all = objects(&folder, &history);
+    let segments: Vec<&String> = all.iter().filter(|object| object.contains("/log/")).collect();
+    let swap = |a: &str, b: &str| {
+        let (x, y) = (std::fs::read(folder.file(a)).expect("reads"), std::fs::read(folder.file(b)).expect("reads"));
+        std::fs::write(folder.file(a), y).expect("writes");
+        std::fs::write(folder.file(b), x).expect("writes");
+    };
+    swap(segments[1], segments[2]);
+    let bad: Vec<String> = look(&folder, &history, Level::Bytes).bad.into_iter().map(|(object, _)| object).collect();
+    assert_eq!(bad, [segments[1].clone(), segments[2].clone()]);
+    swap(segments[1], segments[2]);
+
+    std::fs::write(folder.file(&format!("{}/notes.txt", history.facts.id)), "hello").expect("writes");
+    let report = look(&folder, &history, Level::Presence);
+    assert_eq!(report.bad, [(format!("{}/notes.txt", history.facts.id), "it is no object of Holdfast".to_owned())]);
+    std::fs::remove_file(folder.file(&format!("{}/notes.txt", history.facts.id))).expect("removes");
+
+    // The same position in another lineage.
+    let (other_folder, other) = (Folder::new(), History::found(6));
+    run(async { other.ship(&other.open(&other_folder.destination()).await, 0, 6).await });
+    let foreign = objects(&other_folder, &other).into_iter().find(|object| object.contains("/log/")).expect("one");
+    std::fs::copy(other_folder.file(&foreign), folder.file(segments[0])).expect("copies");
+    let report = look(&folder, &history, Level::Bytes);
+    assert!(report.bad.iter().any(|(named, reason)| named == segments[0] && reason.contains("belongs to")));
+}
+
+#[test]
+fn an_overlap_and_a_fork_inside_the_log_are_named() {
+    let (folder, history) = archive();
+    let id = history.facts.id;
+    let overlap = Segment::new(GROUP, history.chain_before(8), history.range(8, 12)).expect("a segment");
+    let object = overlap.name().path(&id);
+    std::fs::write(folder.file(&object), overlap.seal(&id).expect("seals").bytes).expect("writes");
+    let report = look(&folder, &history, Level::Bytes);
+    assert!(report.bad.iter().any(|(named, reason)| *named == object && reason.contains("overlaps")), "{report:?}");
+    std::fs::remove_file(folder.file(&object)).expect("removes");
+
+    let fork = Segment::new(GROUP, [7; 32], history.range(6, 12)).expect("a segment");
+    let object = fork.name().path(&id);
+    std::fs::write(folder.file(&object), fork.seal(&id).expect("seals").bytes).expect("writes");
+    let report = look(&folder, &history, Level::Bytes);
+    assert!(report.bad.iter().any(|(named, reason)| *named == object && reason.contains("continue")), "{report:?}");
+}
+
+#[test]
+fn a_snapshot_of_another_history_is_named() {
+    let (folder, history) = archive();
+    let id = history.facts.id;
+    let newest = run(crate::list_snapshots(&folder.destination(), &id, GROUP)).expect("lists").pop().expect("one");
+    let (mut manifest, _) =
+        run(crate::snapshot::read_manifest(&folder.destination(), &id, GROUP, newest.index)).expect("reads");
+    manifest.entry_chain = [1; 32];
+    std::fs::write(folder.file(&newest.object), manifest.seal().expect("seals").bytes).expect("writes");
+    let report = look(&folder, &history, Level::Bytes);
+    assert!(report.bad.iter().any(|(named, reason)| *named == newest.object && reason.contains("not that of the log")));
+}
+
+#[test]
+fn a_log_that_begins_late_needs_a_snapshot_up_to_there() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.live(20);
+    node.apply(&history.entries);
+    let lineage = run(history.open(&folder.destination()));
+    run(history.ship(&lineage, 10, 6));
+    let report = look(&folder, &history, Level::Bytes);
+    assert!(report.bad.iter().any(|(named, _)| named.ends_with("/L0/00000000000000000000")), "{:?}", report.bad);
+    run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {})).expect("ships");
+    let report = look(&folder, &history, Level::Bytes);
+    assert_eq!((report.bad, report.log[&GROUP]), (vec![], (10, history.last().index)));
+}

@@ -1,0 +1,230 @@
+//! Calls of frontends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_model::id::Millis;
+use holdfast_model::limits::MESSAGE_BYTES_MAX;
+use holdfast_wire::reply;
+use holdfast_wire::v1;
+use holdfast_wire::v1::record_service_client::RecordServiceClient;
+use holdfast_wire::v1::sync_service_client::SyncServiceClient;
+use tonic::transport::Channel;
+use uuid::Uuid;
+
+use crate::builder::{ClientBuilder, Limits};
+use crate::error::Error;
+use crate::nodes::Nodes;
+use crate::retry::{self, Effect};
+use crate::sync::ChangesAnswer;
+
+/// A record's full name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RecordRef<'a> {
+    /// Owner.
+    pub user: &'a str,
+    /// Collection.
+    pub collection: &'a str,
+    /// Id inside the collection.
+    pub record_id: &'a str,
+}
+
+impl RecordRef<'_> {
+    /// Collection and id, as the API has them.
+    pub fn key(&self) -> v1::RecordKey {
+        v1::RecordKey { collection: self.collection.to_owned(), record_id: self.record_id.to_owned() }
+    }
+}
+
+/// A client of one cluster. Clones share its channels and hints.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) limits: Limits,
+}
+
+impl Client {
+    /// Starts setting up a client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    /// A clone whose calls may take this long, retries included.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { nodes: self.nodes.clone(), limits: Limits { deadline, ..self.limits } }
+    }
+
+    /// Commits a batch. Without a request id it gets one, and without a `first_sent_time` the newest server time that
+    /// was seen. All attempts carry the same id, so that the batch takes effect once.
+    ///
+    /// # Errors
+    /// `OutcomeUnknown` when it may still take effect: call again with the same request. Every other error means that
+    /// it had and will have none.
+    pub async fn write(&self, mut request: v1::BatchWriteRequest) -> Result<v1::BatchWriteResponse, Error> {
+        if request.request_id.is_empty() {
+            request.request_id = Uuid::new_v4().to_string();
+        }
+        if request.first_sent_time.is_none() {
+            request.first_sent_time = self.nodes.server_time_ms().map(|ms| reply::timestamp(Millis(ms)));
+        }
+        let request_id = request.request_id.clone();
+        let effect = Effect::Write { request_id: &request_id, rejection_is_final: rejection_is_final(&request) };
+        let call = |channel, request| async move { records(channel).batch_write(request).await };
+        retry::run(&self.nodes, self.limits, effect, request, call).await
+    }
+
+    /// Creates or replaces a record; the last writer wins.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub async fn put(
+        &self,
+        record: RecordRef<'_>,
+        content_type: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<v1::BatchWriteResponse, Error> {
+        let put = v1::PutOp { content_type: content_type.to_owned(), payload: payload.into(), ..Default::default() };
+        self.write_one(record, v1::mutation::Op::Put(put)).await
+    }
+
+    /// Leaves a tombstone.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub async fn delete(&self, record: RecordRef<'_>) -> Result<v1::BatchWriteResponse, Error> {
+        self.write_one(record, v1::mutation::Op::Delete(v1::DeleteOp {})).await
+    }
+
+    async fn write_one(
+        &self,
+        record: RecordRef<'_>,
+        op: v1::mutation::Op,
+    ) -> Result<v1::BatchWriteResponse, Error> {
+        let mutation = v1::Mutation { key: Some(record.key()), op: Some(op), precondition: None };
+        let user_id = record.user.to_owned();
+        self.write(v1::BatchWriteRequest { user_id, mutations: vec![mutation], ..Default::default() }).await
+    }
+
+    /// A record or its tombstone, linearizable; `None` = there never was one.
+    ///
+    /// # Errors
+    /// When no node could answer.
+    pub async fn get(&self, record: RecordRef<'_>) -> Result<Option<v1::Record>, Error> {
+        let user_id = record.user.to_owned();
+        let request = v1::BatchGetRecordsRequest { user_id, keys: vec![record.key()], ..Default::default() };
+        Ok(self.read(request).await?.records.into_iter().next())
+    }
+
+    /// One call of `BatchGetRecords`. Mind `remaining_keys`.
+    ///
+    /// # Errors
+    /// When no node could answer.
+    pub async fn read(&self, request: v1::BatchGetRecordsRequest) -> Result<v1::BatchGetRecordsResponse, Error> {
+        let call = |channel, request| async move { records(channel).batch_get_records(request).await };
+        retry::run(&self.nodes, self.limits, Effect::Read, request, call).await
+    }
+
+    /// `BatchGetRecords` for any number of keys, asked for until all were looked up. Each call is one consistent point;
+    /// together they are not.
+    ///
+    /// # Errors
+    /// When no node could answer.
+    pub async fn read_all(&self, mut request: v1::BatchGetRecordsRequest) -> Result<Vec<v1::Record>, Error> {
+        let mut waiting = std::mem::take(&mut request.keys);
+        let mut found = Vec::with_capacity(waiting.len());
+        while !waiting.is_empty() {
+            let rest = waiting.split_off(waiting.len().min(holdfast_model::limits::GET_KEYS_MAX));
+            let asked = waiting.len();
+            let answer = self.read(v1::BatchGetRecordsRequest { keys: waiting, ..request.clone() }).await?;
+            if answer.remaining_keys.len() >= asked {
+                return Err(Error::protocol("a node looked up none of the keys it was asked for"));
+            }
+            found.extend(answer.records);
+            waiting = answer.remaining_keys;
+            waiting.extend(rest);
+        }
+        Ok(found)
+    }
+
+    /// Lists a collection page by page.
+    pub fn list(&self, request: v1::ListRecordsRequest) -> ListPages<'_> {
+        ListPages { client: self, request, ended: false }
+    }
+
+    /// Lists a whole collection. Pages are not one snapshot: see [`Client::changes`] for that.
+    ///
+    /// # Errors
+    /// When no node could answer.
+    pub async fn list_all(&self, request: v1::ListRecordsRequest) -> Result<Vec<v1::Record>, Error> {
+        let mut pages = self.list(request);
+        let mut all = Vec::new();
+        while let Some(page) = pages.next_page().await? {
+            all.extend(page.records);
+        }
+        Ok(all)
+    }
+
+    /// What changed since a token, or how to go on if that cannot be said. A long poll (`wait_ms`) extends the
+    /// deadline by its wait.
+    ///
+    /// # Errors
+    /// When no node could answer, or the token is not one of this user and filter.
+    pub async fn changes(&self, request: v1::GetChangesRequest) -> Result<ChangesAnswer, Error> {
+        let wait = Duration::from_millis(request.wait_ms.into());
+        let limits = Limits { deadline: self.limits.deadline + wait, attempt: self.limits.attempt + wait };
+        let call = |channel, request| async move {
+            let client = SyncServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            client.max_encoding_message_size(MESSAGE_BYTES_MAX).get_changes(request).await
+        };
+        let answer = retry::run(&self.nodes, limits, Effect::Read, request, call).await?;
+        ChangesAnswer::read(answer)
+    }
+}
+
+/// Pages of a listing.
+#[derive(Debug)]
+pub struct ListPages<'a> {
+    client: &'a Client,
+    request: v1::ListRecordsRequest,
+    ended: bool,
+}
+
+impl ListPages<'_> {
+    /// The next page; `None` = that was all.
+    ///
+    /// # Errors
+    /// When no node could answer. Calling again asks for the same page again.
+    pub async fn next_page(&mut self) -> Result<Option<v1::ListRecordsResponse>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        let call = |channel, request| async move { records(channel).list_records(request).await };
+        let Client { nodes, limits } = self.client;
+        let page: v1::ListRecordsResponse =
+            retry::run(nodes, *limits, Effect::Read, self.request.clone(), call).await?;
+        if !page.next_page_token.is_empty() && page.next_page_token == self.request.page_token {
+            return Err(Error::protocol("a node gave the same page token twice"));
+        }
+        self.request.page_token.clone_from(&page.next_page_token);
+        self.ended = page.next_page_token.is_empty();
+        Ok(Some(page))
+    }
+}
+
+fn records(channel: Channel) -> RecordServiceClient<Channel> {
+    RecordServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Versions never come back, so a version guard that failed once fails for ever; "absent" and "exists" may pass later.
+fn rejection_is_final(request: &v1::BatchWriteRequest) -> bool {
+    use v1::precondition::Check;
+    request.mutations.iter().all(|mutation| match &mutation.precondition {
+        None | Some(v1::Precondition { check: None | Some(Check::Version(1..)) }) => true,
+        Some(v1::Precondition {
+            check: Some(Check::Version(0) | Check::Absent(_) | Check::Exists(_) | Check::Restore(_)),
+        }) => false,
+    })
+}

@@ -1,0 +1,259 @@
+//! One call over any number of attempts.
+//!
+//! Invariants:
+//! - Every attempt of a write carries the same request, and so the same request id.
+//! - A write is reported as failed only when no attempt of it can have taken effect; otherwise it is `OutcomeUnknown`.
+//! - Nothing is waited for beyond the deadline.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use holdfast_wire::status::details_of;
+use holdfast_wire::v1;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use crate::builder::Limits;
+use crate::error::{Error, never_sent};
+use crate::nodes::Nodes;
+
+/// Nobody is asked with less time than this left.
+const ATTEMPT_MIN: Duration = Duration::from_millis(2);
+/// The server is told a little less than is waited for, so that its own answer is the one that arrives.
+const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+const AVOID_UNREACHABLE: Duration = Duration::from_millis(300);
+const AVOID_SLOW: Duration = Duration::from_millis(1000);
+
+/// Answers with a header.
+pub(crate) trait Headed {
+    fn header(&self) -> Option<&v1::ResponseHeader>;
+}
+
+macro_rules! headed {
+    ($($name:ident)*) => {$(
+        impl Headed for v1::$name {
+            fn header(&self) -> Option<&v1::ResponseHeader> {
+                self.header.as_ref()
+            }
+        }
+    )*};
+}
+headed!(BatchWriteResponse BatchGetRecordsResponse ListRecordsResponse GetChangesResponse);
+
+/// What a repetition could do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Effect<'a> {
+    /// Nothing.
+    Read,
+    /// The request id makes it happen once.
+    Write {
+        request_id: &'a str,
+        /// A rejection now proves that it was and will be rejected: no guard of it can pass later.
+        rejection_is_final: bool,
+    },
+}
+
+/// What to do after a failed attempt.
+enum Next {
+    /// The call ends.
+    Stop,
+    /// Another node, at once.
+    Elsewhere,
+    /// Another node, after a pause: this one, or nobody, can answer now.
+    After(Duration),
+    /// The same node, after a pause: it asked for one.
+    Back(Duration),
+}
+
+struct Failure {
+    error: Error,
+    next: Next,
+    /// The attempt may have taken effect.
+    unknown: bool,
+    /// Leave the node alone for this long.
+    avoid: Option<Duration>,
+    /// It took too long: the next attempt gets more time.
+    slow: bool,
+}
+
+impl Failure {
+    fn new(error: Error, next: Next) -> Self {
+        Self { error, next, unknown: false, avoid: None, slow: false }
+    }
+
+    fn unknown(self) -> Self {
+        Self { unknown: true, ..self }
+    }
+
+    fn avoid(self, time: Duration) -> Self {
+        Self { avoid: Some(time), ..self }
+    }
+}
+
+/// Runs `call` against one node after the other until one answers for good or the deadline ends.
+pub(crate) async fn run<Q, A, F, Fut>(
+    nodes: &Nodes,
+    limits: Limits,
+    effect: Effect<'_>,
+    request: Q,
+    call: F,
+) -> Result<A, Error>
+where
+    Q: Clone,
+    A: Headed,
+    F: Fn(Channel, Request<Q>) -> Fut,
+    Fut: Future<Output = Result<Response<A>, Status>>,
+{
+    let deadline = Instant::now() + limits.deadline;
+    let mut attempt_time = limits.attempt;
+    let mut backoff = BACKOFF_FIRST;
+    let mut unknown = false;
+    let mut at_once = 0;
+    let mut index = nodes.pick(None);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let time = attempt_time.min(left);
+        let mut attempt = Request::new(request.clone());
+        attempt.set_timeout(time.saturating_sub(ANSWER_MARGIN).max(time / 2));
+        let failure = match tokio::time::timeout(time, call(nodes.channel(index), attempt)).await {
+            Ok(Ok(response)) => {
+                let answer = response.into_inner();
+                nodes.answered(index, answer.header());
+                return Ok(answer);
+            }
+            Ok(Err(status)) => judge(&status, nodes.address(index)),
+            Err(_) => timed_out(nodes.address(index), time),
+        };
+        unknown |= failure.unknown;
+        if let Some(avoid) = failure.avoid {
+            nodes.failed(index, avoid);
+        }
+        if failure.slow {
+            attempt_time = attempt_time.saturating_mul(2);
+        }
+        let pause = match failure.next {
+            Next::Stop => return Err(conclude(effect, unknown, failure.error)),
+            Next::Elsewhere => {
+                at_once += 1;
+                // Everybody was asked: a pause before the next round.
+                if at_once % nodes.len() == 0 { backoff } else { Duration::ZERO }
+            }
+            Next::After(pause) | Next::Back(pause) => pause.max(backoff),
+        };
+        if !pause.is_zero() {
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        let pause = jittered(pause);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < pause + ATTEMPT_MIN {
+            return Err(conclude(effect, unknown, out_of_time(nodes, limits, failure.error)));
+        }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        index = match failure.next {
+            Next::Back(_) => index,
+            Next::Stop | Next::Elsewhere | Next::After(_) => nodes.pick(Some(index)),
+        };
+    }
+}
+
+fn judge(status: &Status, address: &str) -> Failure {
+    let error = Error::of(status);
+    let details = details_of(status);
+    if details.reason.is_empty() {
+        return transport_failure(status, error, address);
+    }
+    let Some(after) = details.retry_after else { return Failure::new(error, Next::Stop) };
+    match details.reason.as_str() {
+        "OUTCOME_UNKNOWN" => Failure::new(error, Next::After(after)).unknown(),
+        "DRAINING" => Failure::new(error, Next::Elsewhere).avoid(AVOID_SLOW),
+        // Says nothing bad about the node, but whoever was thought to lead does not.
+        "NO_LEADER" | "REPLICA_BEHIND" | "NOT_FOUNDED" => {
+            Failure::new(error, Next::After(after)).avoid(Duration::ZERO)
+        }
+        _ if status.code() == Code::ResourceExhausted => Failure::new(error, Next::Back(after)),
+        _ if status.code() == Code::Unavailable => Failure::new(error, Next::After(after)),
+        _ => Failure::new(error, Next::Stop),
+    }
+}
+
+/// No Holdfast node said this: a connection, a proxy, or the HTTP/2 stack.
+fn transport_failure(status: &Status, error: Error, address: &str) -> Failure {
+    let Error::Unavailable { message, .. } = error else { return Failure::new(error, Next::Stop) };
+    let failure = Failure::new(Error::unavailable(format!("{address}: {message}")), Next::Elsewhere);
+    if never_sent(status) {
+        return failure.avoid(AVOID_UNREACHABLE);
+    }
+    match status.code() {
+        // tonic ends a call at its deadline with Cancelled.
+        Code::Cancelled | Code::DeadlineExceeded => Failure { slow: true, ..failure.unknown().avoid(AVOID_SLOW) },
+        _ => failure.unknown().avoid(AVOID_UNREACHABLE),
+    }
+}
+
+fn timed_out(address: &str, time: Duration) -> Failure {
+    let error = Error::unavailable(format!("{address}: no answer within {} ms", time.as_millis()));
+    Failure { slow: true, ..Failure::new(error, Next::Elsewhere).unknown().avoid(AVOID_SLOW) }
+}
+
+fn out_of_time(nodes: &Nodes, limits: Limits, last: Error) -> Error {
+    let wrap = |message: String| {
+        format!("no answer from {} within {} ms; last: {message}", nodes.addresses(), limits.deadline.as_millis())
+    };
+    match last {
+        Error::Unavailable { reason, message } => Error::Unavailable { reason, message: wrap(message) },
+        other => other,
+    }
+}
+
+/// What the caller is told, given that an earlier attempt may have taken effect.
+fn conclude(effect: Effect<'_>, unknown: bool, error: Error) -> Error {
+    let Effect::Write { request_id, rejection_is_final } = effect else { return error };
+    let proves_nothing = match &error {
+        Error::Unavailable { .. } | Error::Overloaded { .. } | Error::Internal { .. } => true,
+        Error::Conflict { .. } | Error::Precondition { .. } => !rejection_is_final,
+        Error::Invalid { .. }
+        | Error::NotFound { .. }
+        | Error::Forbidden { .. }
+        | Error::OutcomeUnknown { .. }
+        | Error::Corrupt { .. }
+        | Error::Unsupported { .. } => false,
+    };
+    if unknown && proves_nothing {
+        Error::OutcomeUnknown { request_id: request_id.to_owned(), message: error.to_string() }
+    } else {
+        error
+    }
+}
+
+/// Between half of `pause` and one and a half: clients that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    thread_local! {
+        static STATE: Cell<u64> = const { Cell::new(0) };
+    }
+    if pause.is_zero() {
+        return pause;
+    }
+    STATE.with(|state| {
+        let mut x = state.get();
+        if x == 0 {
+            let mut seed = [0; 8];
+            // Without randomness the pauses are merely alike.
+            let _ = getrandom::fill(&mut seed);
+            x = u64::from_le_bytes(seed) | 1;
+        }
+        // Xorshift (Marsaglia 2003): enough to spread clients.
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        state.set(x);
+        pause / 2 + pause.mul_f64((x >> 11) as f64 / (1u64 << 53) as f64)
+    })
+}
+
+#[cfg(test)]
+mod tests;

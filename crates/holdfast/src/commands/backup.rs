@@ -1,0 +1,231 @@
+//! `holdfast backup`: take, list and verify offsite copies.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use holdfast_archive::snapshot::read_manifest;
+use holdfast_archive::verify::Level;
+use holdfast_archive::{Destination, DestinationConfig, LineageFacts, LineageId, list_lineages, list_snapshots};
+use holdfast_client::AdminClient;
+use holdfast_model::id::GroupId;
+use serde::Serialize;
+
+use crate::clock;
+use crate::commands::connect::AdminArgs;
+use crate::exit::{Exit, failure};
+use crate::output::{self, Format, Table};
+use crate::progress;
+
+const POLL: Duration = Duration::from_millis(100);
+/// The one Raft group there is for now.
+pub const GROUP: GroupId = GroupId(0);
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Backup {
+    /// Take a snapshot and ship it to every destination; ends when it is there.
+    Now(NowArgs),
+    /// List what an archive holds, from the archive alone.
+    Ls(FromArgs),
+    /// Read an archive and check every hash and chain in it.
+    Verify(VerifyArgs),
+}
+
+/// Flags of `now`.
+#[derive(Debug, clap::Args)]
+pub struct NowArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Give up waiting after this many seconds; the backup goes on.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    wait: u64,
+}
+
+/// Which archive.
+#[derive(Debug, clap::Args)]
+pub struct FromArgs {
+    /// Where the archive is, for example file:///mnt/vault/holdfast.
+    #[arg(long, value_name = "URL")]
+    pub from: String,
+}
+
+impl FromArgs {
+    /// Opens it.
+    pub fn open(&self) -> anyhow::Result<Destination> {
+        Ok(Destination::open(&DestinationConfig::from_url(&self.from))?)
+    }
+}
+
+/// Flags of `verify`.
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    from: FromArgs,
+    /// Look at names, lengths and manifests only; read no chunk and no segment.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs a command.
+pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
+    match command {
+        Backup::Now(args) => now(format, &args).await,
+        Backup::Ls(args) => list(format, &args).await,
+        Backup::Verify(args) => verify(format, &args).await,
+    }
+}
+
+async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
+    let (admin, _) = args.admin.leader().await?;
+    let operation_id = take(&admin, Duration::from_secs(args.wait)).await?;
+    let value = serde_json::json!({"v": 1, "operation_id": operation_id, "done": true});
+    output::answer(format, &value, || "the backup is complete and was read back".to_owned())?;
+    Ok(Exit::Ok)
+}
+
+/// Takes a backup and waits for its end. Gives the operation's id.
+pub async fn take(admin: &AdminClient, wait: Duration) -> anyhow::Result<String> {
+    let operation_id = admin.create_backup().await?;
+    let bar = progress::bar(0, "backup");
+    let deadline = tokio::time::Instant::now() + wait;
+    loop {
+        let state = admin.operation(&operation_id).await?;
+        bar.set_length(state.total_units);
+        bar.set_position(state.done_units);
+        bar.set_message(state.stage);
+        if state.done {
+            bar.finish_and_clear();
+            if state.error_message.is_empty() {
+                return Ok(operation_id);
+            }
+            anyhow::bail!("the backup failed: {}", state.error_message);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            bar.finish_and_clear();
+            let message = format!("backup {operation_id} is not complete yet; it goes on, see `holdfast backup ls`");
+            return Err(failure(Exit::Unknown, message));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct LineageAnswer {
+    lineage: String,
+    cluster_name: String,
+    epoch: u16,
+    parent: Option<String>,
+    fork_index: Option<u64>,
+    snapshots: Vec<SnapshotAnswer>,
+    log_segments: u64,
+    log_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct SnapshotAnswer {
+    index: u64,
+    object: String,
+    time: String,
+    users: u64,
+    records: u64,
+    chunks: usize,
+    bytes: u64,
+}
+
+async fn list(format: Format, args: &FromArgs) -> anyhow::Result<Exit> {
+    let destination = args.open()?;
+    let mut lineages = Vec::new();
+    for facts in list_lineages(&destination).await? {
+        lineages.push(lineage(&destination, &facts).await?);
+    }
+    let empty = lineages.is_empty();
+    match format {
+        Format::Table => print_list(&args.from, &lineages)?,
+        Format::Json => output::object(&serde_json::json!({"v": 1, "from": args.from, "lineages": lineages}))?,
+        Format::Jsonl => lineages.iter().try_for_each(output::line)?,
+    }
+    Ok(if empty { Exit::NotFound } else { Exit::Ok })
+}
+
+async fn lineage(destination: &Destination, facts: &LineageFacts) -> anyhow::Result<LineageAnswer> {
+    let mut snapshots = Vec::new();
+    for found in list_snapshots(destination, &facts.id, GROUP).await? {
+        let (manifest, _) = read_manifest(destination, &facts.id, GROUP, found.index).await?;
+        snapshots.push(SnapshotAnswer {
+            index: found.index,
+            object: found.object,
+            time: clock::rfc3339(manifest.now.0),
+            users: manifest.users,
+            records: manifest.records,
+            chunks: manifest.chunks.len(),
+            bytes: manifest.stored_length(),
+        });
+    }
+    let segments = holdfast_archive::ship::list_segments(destination, &facts.id, GROUP).await?;
+    Ok(LineageAnswer {
+        lineage: facts.id.to_string(),
+        cluster_name: facts.cluster_name.clone(),
+        epoch: facts.epoch,
+        parent: facts.parent_id().map(|parent| parent.to_string()),
+        fork_index: facts.parent.as_ref().map(|parent| parent.index),
+        snapshots,
+        log_segments: segments.len() as u64,
+        log_bytes: segments.iter().map(|segment| segment.bytes).sum(),
+    })
+}
+
+fn print_list(from: &str, lineages: &[LineageAnswer]) -> anyhow::Result<()> {
+    if lineages.is_empty() {
+        output::text(format!("{from} holds no backup"))?;
+    }
+    for one in lineages {
+        let continues = match (&one.parent, one.fork_index) {
+            (Some(parent), Some(index)) => format!(", continues {parent} from index {index}"),
+            _ => String::new(),
+        };
+        output::text(format!("cluster {}, lineage {}{continues}", one.cluster_name, one.lineage))?;
+        output::text(format!("  log: {} segments, {}", one.log_segments, output::bytes(one.log_bytes)))?;
+        let mut table = Table::new(&["  snapshot", "time", "users", "records", "chunks", "size"]);
+        for snapshot in &one.snapshots {
+            table.row([
+                format!("  {}", snapshot.index),
+                snapshot.time.clone(),
+                snapshot.users.to_string(),
+                snapshot.records.to_string(),
+                snapshot.chunks.to_string(),
+                output::bytes(snapshot.bytes),
+            ]);
+        }
+        if !table.is_empty() {
+            table.print()?;
+        }
+    }
+    Ok(())
+}
+
+async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
+    let destination = args.from.open()?;
+    let level = if args.quick { Level::Presence } else { Level::Bytes };
+    let (mut objects, mut bytes, mut bad) = (0, 0, Vec::new());
+    let lineages: Vec<LineageId> = list_lineages(&destination).await?.iter().map(|facts| facts.id).collect();
+    for id in &lineages {
+        let report = holdfast_archive::verify(&destination, id, level).await?;
+        objects += report.objects;
+        bytes += report.bytes;
+        bad.extend(report.bad);
+    }
+    let faults: Vec<_> = bad.iter().map(|(object, reason)| serde_json::json!({"object": object, "reason": reason})).collect();
+    let value = serde_json::json!({
+        "v": 1, "from": args.from.from, "lineages": lineages.len(), "objects": objects, "bytes": bytes, "bad": faults,
+    });
+    output::answer(format, &value, || {
+        let looked = format!("{objects} objects looked at, {} read, {} bad", output::bytes(bytes), bad.len());
+        let faults = bad.iter().map(|(object, reason)| format!("{object}: {reason}\n"));
+        faults.collect::<String>() + &looked
+    })?;
+    Ok(match (lineages.is_empty(), bad.is_empty()) {
+        (true, _) => Exit::NotFound,
+        (false, true) => Exit::Ok,
+        (false, false) => Exit::Integrity,
+    })
+}

@@ -1,0 +1,289 @@
+//! `holdfast cluster`: found one, see how it is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Subcommand;
+use futures::future::join_all;
+use holdfast_client::{AdminClient, Error as ClientError, v1};
+use serde::Serialize;
+
+use crate::cli::host_port;
+use crate::commands::connect::{AdminArgs, leader_of};
+use crate::exit::Exit;
+use crate::output::{self, Format, Table};
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Cluster {
+    /// Found a cluster on fresh nodes that are running.
+    Init(InitArgs),
+    /// See every node, from any node, with or without a quorum.
+    Status(AdminArgs),
+}
+
+/// Flags of `init`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  holdfast cluster init --name prod --nodes 10.0.0.1:7472,10.0.0.2:7472,10.0.0.3:7472")]
+pub struct InitArgs {
+    /// Name of the cluster; destructive commands ask for it.
+    #[arg(long)]
+    name: String,
+    /// Admin addresses of the first voters, all fresh; three or five.
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', required = true, value_parser = host_port)]
+    nodes: Vec<String>,
+}
+
+/// Runs a command.
+pub async fn run(format: Format, command: Cluster) -> anyhow::Result<Exit> {
+    match command {
+        Cluster::Init(args) => init(format, &args).await,
+        Cluster::Status(args) => status(format, &args).await,
+    }
+}
+
+async fn init(format: Format, args: &InitArgs) -> anyhow::Result<Exit> {
+    let mut voters = Vec::new();
+    for address in &args.nodes {
+        let status = AdminClient::new(address)?.status().await?;
+        let Some(node) = status.self_ else { anyhow::bail!("{address} does not say which node it is") };
+        voters.push(node);
+    }
+    let answer = found(&args.nodes[0], &args.name, voters).await?;
+    let cluster_id = answer.cluster_id;
+    let value = serde_json::json!({
+        "v": 1, "cluster_id": cluster_id, "cluster_name": args.name, "incarnation": answer.incarnation,
+        "nodes": args.nodes.len(),
+    });
+    output::answer(format, &value, || {
+        format!("cluster {} ({cluster_id}) is founded with {} nodes", args.name, args.nodes.len())
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// Founds a cluster through the node at `admin`.
+pub async fn found(admin: &str, name: &str, voters: Vec<v1::Node>) -> Result<v1::InitClusterResponse, ClientError> {
+    let request = v1::InitClusterRequest { cluster_name: name.to_owned(), voters, group_count: 1 };
+    AdminClient::new(admin)?.with_deadline(Duration::from_secs(20)).init_cluster(request).await
+}
+
+#[derive(Debug, Serialize)]
+struct StatusAnswer {
+    v: u32,
+    cluster_id: String,
+    cluster_name: String,
+    incarnation: u64,
+    leader_id: u64,
+    nodes: Vec<NodeAnswer>,
+    destinations: Vec<DestinationAnswer>,
+    checks: Vec<CheckAnswer>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeAnswer {
+    node_id: u64,
+    reachable: bool,
+    role: &'static str,
+    client: String,
+    peer: String,
+    admin: String,
+    http: String,
+    labels: BTreeMap<String, String>,
+    version: String,
+    #[serde(flatten)]
+    raft: Option<RaftAnswer>,
+}
+
+#[derive(Debug, Serialize)]
+struct RaftAnswer {
+    is_leader: bool,
+    leader_id: u64,
+    term: u64,
+    last_log_index: u64,
+    committed_index: u64,
+    applied_index: u64,
+    purged_index: u64,
+    snapshot_index: u64,
+    digest: String,
+    digest_index: u64,
+    leader_contact_age_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct DestinationAnswer {
+    name: String,
+    durable_index: u64,
+    lag_ms: Option<u64>,
+    verified_index: u64,
+    last_error: String,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckAnswer {
+    check_id: String,
+    severity: &'static str,
+    evidence: String,
+    remedy: String,
+}
+
+async fn status(format: Format, args: &AdminArgs) -> anyhow::Result<Exit> {
+    let (_, first) = args.first().await?;
+    let answers = ask_all(&first, args).await;
+    // The leader knows most about destinations; any other node's word will do.
+    let leader_id = leader_of(&first);
+    let best = answers.get(&leader_id).unwrap_or(&first);
+    let value = StatusAnswer {
+        v: 1,
+        cluster_id: best.cluster_id.clone(),
+        cluster_name: best.cluster_name.clone(),
+        incarnation: best.incarnation,
+        leader_id: leader_of(best),
+        nodes: nodes(&first, &answers),
+        destinations: best.destinations.iter().map(destination).collect(),
+        checks: best.checks.iter().map(check).collect(),
+    };
+    match format {
+        Format::Table => print_status(&value)?,
+        Format::Json => output::object(&value)?,
+        Format::Jsonl => output::line(&value)?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// Asks every member and every given endpoint; by node id.
+async fn ask_all(first: &v1::GetStatusResponse, args: &AdminArgs) -> BTreeMap<u64, v1::GetStatusResponse> {
+    let mut addresses: Vec<&str> = args.endpoints.iter().map(String::as_str).collect();
+    addresses.extend(first.nodes.iter().map(|node| node.admin_address.as_str()));
+    addresses.retain(|address| !address.is_empty());
+    addresses.sort_unstable();
+    addresses.dedup();
+    let ask = |address: &str| {
+        let admin = AdminClient::new(address).map(|admin| admin.with_deadline(Duration::from_secs(2)));
+        async move { admin?.status().await }
+    };
+    let answers = join_all(addresses.into_iter().map(ask)).await;
+    let by_id = |status: v1::GetStatusResponse| Some((status.self_.as_ref()?.node_id, status));
+    answers.into_iter().flatten().filter_map(by_id).collect()
+}
+
+fn nodes(first: &v1::GetStatusResponse, answers: &BTreeMap<u64, v1::GetStatusResponse>) -> Vec<NodeAnswer> {
+    let mut members: BTreeMap<u64, v1::Node> =
+        first.nodes.iter().map(|node| (node.node_id, node.clone())).collect();
+    for (id, status) in answers {
+        if let Some(node) = &status.self_ {
+            let role = members.get(id).map_or(node.role, |member| member.role);
+            members.insert(*id, v1::Node { role, ..node.clone() });
+        }
+    }
+    members.into_values().map(|node| node_answer(answers.get(&node.node_id), node)).collect()
+}
+
+fn node_answer(status: Option<&v1::GetStatusResponse>, node: v1::Node) -> NodeAnswer {
+    let role = match v1::NodeRole::try_from(node.role) {
+        Ok(v1::NodeRole::Voter) => "voter",
+        Ok(v1::NodeRole::Learner) => "learner",
+        Ok(v1::NodeRole::Unspecified) | Err(_) => "unknown",
+    };
+    let raft = status.and_then(|status| status.groups.first()).map(|group| RaftAnswer {
+        is_leader: group.leader_id == node.node_id && group.leader_id != 0,
+        leader_id: group.leader_id,
+        term: group.term,
+        last_log_index: group.last_log_index,
+        committed_index: group.committed_index,
+        applied_index: group.applied_index,
+        purged_index: group.purged_index,
+        snapshot_index: group.snapshot_index,
+        digest: holdfast_archive::layout::hex(&group.digest),
+        digest_index: group.digest_index,
+        leader_contact_age_ms: group.leader_contact_age.as_ref().map(|age| millis(age.seconds, age.nanos)),
+    });
+    NodeAnswer {
+        node_id: node.node_id,
+        reachable: status.is_some(),
+        role,
+        client: node.client_address,
+        peer: node.peer_address,
+        admin: node.admin_address,
+        http: node.http_address,
+        labels: node.labels.into_iter().collect(),
+        version: node.version,
+        raft,
+    }
+}
+
+fn millis(seconds: i64, nanos: i32) -> u64 {
+    u64::try_from(seconds).unwrap_or(0) * 1000 + u64::try_from(nanos).unwrap_or(0) / 1_000_000
+}
+
+fn destination(status: &v1::DestinationStatus) -> DestinationAnswer {
+    DestinationAnswer {
+        name: status.name.clone(),
+        durable_index: status.durable_index,
+        lag_ms: status.lag.as_ref().map(|lag| millis(lag.seconds, lag.nanos)),
+        verified_index: status.verified_index,
+        last_error: status.last_error.clone(),
+    }
+}
+
+fn check(check: &v1::HealthCheck) -> CheckAnswer {
+    let severity = match v1::HealthSeverity::try_from(check.severity) {
+        Ok(v1::HealthSeverity::Warning) => "warning",
+        Ok(v1::HealthSeverity::Error) => "error",
+        Ok(v1::HealthSeverity::Unknown | v1::HealthSeverity::Unspecified) | Err(_) => "unknown",
+    };
+    CheckAnswer {
+        check_id: check.check_id.clone(),
+        severity,
+        evidence: check.evidence.clone(),
+        remedy: check.remedy.clone(),
+    }
+}
+
+fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
+    if value.cluster_id.is_empty() {
+        output::text("no cluster is founded here yet; run `holdfast cluster init`")?;
+    } else {
+        let leader = match value.leader_id {
+            0 => "no leader: writes wait".to_owned(),
+            id => format!("node {id} leads"),
+        };
+        output::text(format!("cluster {} ({}), {leader}", value.cluster_name, value.cluster_id))?;
+    }
+    let mut table =
+        Table::new(&["node", "state", "client", "admin", "term", "last", "committed", "applied", "digest", "labels"]);
+    for node in &value.nodes {
+        let labels = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        let addresses = [node.client.clone(), node.admin.clone()];
+        let raft = node.raft.as_ref();
+        let state = match raft {
+            None => "unreachable",
+            Some(raft) if raft.is_leader => "leader",
+            Some(_) => node.role,
+        };
+        let number = |of: fn(&RaftAnswer) -> u64| raft.map_or("-".to_owned(), |raft| of(raft).to_string());
+        let digest = raft.filter(|raft| !raft.digest.is_empty());
+        let digest = digest.map(|raft| format!("{:.8}@{}", raft.digest, raft.digest_index)).unwrap_or_default();
+        let numbers = [
+            number(|raft| raft.term),
+            number(|raft| raft.last_log_index),
+            number(|raft| raft.committed_index),
+            number(|raft| raft.applied_index),
+        ];
+        let cells = [node.node_id.to_string(), state.to_owned()].into_iter().chain(addresses).chain(numbers);
+        table.row(cells.chain([digest, labels]));
+    }
+    table.print()?;
+    for one in &value.destinations {
+        let lag = one.lag_ms.map_or("unknown lag".to_owned(), |ms| format!("{ms} ms behind"));
+        output::text(format!("offsite {}: durable to index {}, {lag}", one.name, one.durable_index))?;
+        if !one.last_error.is_empty() {
+            output::text(format!("  last error: {}", one.last_error))?;
+        }
+    }
+    for one in &value.checks {
+        output::text(format!("{} {}: {}; clear it with: {}", one.severity, one.check_id, one.evidence, one.remedy))?;
+    }
+    Ok(())
+}

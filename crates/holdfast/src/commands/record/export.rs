@@ -1,0 +1,136 @@
+//! `record export`: all records of a user into files.
+//!
+//! Invariants: what is written is one consistent state of the user; files appear whole; no file is overwritten unless
+//! the caller said so.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use holdfast_client::{Client, v1};
+
+use super::feed::{FeedEnd, each_page};
+use super::{UserArgs, key_of, sha256_hex};
+use crate::atomic_file;
+use crate::exit::{Exit, failure};
+use crate::output::{self, Format};
+use crate::portable::{ExportRecord, ExportSet, export_files};
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Writes contacts.vcf, calendar.ics, records.jsonl (everything, with hashes) and files/ for whatever is neither. Payloads
+come back byte for byte.")]
+pub struct Args {
+    #[command(flatten)]
+    user: UserArgs,
+    /// Directory to write to; it is made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Overwrite files of an earlier export.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Exports.
+pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
+    let client = args.user.connect.client()?;
+    let (records, restoring) = everything(&client, &args.user.user).await?;
+    if records.is_empty() && restoring.is_empty() {
+        return Err(failure(Exit::NotFound, format!("user {} has no records", args.user.user)));
+    }
+    let count = records.len();
+    let ExportSet { files, unparseable } = tokio::task::spawn_blocking(move || export_files(&records)).await?;
+    write_all(&args.out, &files, args.force)?;
+    for one in &unparseable {
+        eprintln!("{one}");
+    }
+    for one in &restoring {
+        eprintln!("collection {one} is still being restored: it is not complete in this export");
+    }
+    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    let value = serde_json::json!({
+        "v": 1, "records": count, "files": names, "unparseable": unparseable, "collections_restoring": restoring,
+    });
+    output::answer(format, &value, || {
+        let listed = names.iter().filter(|name| !name.starts_with("files/")).copied().collect::<Vec<_>>().join(", ");
+        let others = names.iter().filter(|name| name.starts_with("files/")).count();
+        format!("{count} records of {} in {}: {listed}, and {others} files under files/", args.user.user, args.out.display())
+    })?;
+    Ok(if restoring.is_empty() { Exit::Ok } else { Exit::Partial })
+}
+
+/// All live records, as one consistent state: the change feed from its beginning, followed to its end.
+async fn everything(client: &Client, user: &str) -> anyhow::Result<(Vec<ExportRecord>, Vec<String>)> {
+    let mut live: BTreeMap<(String, String), v1::Record> = BTreeMap::new();
+    let request = v1::GetChangesRequest {
+        user_id: user.to_owned(),
+        consistency: Some(v1::ReadConsistency {
+            level: Some(v1::read_consistency::Level::Linearizable(v1::Linearizable {})),
+        }),
+        ..Default::default()
+    };
+    let end = each_page(client, request, |page| {
+        for record in &page.records {
+            let (collection, id) = key_of(record);
+            let key = (collection.to_owned(), id.to_owned());
+            // A record that changes meanwhile comes again, in its newer state.
+            if record.delete_time.is_some() {
+                live.remove(&key);
+            } else {
+                live.insert(key, record.clone());
+            }
+        }
+        Ok(())
+    });
+    let restoring = match end.await? {
+        FeedEnd::Page(page) => page.collections_restoring,
+        FeedEnd::Resync(_) => anyhow::bail!("the cluster was restored while it was read; run the export again"),
+    };
+    let records = live.into_iter().map(|((collection, record_id), record)| ExportRecord {
+        collection,
+        record_id,
+        version: record.version,
+        content_type: record.content_type,
+        sha256_hex: sha256_hex(&record.payload),
+        update_time_ms: record.update_time.map_or(0, |time| holdfast_wire::reply::millis(&time)),
+        payload: record.payload.into(),
+    });
+    Ok((records.collect(), restoring))
+}
+
+fn write_all(out: &Path, files: &[(String, Vec<u8>)], force: bool) -> anyhow::Result<()> {
+    let there = files.iter().map(|(name, _)| out.join(name)).find(|path| path.symlink_metadata().is_ok());
+    if let Some(there) = there.filter(|_| !force) {
+        let message = format!(
+            "{} is there already: nothing was written; name an empty directory, or overwrite with --force",
+            there.display()
+        );
+        return Err(failure(Exit::Conflict, message));
+    }
+    std::fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+    for (name, bytes) in files {
+        let path = out.join(name);
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        }
+        atomic_file::write(&path, bytes)?;
+    }
+    atomic_file::sync_dir(out).with_context(|| format!("sync {}", out.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_overwritten_unasked() {
+        let dir = tempfile::tempdir().expect("temp");
+        let files = vec![("a.vcf".to_owned(), b"1".to_vec()), ("files/x/b".to_owned(), b"2".to_vec())];
+        write_all(dir.path(), &files, false).expect("writes");
+        assert_eq!(std::fs::read(dir.path().join("files/x/b")).expect("reads"), b"2");
+        let error = write_all(dir.path(), &files, false).expect_err("is there");
+        assert_eq!(crate::exit::exit_of(&error), Exit::Conflict);
+        write_all(dir.path(), &files, true).expect("overwrites");
+    }
+}

@@ -1,0 +1,277 @@
+//! `record import`: the parts of vCard and iCalendar files into records.
+//!
+//! Invariants:
+//! - Everything of a file becomes a record or is named in the report; nothing stops anything else.
+//! - Records follow from the files alone, so that the same import again changes nothing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use holdfast_client::{Client, v1};
+use holdfast_model::limits::{PAYLOAD_BYTES_MAX, RECORD_ID_BYTES_MAX};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use super::UserArgs;
+use crate::exit::Exit;
+use crate::output::{self, Format, Table};
+use crate::portable::{ImportItem, import_file};
+use crate::progress;
+
+/// Records and payload bytes in one batch: small enough that one slow batch is soon repeated.
+const BATCH_RECORDS_MAX: usize = 100;
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+One record per card; one per calendar entry (UID), with its changed occurrences and time zones. What cannot be parsed
+is stored as it is in collection x-raw, named by file and line, and makes the exit code 10. Importing the same files
+again changes nothing.")]
+pub struct Args {
+    #[command(flatten)]
+    user: UserArgs,
+    /// .vcf and .ics files.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    v: u32,
+    files: usize,
+    files_skipped: usize,
+    records: u64,
+    written: u64,
+    unchanged: u64,
+    /// Stored as they are, in x-raw.
+    raw: u64,
+    /// Larger than a record can be: not stored.
+    oversize: u64,
+    by_collection: BTreeMap<String, u64>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    file: String,
+    line: Option<usize>,
+    problem: String,
+}
+
+/// Imports.
+pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
+    let client = args.user.connect.client()?;
+    let mut report = Report { v: 1, files: args.files.len(), ..Report::default() };
+    let items = gather(&args.files, &mut report);
+    report.records = items.len() as u64;
+    let bar = progress::bar(items.len() as u64, "import");
+    for batch in batches(items) {
+        store(&client, &args.user.user, batch, &mut report, &bar).await?;
+    }
+    bar.finish_and_clear();
+    for one in &report.problems {
+        match one.line {
+            Some(line) => eprintln!("{}:{line}: {}", one.file, one.problem),
+            None => eprintln!("{}: {}", one.file, one.problem),
+        }
+    }
+    print(format, &report)?;
+    Ok(if report.files_skipped == report.files {
+        Exit::Error
+    } else if report.files_skipped + usize::from(report.raw + report.oversize > 0) > 0 {
+        Exit::Partial
+    } else {
+        Exit::Ok
+    })
+}
+
+/// Reads all files. Parts of different files under one id get ids of their own, unless they are the same.
+fn gather(files: &[PathBuf], report: &mut Report) -> Vec<ImportItem> {
+    let mut taken: BTreeMap<(&'static str, String), blake3::Hash> = BTreeMap::new();
+    let mut all = Vec::new();
+    for file in files {
+        let name = file.display().to_string();
+        let items = match std::fs::read(file).map_err(anyhow::Error::from).and_then(|bytes| read(file, &bytes)) {
+            Ok(items) => items,
+            Err(error) => {
+                report.files_skipped += 1;
+                report.problems.push(Problem { file: name, line: None, problem: error.to_string() });
+                continue;
+            }
+        };
+        for mut item in items {
+            let line = Some(item.line);
+            let mut note = |problem: String| report.problems.push(Problem { file: name.clone(), line, problem });
+            if item.payload.len() > PAYLOAD_BYTES_MAX {
+                report.oversize += 1;
+                let size = output::bytes(item.payload.len() as u64);
+                note(format!("{} is {size}, more than a record can hold (1 MiB): not stored", item.record_id));
+                continue;
+            }
+            let content = blake3::hash(&item.payload);
+            let Some(id) = free_id(&taken, &item, content) else { continue };
+            taken.insert((item.collection, id.clone()), content);
+            if id != item.record_id && item.problem.is_none() {
+                note(format!("another file has other content under the id {}: stored as {id} too", item.record_id));
+            }
+            item.record_id = id;
+            if let Some(problem) = item.problem.take() {
+                report.raw += 1;
+                note(format!("stored as it is in {}/{}: {problem}", item.collection, item.record_id));
+            }
+            all.push(item);
+        }
+    }
+    all
+}
+
+fn read(file: &Path, bytes: &[u8]) -> anyhow::Result<Vec<ImportItem>> {
+    let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+    Ok(import_file(&name, bytes)?)
+}
+
+/// An id that no other content of this import has; `None` = the same content is there already.
+fn free_id(
+    taken: &BTreeMap<(&'static str, String), blake3::Hash>,
+    item: &ImportItem,
+    content: blake3::Hash,
+) -> Option<String> {
+    let mut id = item.record_id.clone();
+    let mut mark = content;
+    loop {
+        match taken.get(&(item.collection, id.clone())) {
+            None => return Some(id),
+            Some(other) if *other == content => return None,
+            Some(_) => {
+                let suffix = format!("~{}", &mark.to_hex()[..8]);
+                let mut end = item.record_id.len().min(RECORD_ID_BYTES_MAX - suffix.len());
+                while !item.record_id.is_char_boundary(end) {
+                    end -= 1;
+                }
+                id = format!("{}{suffix}", &item.record_id[..end]);
+                mark = blake3::hash(mark.as_bytes());
+            }
+        }
+    }
+}
+
+/// Cuts into batches of distinct keys, in order.
+fn batches(items: Vec<ImportItem>) -> Vec<Vec<ImportItem>> {
+    let mut all = Vec::new();
+    let mut batch: Vec<ImportItem> = Vec::new();
+    let mut keys = HashSet::new();
+    let mut bytes = 0;
+    for item in items {
+        let key = (item.collection, item.record_id.clone());
+        let full = batch.len() >= BATCH_RECORDS_MAX || bytes + item.payload.len() > BATCH_BYTES_MAX;
+        if !batch.is_empty() && (full || keys.contains(&key)) {
+            all.push(std::mem::take(&mut batch));
+            keys.clear();
+            bytes = 0;
+        }
+        bytes += item.payload.len();
+        keys.insert(key);
+        batch.push(item);
+    }
+    if !batch.is_empty() {
+        all.push(batch);
+    }
+    all
+}
+
+async fn store(
+    client: &Client,
+    user: &str,
+    batch: Vec<ImportItem>,
+    report: &mut Report,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    let count = batch.len() as u64;
+    for item in &batch {
+        *report.by_collection.entry(item.collection.to_owned()).or_default() += 1;
+    }
+    let mutations = batch.into_iter().map(|item| v1::Mutation {
+        key: Some(v1::RecordKey { collection: item.collection.to_owned(), record_id: item.record_id }),
+        op: Some(v1::mutation::Op::Put(v1::PutOp {
+            content_type: item.content_type,
+            payload: item.payload.into(),
+            ..Default::default()
+        })),
+        precondition: None,
+    });
+    let request = v1::BatchWriteRequest {
+        user_id: user.to_owned(),
+        mutations: mutations.collect(),
+        ..Default::default()
+    };
+    let answer = client.write(request).await?;
+    let written = answer.results.iter().filter(|result| result.changed).count() as u64;
+    report.written += written;
+    report.unchanged += count - written;
+    bar.inc(count);
+    Ok(())
+}
+
+fn print(format: Format, report: &Report) -> anyhow::Result<()> {
+    match format {
+        Format::Json => output::object(report)?,
+        Format::Jsonl => output::line(report)?,
+        Format::Table => {
+            let mut table = Table::new(&["collection", "records"]);
+            for (collection, records) in &report.by_collection {
+                table.row([collection.clone(), records.to_string()]);
+            }
+            if !table.is_empty() {
+                table.print()?;
+            }
+            let Report { files, files_skipped, records, written, unchanged, raw, oversize, .. } = report;
+            output::text(format!(
+                "{records} records from {} of {files} files: {written} written, {unchanged} unchanged, {raw} stored raw, \
+                 {oversize} too large",
+                files - files_skipped
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(id: &str, payload: &[u8]) -> ImportItem {
+        ImportItem {
+            collection: "contacts",
+            record_id: id.into(),
+            content_type: "text/vcard".into(),
+            payload: payload.to_vec(),
+            line: 1,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn batches_are_bounded_and_have_distinct_keys() {
+        let items: Vec<ImportItem> = (0..250).map(|n| item(&format!("c{n}"), b"x")).collect();
+        assert_eq!(batches(items).iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 50]);
+        let big = vec![0; BATCH_BYTES_MAX];
+        assert_eq!(batches(vec![item("a", &big), item("b", &big), item("c", b"x")]).len(), 3);
+        assert_eq!(batches(vec![item("a", b"1"), item("b", b"2"), item("a", b"3")]).len(), 2);
+        assert!(batches(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn one_id_in_two_files_loses_nothing() {
+        let mut taken = BTreeMap::new();
+        let first = item("c1", b"one");
+        taken.insert(("contacts", "c1".to_owned()), blake3::hash(b"one"));
+        assert_eq!(free_id(&taken, &first, blake3::hash(b"one")), None, "the same twice is one record");
+        let id = free_id(&taken, &item("c1", b"two"), blake3::hash(b"two")).expect("another id");
+        assert!(id.starts_with("c1~") && id.len() == 11, "{id}");
+        let long = item(&"é".repeat(64), b"two");
+        taken.insert(("contacts", long.record_id.clone()), blake3::hash(b"one"));
+        let id = free_id(&taken, &long, blake3::hash(b"two")).expect("another id");
+        assert!(id.len() <= RECORD_ID_BYTES_MAX, "{}", id.len());
+    }
+}

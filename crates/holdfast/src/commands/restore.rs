@@ -1,0 +1,318 @@
+//! `holdfast restore`: a new cluster out of an archive.
+//!
+//! Invariants: what will be there and what is lost is said before anything is written; a directory that holds anything
+//! is refused; nothing is usable until every byte was checked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use clap::Subcommand;
+use holdfast_archive::{
+    Choose, Destination, LineageId, RestorePlan, RestoreReport, RestoreSpec, RestoreStage, RestoreTarget,
+};
+use holdfast_model::id::{Incarnation, NodeId};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::clock;
+use crate::commands::backup::{FromArgs, GROUP};
+use crate::exit::{Exit, failure};
+use crate::launch::{ClusterSpec, DEFAULT_PORT_BASE, Labels, NodeSpec, parse_labels, seat};
+use crate::output::{self, Format};
+use crate::progress;
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Restore {
+    /// Say what a restore would bring back, and what is lost; read-only.
+    Plan(PlanArgs),
+    /// Fill fresh data directories, which open as a new cluster.
+    Run(RunArgs),
+}
+
+/// Flags of `plan`.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    from: FromArgs,
+    /// History to restore, as `backup ls` names it [default: the newest].
+    #[arg(long, value_name = "CLUSTER/INCARNATION")]
+    lineage: Option<String>,
+}
+
+/// Flags of `run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+With --data the directory is laid out as `holdfast dev` does it, and this starts the cluster:
+  holdfast dev --data DIR
+
+With --node, once per node, each directory is for a `holdfast serve` of its own:
+  holdfast restore run --from file:///mnt/vault/holdfast --name prod \\
+      --node id=1,data=/srv/n1,client=10.0.0.1:7470,peer=10.0.0.1:7471,admin=10.0.0.1:7472,http=10.0.0.1:7473 \\
+      --node id=2,…  --node id=3,…")]
+pub struct RunArgs {
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Directory to fill, laid out as `holdfast dev` does it.
+    #[arg(long, value_name = "DIR", required_unless_present = "node", conflicts_with = "node")]
+    data: Option<PathBuf>,
+    /// Number of nodes under --data.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    nodes: usize,
+    /// First port of the nodes under --data.
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT_BASE)]
+    port_base: u16,
+    /// Failure domains of the nodes under --data: "array=a1,site=x;array=a2,site=x;array=a3,site=y".
+    #[arg(long, value_name = "LABELS", value_parser = parse_labels)]
+    labels: Option<Labels>,
+    /// A node: id=1,data=DIR,client=H:P,peer=H:P,admin=H:P,http=H:P and any label; may be repeated.
+    #[arg(long, value_name = "NODE", value_parser = parse_node)]
+    node: Vec<NodeSpec>,
+    /// Name of the new cluster [default: that of the old one].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Runs a command.
+pub async fn run(format: Format, command: Restore) -> anyhow::Result<Exit> {
+    match command {
+        Restore::Plan(args) => {
+            let (_, plan) = make_plan(&args).await?;
+            let answer = PlanAnswer::new(&plan, SystemTime::now());
+            output::answer(format, &answer, || answer.in_words())?;
+        }
+        Restore::Run(args) => restore(format, args).await?,
+    }
+    Ok(Exit::Ok)
+}
+
+async fn make_plan(args: &PlanArgs) -> anyhow::Result<(Destination, RestorePlan)> {
+    let choose = match &args.lineage {
+        None => Choose::Latest,
+        Some(text) => Choose::Lineage(LineageId::parse(text).ok_or_else(|| {
+            failure(Exit::Usage, format!("--lineage {text:?} is none; `holdfast backup ls` names them"))
+        })?),
+    };
+    let destination = args.from.open()?;
+    let plan = holdfast_archive::plan(&destination, GROUP, choose).await?;
+    Ok((destination, plan))
+}
+
+async fn restore(format: Format, args: RunArgs) -> anyhow::Result<()> {
+    let (destination, plan) = make_plan(&args.plan).await?;
+    let name = args.name.clone().unwrap_or_else(|| plan.lineage.cluster_name.clone());
+    let spec = args.data.as_deref().map(|data| dev_spec(&args, data, &name)).transpose()?;
+    let nodes = spec.as_ref().map_or(&args.node, |spec| &spec.nodes);
+    check_nodes(nodes)?;
+    let answer = PlanAnswer::new(&plan, SystemTime::now());
+    if format == Format::Table {
+        output::text(answer.in_words())?;
+    }
+    let started = std::time::Instant::now();
+    let report = fill(&destination, &plan, nodes, &name).await?;
+    if let Some(spec) = &spec {
+        spec.remember()?;
+    }
+    let took = started.elapsed();
+    let value = serde_json::json!({
+        "v": 1, "plan": answer, "last_index": report.last.index, "records": report.records,
+        "entries_replayed": report.entries, "restore_ms": took.as_millis() as u64,
+        "cluster_name": name, "incarnation": report.genesis.incarnation.0,
+        "data_dirs": nodes.iter().map(|node| &node.data_dir).collect::<Vec<_>>(),
+    });
+    output::answer(format, &value, || done_in_words(&report, took, &name, nodes, spec.as_ref()))?;
+    Ok(())
+}
+
+fn done_in_words(
+    report: &RestoreReport,
+    took: Duration,
+    name: &str,
+    nodes: &[NodeSpec],
+    spec: Option<&ClusterSpec>,
+) -> String {
+    let next = match spec {
+        Some(spec) => format!("start it: holdfast dev --data {}", spec.dir.display()),
+        None => "start it: holdfast serve, once for each directory".to_owned(),
+    };
+    format!(
+        "restored {} records up to index {} into {} directories in {:.1} s, every hash checked; cluster {name} is a \
+         history of its own\n{next}",
+        report.records,
+        report.last.index,
+        nodes.len(),
+        took.as_secs_f64()
+    )
+}
+
+fn dev_spec(args: &RunArgs, data: &Path, name: &str) -> anyhow::Result<ClusterSpec> {
+    let usage = |error| failure(Exit::Usage, error);
+    let mut spec = ClusterSpec::new(data, args.nodes, args.port_base, name).map_err(usage)?;
+    if let Some(labels) = &args.labels {
+        spec.label(&labels.0).map_err(usage)?;
+    }
+    std::fs::create_dir_all(&spec.dir)?;
+    Ok(spec)
+}
+
+fn check_nodes(nodes: &[NodeSpec]) -> anyhow::Result<()> {
+    let mut ids: Vec<u64> = nodes.iter().map(|node| node.id).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(failure(Exit::Usage, "two nodes have one id; give each its own"));
+    }
+    let mut dirs: Vec<&Path> = nodes.iter().map(|node| node.data_dir.as_path()).collect();
+    dirs.sort_unstable();
+    if dirs.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(failure(Exit::Usage, "two nodes have one data directory; give each its own"));
+    }
+    Ok(())
+}
+
+/// Fills the data directories of `nodes` and seats them as the members of a new history.
+pub async fn fill(
+    destination: &Destination,
+    plan: &RestorePlan,
+    nodes: &[NodeSpec],
+    name: &str,
+) -> anyhow::Result<RestoreReport> {
+    let mut targets = Vec::new();
+    for node in nodes {
+        targets.push(RestoreTarget { path: node.data_dir.clone(), node_id: node.id, identity: random()? });
+    }
+    let incarnation = u64::from_le_bytes(random()?).max(1);
+    let spec = RestoreSpec {
+        cluster_id: random()?,
+        cluster_name: name.to_owned(),
+        incarnation: Incarnation(incarnation),
+        members: nodes.iter().map(|node| NodeId(node.id)).collect(),
+    };
+    let bar = progress::bar(plan.bytes(), "");
+    let shown = |stage, done, total| show(&bar, stage, done, total);
+    let report = holdfast_archive::restore(destination, plan, &targets, &spec, &shown).await;
+    bar.finish_and_clear();
+    let report = report?;
+    let nodes = nodes.to_vec();
+    tokio::task::spawn_blocking(move || seat(&nodes)).await??;
+    Ok(report)
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
+    Ok(bytes)
+}
+
+fn show(bar: &ProgressBar, stage: RestoreStage, done: u64, total: u64) {
+    bar.set_message(match stage {
+        RestoreStage::Verify => "checking every object",
+        RestoreStage::Load => "loading the snapshot",
+        RestoreStage::Replay => "replaying the log",
+    });
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
+/// What a restore would do, as it is printed.
+#[derive(Debug, Serialize)]
+pub struct PlanAnswer {
+    v: u32,
+    from: String,
+    lineage: String,
+    cluster_name: String,
+    /// Last log index that comes back.
+    pub last_index: u64,
+    last_term: u64,
+    last_time: Option<String>,
+    /// Age of the newest write that comes back; what was acknowledged after it is lost.
+    loss_window_ms: Option<u64>,
+    /// Index of the snapshot it starts from; 0 = none.
+    pub snapshot_index: u64,
+    snapshot_records: u64,
+    segments: u64,
+    bytes: u64,
+}
+
+impl PlanAnswer {
+    /// Of a plan, seen at `now`.
+    pub fn new(plan: &RestorePlan, now: SystemTime) -> Self {
+        let stamp = (plan.last_stamp_ms > 0).then_some(plan.last_stamp_ms);
+        Self {
+            v: 1,
+            from: plan.destination.clone(),
+            lineage: plan.lineage.id.to_string(),
+            cluster_name: plan.lineage.cluster_name.clone(),
+            last_index: plan.last.index,
+            last_term: plan.last.term,
+            last_time: stamp.map(clock::rfc3339),
+            loss_window_ms: stamp.map(|stamp| clock::unix_ms(now).saturating_sub(stamp)),
+            snapshot_index: plan.snapshot_index(),
+            snapshot_records: plan.records(),
+            segments: plan.segments(),
+            bytes: plan.bytes(),
+        }
+    }
+
+    /// For people.
+    pub fn in_words(&self) -> String {
+        let start = match self.snapshot_index {
+            0 => "from the first log entry".to_owned(),
+            index => format!("from the snapshot at index {index} ({} records)", self.snapshot_records),
+        };
+        let lost = match (&self.last_time, self.loss_window_ms) {
+            (Some(time), Some(ms)) => format!(
+                "what was acknowledged after {time}, {:.1} s ago, is not in this archive and is lost unless devices \
+                 upload it again",
+                ms as f64 / 1000.0
+            ),
+            _ => "the archive holds no time stamp: how much is lost is unknown".to_owned(),
+        };
+        format!(
+            "cluster {} ({}) comes back to index {}: {start}, then {} log segments; {} to read\nloss window: {lost}",
+            self.cluster_name,
+            self.lineage,
+            self.last_index,
+            self.segments,
+            output::bytes(self.bytes)
+        )
+    }
+}
+
+/// Reads `id=1,data=DIR,client=H:P,peer=H:P,admin=H:P,http=H:P`; other keys are labels.
+fn parse_node(text: &str) -> Result<NodeSpec, String> {
+    let pairs = text.split(',').map(crate::cli::key_value).collect::<Result<Vec<_>, _>>()?;
+    let mut values: BTreeMap<String, String> = pairs.into_iter().collect();
+    let mut take = |key: &str| values.remove(key).ok_or_else(|| format!("{key}=… is missing"));
+    let id = take("id")?.parse().ok().filter(|id| *id > 0).ok_or("id must be a number above 0")?;
+    let data_dir = std::path::absolute(take("data")?).map_err(|error| error.to_string())?;
+    let mut address = |key: &str| crate::cli::host_port(&take(key)?).map_err(|error| format!("{key}: {error}"));
+    let (client, peer, admin, http) = (address("client")?, address("peer")?, address("admin")?, address("http")?);
+    let log = data_dir.with_extension("log");
+    Ok(NodeSpec { id, data_dir, client, peer, admin, http, labels: values, log, offsite: Vec::new(), set: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_names_all_its_addresses() {
+        let whole = "id=2,data=/srv/n2,client=h:1,peer=h:2,admin=h:3,http=h:4,array=a1";
+        let node = parse_node(whole).expect("parses");
+        assert_eq!((node.id, node.peer.as_str(), node.labels["array"].as_str()), (2, "h:2", "a1"));
+        for wrong in ["id=0,data=/d,client=h:1,peer=h:2,admin=h:3,http=h:4", "id=1", "id=1,data=/d,client=h", "x"] {
+            assert!(parse_node(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn nodes_share_nothing() {
+        let node = |id: u64, dir: &str| {
+            parse_node(&format!("id={id},data={dir},client=h:1,peer=h:2,admin=h:3,http=h:4")).expect("parses")
+        };
+        assert!(check_nodes(&[node(1, "/a"), node(2, "/b")]).is_ok());
+        assert!(check_nodes(&[node(1, "/a"), node(1, "/b")]).is_err());
+        assert!(check_nodes(&[node(1, "/a"), node(2, "/a")]).is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! Commands: what a log entry asks of the state machine. Built at the edge (`wire::api`) or by the leader itself.
+
+use bytes::Bytes;
+
+use crate::id::{DeviceId, Incarnation, Millis, NodeId, RecordKey, RequestId, UserId, Version};
+
+/// The newest rules this build knows. An entry carries the rules it was proposed under; `transition` dispatches on it.
+pub const RULES: u16 = 1;
+
+/// What one log entry carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// Rules to judge the command by.
+    pub rules: u16,
+    /// Leader's time stamp; drives `sys.now`, and nothing else reads a clock.
+    pub stamp: Millis,
+    /// What to do.
+    pub command: Command,
+}
+
+/// One command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Writes of one user that commit together or not at all.
+    WriteBatch(WriteBatch),
+    /// First entry of a history; nothing is served before it.
+    Genesis(Genesis),
+    /// How far an offsite destination holds the log, read back from there.
+    OffsiteFact(OffsiteFact),
+    /// Every replica takes a checkpoint right after applying this entry.
+    SnapshotBarrier(SnapshotBarrier),
+    /// Drop what is due in the expiry queue.
+    Expire,
+    /// State of a long-running job of an operator.
+    SetOperation(Operation),
+}
+
+/// Writes of one user that commit together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteBatch {
+    /// Owner.
+    pub user: UserId,
+    /// Kept by the device over all retries.
+    pub request_id: RequestId,
+    /// First 16 bytes of BLAKE3 over the canonical body: tells a retry from another request under the same id.
+    pub fingerprint: [u8; 16],
+    /// When the device first sent the id, in server time; `None` = not said, judged as sent now.
+    pub first_sent: Option<Millis>,
+    /// Writing device, if it said so.
+    pub device: Option<DeviceId>,
+    /// Whole-user guard: head must equal this (0 = the user has no commit).
+    pub if_head: Option<Version>,
+    /// History the version guards speak of; present whenever there is one.
+    pub if_incarnation: Option<Incarnation>,
+    /// 1 to 500 changes with distinct keys.
+    pub mutations: Vec<Mutation>,
+}
+
+/// One change in a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mutation {
+    /// Target.
+    pub key: RecordKey,
+    /// What to do.
+    pub op: Op,
+    /// Judged at apply.
+    pub guard: Guard,
+}
+
+/// What to do with a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Create or replace.
+    Put(Content),
+    /// Leave a tombstone.
+    Delete,
+}
+
+/// Everything a caller sets on a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Media type of the payload.
+    pub content_type: String,
+    /// Opaque bytes.
+    pub payload: Bytes,
+}
+
+/// Guard of a mutation, judged at apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Last writer wins.
+    None,
+    /// Stored version must equal this (of the batch's `if_incarnation`).
+    Version(Version),
+    /// No live record may exist; a tombstone passes.
+    Absent,
+    /// A live record must exist.
+    Exists,
+}
+
+/// First entry of a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Genesis {
+    /// New with every restore.
+    pub cluster_id: [u8; 16],
+    /// Human name, typed to confirm destructive calls.
+    pub cluster_name: String,
+    /// New history.
+    pub incarnation: Incarnation,
+    /// New epoch of user versions: the parent's plus one.
+    pub epoch: u16,
+    /// What this history continues; `None` for a new cluster.
+    pub parent: Option<Parent>,
+    /// Members that this history was opened with.
+    pub members: Vec<NodeId>,
+}
+
+/// The history that a restore continues, and where it was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parent {
+    /// Cluster id of the parent.
+    pub cluster_id: [u8; 16],
+    /// Incarnation of the parent.
+    pub incarnation: Incarnation,
+    /// Index of the snapshot restored; 0 = from the log alone.
+    pub snapshot_index: u64,
+    /// Last index of the parent's log that is held.
+    pub index: u64,
+    /// Entry chain at that index.
+    pub chain: [u8; 32],
+}
+
+/// How far an offsite destination holds the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffsiteFact {
+    /// Destination's name in the configuration.
+    pub destination: String,
+    /// Highest index durable there, read back from there.
+    pub index: u64,
+    /// Entry chain at that index.
+    pub chain: [u8; 32],
+    /// Node that looked.
+    pub verifier: NodeId,
+    /// When it looked.
+    pub at: Millis,
+}
+
+/// Barrier of an offsite snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotBarrier {
+    /// The job that asked for it.
+    pub operation_id: String,
+}
+
+/// State of a long-running job; survives the node that runs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// UUID.
+    pub id: String,
+    /// Finished, well or not.
+    pub done: bool,
+    /// What it does now, for people.
+    pub stage: String,
+    /// Done units of `total_units`.
+    pub done_units: u64,
+    /// All units; 0 = not known yet.
+    pub total_units: u64,
+    /// Set when it failed; says what to do.
+    pub error: String,
+}

@@ -1,0 +1,251 @@
+//! The replicated state as the rules see it: rows, how they are read, and what a command does to them.
+//!
+//! `transition` reads through [`StateRead`] and answers with [`Effects`]; only `store` performs them. The rows are
+//! plain data; their bytes on disk are `wire::durable`'s affair.
+
+use std::collections::BTreeMap;
+
+use crate::command::{Content, OffsiteFact, Operation, Parent};
+use crate::digest::Sum;
+use crate::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordKey, RequestId, Uid, UserId, Version};
+use crate::outcome::{MutationResult, Usage};
+
+/// Facts of the whole group. Small; rewritten whole whenever it changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sys {
+    /// Time as the log has it; never goes back.
+    pub now: Millis,
+    /// Newest rules seen.
+    pub rules: u16,
+    /// The current history; `None` before `Genesis`.
+    pub history: Option<History>,
+    /// Ended histories that this one continues, oldest first.
+    pub ancestors: Vec<Ancestor>,
+    /// Users ever allocated in this epoch.
+    pub uid_counter: u64,
+    /// Sum over all user rows of the BLAKE3 of their canonical bytes: equal on replicas at one index.
+    pub digest: Sum,
+    /// Users, live records and live payload bytes in the group.
+    pub totals: Totals,
+    /// Newest fact of each offsite destination.
+    pub offsite: BTreeMap<String, OffsiteFact>,
+    /// Index of the newest snapshot barrier; 0 = none.
+    pub barrier_index: u64,
+}
+
+/// Totals of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Users with a row.
+    pub users: u64,
+    /// Live records.
+    pub records: u64,
+    /// Payload bytes of live records.
+    pub bytes: u64,
+}
+
+/// The current history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Cluster.
+    pub cluster_id: [u8; 16],
+    /// Human name.
+    pub cluster_name: String,
+    /// Random id of the history.
+    pub incarnation: Incarnation,
+    /// Epoch of versions given from now on.
+    pub epoch: u16,
+    /// What it continues.
+    pub parent: Option<Parent>,
+    /// Index of the `Genesis` entry.
+    pub genesis_index: u64,
+}
+
+/// A history that ended in a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ancestor {
+    /// Its id.
+    pub incarnation: Incarnation,
+    /// Its epoch.
+    pub epoch: u16,
+}
+
+/// One user.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UserRow {
+    /// Newest version; 0 = no commit.
+    pub head: Version,
+    /// Tombstones at or below this are gone.
+    pub tombstone_horizon: Version,
+    /// Usage.
+    pub usage: Usage,
+    /// Per collection: count and digest of live records.
+    pub collections: BTreeMap<Collection, CollectionDigest>,
+    /// Head at the end of each ended history, oldest first: the fork points of its tokens (0 where it had no commit).
+    /// Written at the first commit in a new epoch; until then [`UserRow::common_with`] tells them from the head.
+    pub forks: Vec<Fork>,
+}
+
+impl UserRow {
+    /// Last version that a token of `incarnation` shares with the present: what lies above it was lost, or written
+    /// in another history. `None`: this lineage does not know the incarnation.
+    ///
+    /// A user without a row shares `Version(0)` with every known incarnation; that is the caller's to say.
+    pub fn common_with(&self, sys: &Sys, incarnation: Incarnation) -> Option<Version> {
+        if sys.history.as_ref().is_some_and(|history| history.incarnation == incarnation) {
+            return Some(self.head);
+        }
+        let mut since = sys.ancestors.iter().skip_while(|ancestor| ancestor.incarnation != incarnation).peekable();
+        since.peek()?;
+        // An ended history without a fork saw no later commit of this user: it shares the head.
+        let forks = since.filter_map(|ended| self.forks.iter().find(|fork| fork.incarnation == ended.incarnation));
+        Some(forks.map(|fork| fork.common).fold(self.head, Version::min))
+    }
+}
+
+/// Where a user's history forked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// History that ended.
+    pub incarnation: Incarnation,
+    /// Last version that it shares with what came after.
+    pub common: Version,
+}
+
+/// Count and order-independent digest of live records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CollectionDigest {
+    /// Live records.
+    pub count: u64,
+    /// Sum of their entry hashes (`digest::entry_hash`).
+    pub sum: Sum,
+}
+
+/// A record or a tombstone, without its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordRow {
+    /// Commit that last changed it.
+    pub version: Version,
+    /// Place within that commit; with `version` it is the key of its change row.
+    pub ordinal: u16,
+    /// Hash of what the caller set; of the last content on a tombstone.
+    pub content_hash: ContentHash,
+    /// Media type; empty on tombstones.
+    pub content_type: String,
+    /// Length of the payload in bytes; 0 on tombstones.
+    pub payload_len: u64,
+    /// When it was last changed (`sys.now`), for people.
+    pub update_time: Millis,
+    /// Set on tombstones.
+    pub delete_time: Option<Millis>,
+}
+
+impl RecordRow {
+    /// A record, not a tombstone.
+    pub fn is_live(&self) -> bool {
+        self.delete_time.is_none()
+    }
+}
+
+/// One row of the change feed: the latest change of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeRow {
+    /// Which record.
+    pub key: RecordKey,
+    /// Hash of its content.
+    pub content_hash: ContentHash,
+    /// It is a tombstone.
+    pub deleted: bool,
+    /// Device that wrote it.
+    pub device: Option<DeviceId>,
+}
+
+/// First committed outcome of a request id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestRow {
+    /// Body it was committed with.
+    pub fingerprint: [u8; 16],
+    /// Answer.
+    pub version: Version,
+    /// Usage after it.
+    pub usage: Usage,
+    /// Per mutation.
+    pub results: Vec<MutationResult>,
+    /// Where it took effect.
+    pub commit_index: u64,
+    /// When it may be forgotten; its key in the expiry queue.
+    pub expires: Millis,
+}
+
+/// Something due at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExpiryItem {
+    /// A request id leaves the dedup window.
+    Request(UserRef, RequestId),
+}
+
+/// How the rules read the state, including effects of earlier entries of the same apply batch.
+pub trait StateRead {
+    /// A failure of this node's storage; never part of an outcome.
+    type Error;
+
+    /// Group facts.
+    fn sys(&self) -> &Sys;
+    /// Number of a user; `None` = never seen.
+    fn uid(&self, user: &UserId) -> Result<Option<Uid>, Self::Error>;
+    /// A user's row.
+    fn user(&self, user: UserRef) -> Result<Option<UserRow>, Self::Error>;
+    /// A record's row.
+    fn record(&self, user: UserRef, key: &RecordKey) -> Result<Option<RecordRow>, Self::Error>;
+    /// A remembered request.
+    fn request(&self, user: UserRef, id: RequestId) -> Result<Option<RequestRow>, Self::Error>;
+    /// At most `limit` items due at or before `now`, oldest first.
+    fn due(&self, now: Millis, limit: usize) -> Result<Vec<(Millis, ExpiryItem)>, Self::Error>;
+}
+
+/// What a command does to the state, in order. Performed in one atomic write with the applied index.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Effects {
+    /// New group facts, when they changed. `now` changes with nearly every command.
+    pub sys: Option<Sys>,
+    /// Changes of rows.
+    pub rows: Vec<Effect>,
+    /// Users whose head moved, for waking those who wait.
+    pub touched: Vec<(UserId, Version)>,
+    /// Take a checkpoint right after this entry.
+    pub barrier: bool,
+}
+
+/// One change of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// A user id got its number.
+    PutUid(UserId, Uid),
+    /// User row.
+    PutUser(UserRef, UserRow),
+    /// Record with its payload, or a tombstone (`content` is `None`).
+    PutRecord(UserRef, RecordKey, RecordRow, Option<Content>),
+    /// Change row at (version, ordinal).
+    PutChange(UserRef, Version, u16, ChangeRow),
+    /// A change row superseded by a newer change of its record.
+    DeleteChange(UserRef, Version, u16),
+    /// Remember a request.
+    PutRequest(UserRef, RequestId, RequestRow),
+    /// Forget a request.
+    DeleteRequest(UserRef, RequestId),
+    /// Queue something.
+    PutExpiry(Millis, ExpiryItem),
+    /// Unqueue something.
+    DeleteExpiry(Millis, ExpiryItem),
+    /// State of a job.
+    PutOperation(Operation),
+}
+
+/// A user by number and slot: what a key needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserRef {
+    /// Slot of the user id.
+    pub slot: crate::id::Slot,
+    /// Number.
+    pub uid: Uid,
+}

@@ -1,0 +1,525 @@
+//! One replica: starts openraft over the stores, and is the handle that everything else holds.
+//!
+//! Invariants: the log and the state agree before openraft sees them; a recovering node neither votes nor leads; a
+//! fatal error of openraft or of the disk ends the process, it is never served past.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use holdfast_model::command::Genesis;
+use holdfast_model::id::{GroupId, Millis, NodeId, UserId, Version};
+use holdfast_model::state::Sys;
+use holdfast_store::{DataDir, LogOptions, LogStats, LogStore, StateStore, StoreError, View};
+use holdfast_wire::internal::v1 as pb;
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::watch;
+
+use crate::admission::Admission;
+use crate::log_storage::LogAdapter;
+use crate::read::ReadIndexer;
+use crate::snapshot::Incoming;
+use crate::state_machine::StateAdapter;
+use crate::transport::client::{Factory, Peers};
+use crate::transport::service::{Service, peer_service};
+use crate::types::{Member, TypeConfig, stored_membership_decode};
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateAdapter>;
+
+/// What the owner wants to hear of. Called from Raft's own runtime: quick, and never blocking for long.
+pub struct Hooks {
+    /// Heads of these users moved.
+    pub on_touched: Box<dyn Fn(&[(UserId, Version)]) + Send + Sync>,
+    /// A snapshot barrier was applied: the state is exactly at this index while the call lasts.
+    pub on_barrier: Box<dyn Fn(u64, &StateStore) + Send + Sync>,
+    /// The whole state was replaced.
+    pub on_installed: Box<dyn Fn() + Send + Sync>,
+    /// The node cannot go on; must end the process.
+    pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// How to run a replica. Times in milliseconds.
+pub struct Options {
+    /// Group.
+    pub group: GroupId,
+    /// Leader's heartbeat interval.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout.
+    pub election_min_ms: u64,
+    /// Longest election timeout.
+    pub election_max_ms: u64,
+    /// Take a checkpoint after so many applied entries.
+    pub snapshot_entries: u64,
+    /// Keep so many applied entries in the log for followers that are behind.
+    pub keep_entries: u64,
+    /// Directory of the floor, on another device if possible.
+    pub floor_dir: Option<PathBuf>,
+    /// Bytes of proposals in flight.
+    pub inflight_bytes_max: usize,
+    /// Memory for recent entries.
+    pub log_cache_bytes_max: usize,
+    /// Destinations that must hold an entry before the log forgets it.
+    pub required_destinations: Vec<String>,
+    /// A restored directory: this entry must open it before it serves.
+    pub opening: Option<Genesis>,
+    /// A restored directory: its members from now on; the old cluster's addresses mean nothing any more.
+    pub members: Option<pb::Membership>,
+}
+
+/// Why a replica did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// openraft.
+    #[error("consensus does not start: {0}")]
+    Raft(String),
+}
+
+pub(crate) struct Core {
+    pub(crate) raft: Raft,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) node_id: u64,
+    pub(crate) group: GroupId,
+    state: StateStore,
+    log: LogStore,
+    data: Arc<DataDir>,
+    identity: String,
+    admission: Admission,
+    applied: watch::Receiver<u64>,
+    recovering: AtomicBool,
+    recover_to: u64,
+    options: Options,
+    hooks: Arc<Hooks>,
+}
+
+impl Core {
+    pub(crate) fn leader_hint(&self) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        self.raft.metrics().borrow_watched().current_leader
+    }
+
+    pub(crate) fn recovering(&self) -> bool {
+        self.recovering.load(Ordering::Acquire)
+    }
+}
+
+/// Handle of one replica; cheap to clone.
+#[derive(Clone)]
+pub struct Replica {
+    core: Arc<Core>,
+    indexer: Arc<ReadIndexer>,
+}
+
+/// What a replica knows of itself and its group, without asking anyone.
+#[derive(Debug, Clone, Default)]
+pub struct ReplicaStatus {
+    /// Term.
+    pub term: u64,
+    /// Leader believed in; 0 = none.
+    pub leader_id: u64,
+    /// This node leads.
+    pub is_leader: bool,
+    /// Last entry in the log.
+    pub last_log_index: u64,
+    /// Last entry known committed.
+    pub committed_index: u64,
+    /// Last entry applied.
+    pub applied_index: u64,
+    /// Log up to here is gone.
+    pub purged_index: u64,
+    /// Newest local snapshot.
+    pub snapshot_index: u64,
+    /// Followers' matched index, on the leader only.
+    pub matched: BTreeMap<u64, u64>,
+    /// Voters.
+    pub voters: Vec<u64>,
+    /// All members with addresses and labels.
+    pub members: BTreeMap<u64, Member>,
+    /// Its log is being filled up again; it does not vote.
+    pub recovering: bool,
+}
+
+impl Replica {
+    /// Opens the stores, brings log and state together, and joins the group. Must be called on the runtime that Raft
+    /// is to run on.
+    ///
+    /// # Errors
+    /// A damaged or foreign store, or openraft's own refusal; the process should end.
+    pub async fn start(data: Arc<DataDir>, options: Options, hooks: Hooks) -> Result<Self, StartError> {
+        let hooks = Arc::new(hooks);
+        let node_id = data.identity().node_id;
+        let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
+        remove_leftovers(&data)?;
+        let fatal = hooks.on_fatal.clone();
+        let (log, report) = LogStore::open(
+            &data,
+            options.group,
+            LogOptions {
+                floor_dir: options.floor_dir.clone(),
+                cache_bytes_max: options.log_cache_bytes_max,
+                on_fatal: Box::new(move |reason| fatal(reason)),
+            },
+        )?;
+        let state = StateStore::open(&data, options.group)?;
+        if let Some(members) = options.members.clone().filter(|_| log.last().is_none()) {
+            adopt_members(&state, members)?;
+        }
+        agree(&log, &state)?;
+        let mut recovering = report.recovering.clone();
+        let mut recover_to = report.floor.map_or(0, |floor| floor.index);
+
+        let peers = Arc::new(Peers::new(options.group.0));
+        if let Some(cluster) = data.identity().cluster_id {
+            peers.set_cluster(cluster);
+        }
+        let membership = stored_membership_decode(&state.applied().membership)
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        peers.update(membership.nodes().filter(|(id, _)| **id != node_id));
+        if let Some(index) = acknowledged_elsewhere(&peers, node_id, recovering.is_some()).await
+            && index > log.last().map_or(0, |last| last.index)
+        {
+            recover_to = recover_to.max(index);
+            recovering.get_or_insert_with(|| format!("a peer saw this node acknowledge entry {index}"));
+        }
+        if let Some(reason) = &recovering {
+            tracing::warn!(event = "log.recovering", reason, recover_to, "this node will not vote until caught up");
+        }
+
+        let (applied_tx, applied) = watch::channel(state.applied().position.map_or(0, |position| position.index));
+        let (durable_tx, durable) = watch::channel(log.durable_index());
+        log.subscribe_durable(Box::new(move |index| {
+            durable_tx.send_if_modified(|current| {
+                let moved = *current != index;
+                *current = index;
+                moved
+            });
+        }));
+        let machine = StateAdapter::new(
+            state.clone(),
+            log.clone(),
+            data.path().join("snapshots"),
+            durable,
+            applied_tx,
+            hooks.clone(),
+        );
+        let config = raft_config(&options).map_err(|error| StartError::Raft(error.to_string()))?;
+        let raft =
+            Raft::build(node_id, Arc::new(config), Factory::new(peers.clone()), LogAdapter::new(log.clone()), machine)
+                .await
+                .map_err(|error| StartError::Raft(error.to_string()))?;
+        let admission = Admission::new(options.inflight_bytes_max);
+        let core = Arc::new(Core {
+            raft,
+            peers,
+            node_id,
+            group: options.group,
+            state,
+            log,
+            data,
+            identity,
+            admission,
+            applied,
+            recovering: AtomicBool::new(recovering.is_some()),
+            recover_to,
+            options,
+            hooks,
+        });
+        if core.recovering() {
+            core.raft.runtime_config().elect(false);
+        }
+        core.raft.run();
+        let indexer = Arc::new(ReadIndexer::start(&core));
+        let replica = Self { core, indexer };
+        crate::maintain::start(&replica);
+        Ok(replica)
+    }
+
+    /// The service that peers call.
+    pub fn peer_service(&self) -> holdfast_wire::internal::v1::peer_service_server::PeerServiceServer<Service> {
+        peer_service(self.clone())
+    }
+
+    /// This node.
+    pub fn node_id(&self) -> u64 {
+        self.core.node_id
+    }
+
+    /// This group.
+    pub fn group_id(&self) -> GroupId {
+        self.core.group
+    }
+
+    /// Random identity of the data directory, hex.
+    pub fn identity(&self) -> &str {
+        &self.core.identity
+    }
+
+    /// Budget of proposals in flight.
+    pub fn admission(&self) -> &Admission {
+        &self.core.admission
+    }
+
+    /// The leader this node believes in.
+    pub fn leader_hint(&self) -> Option<u64> {
+        self.core.leader_hint()
+    }
+
+    /// True when this node leads.
+    pub fn is_leader(&self) -> bool {
+        self.core.raft.is_leader()
+    }
+
+    /// True while the log is being filled up again.
+    pub fn is_recovering(&self) -> bool {
+        self.core.recovering()
+    }
+
+    /// Group facts as applied here.
+    pub fn sys(&self) -> Arc<Sys> {
+        self.core.state.sys()
+    }
+
+    /// The state as it is here, however old: for status, feeds' wake-ups and offline work. Reads of callers go through
+    /// [`Replica::read`].
+    pub fn view(&self) -> View {
+        self.core.state.view()
+    }
+
+    /// The state store, for checkpoints and metrics.
+    pub fn state(&self) -> &StateStore {
+        &self.core.state
+    }
+
+    /// The log, for shipping committed entries.
+    pub fn log(&self) -> &LogStore {
+        &self.core.log
+    }
+
+    /// Log measurements.
+    pub fn log_stats(&self) -> LogStats {
+        self.core.log.stats()
+    }
+
+    /// Applied index as it moves.
+    pub fn applied_watch(&self) -> watch::Receiver<u64> {
+        self.core.applied.clone()
+    }
+
+    /// True once the history that this node is to serve is open.
+    pub fn is_opened(&self, sys: &Sys) -> bool {
+        match (&sys.history, &self.core.options.opening) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(history), Some(opening)) => {
+                history.incarnation == opening.incarnation
+                    || sys.ancestors.iter().any(|ancestor| ancestor.incarnation == opening.incarnation)
+            }
+        }
+    }
+
+    /// Status from local knowledge.
+    pub fn status(&self) -> ReplicaStatus {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.core.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<crate::types::LogId>| id.as_ref().map_or(0, |id| id.index());
+        let membership = metrics.membership_config.membership();
+        ReplicaStatus {
+            term: metrics.current_term,
+            leader_id: metrics.current_leader.unwrap_or(0),
+            is_leader: metrics.current_leader == Some(self.core.node_id),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: index(&metrics.local_committed),
+            applied_index: *self.core.applied.borrow(),
+            purged_index: index(&metrics.purged),
+            snapshot_index: index(&metrics.snapshot),
+            matched: metrics
+                .replication
+                .iter()
+                .flatten()
+                .map(|(id, matched)| (*id, matched.as_ref().map_or(0, |id| id.index())))
+                .collect(),
+            voters: membership.voter_ids().collect(),
+            members: membership.nodes().map(|(id, member)| (*id, member.clone())).collect(),
+            recovering: self.core.recovering(),
+        }
+    }
+
+    /// Ends Raft's tasks and closes the log.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.core.raft.shutdown().await {
+            tracing::warn!(event = "raft.shutdown", %error, "consensus did not end cleanly");
+        }
+        let (log, state) = (self.core.log.clone(), self.core.state.clone());
+        let closed = tokio::task::spawn_blocking(move || {
+            log.close();
+            state.flush()
+        });
+        if let Ok(Err(error)) = closed.await {
+            tracing::warn!(event = "state.flush", %error, "the state is replayed from the log at the next start");
+        }
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.core.raft
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.core.peers
+    }
+
+    pub(crate) fn indexer(&self) -> &ReadIndexer {
+        &self.indexer
+    }
+
+    pub(crate) async fn shared_index_here(&self) -> Option<u64> {
+        self.core.confirmed_index_here().await
+    }
+
+    pub(crate) fn incoming(&self) -> Incoming {
+        Incoming::new(self.core.data.path(), self.core.group.0)
+    }
+
+    pub(crate) fn snapshots_dir(&self) -> PathBuf {
+        self.core.data.path().join("snapshots")
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.core.options
+    }
+
+    pub(crate) fn hooks(&self) -> &Hooks {
+        &self.core.hooks
+    }
+
+    pub(crate) fn data(&self) -> &DataDir {
+        &self.core.data
+    }
+
+    /// Cluster, once it is known.
+    pub fn cluster_id(&self) -> Option<[u8; 16]> {
+        self.core.data.identity().cluster_id
+    }
+
+    pub(crate) fn cluster_hex(&self) -> Option<String> {
+        self.cluster_id().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// True when the node holds neither log nor state.
+    pub fn is_fresh(&self) -> bool {
+        self.core.log.last().is_none() && self.core.state.applied().position.is_none()
+    }
+
+    pub(crate) fn matched_index(&self, node: u64) -> Option<u64> {
+        self.status().matched.get(&node).copied()
+    }
+
+    /// Index that a recovering log must reach.
+    pub(crate) fn recover_to(&self) -> u64 {
+        self.core.recover_to
+    }
+
+    pub(crate) fn end_recovery(&self) {
+        self.core.recovering.store(false, Ordering::Release);
+        self.core.raft.runtime_config().elect(true);
+    }
+
+    /// Tells the peers that this log must be filled up again, so that the leader expects it to have gone back.
+    pub(crate) async fn say_hello_recovering(&self) {
+        acknowledged_elsewhere(&self.core.peers, self.core.node_id, true).await;
+    }
+
+    /// A peer lost the end of its log: as leader, expect it to go back once.
+    pub(crate) async fn help_recovering(&self, node: NodeId) {
+        if self.is_leader()
+            && let Ok(Err(error)) = self.core.raft.trigger().allow_next_revert(&node.0, true).await
+        {
+            tracing::warn!(event = "log.revert_refused", node = node.0, %error, "cannot help a recovering peer");
+        }
+    }
+
+    /// This node's wall clock, for the leader's stamps. `sys.now` never goes back whatever it says.
+    pub(crate) fn clock_now(&self) -> Millis {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+fn raft_config(options: &Options) -> Result<Config, openraft::ConfigError> {
+    Config {
+        cluster_name: format!("group-{}", options.group.0),
+        heartbeat_interval: options.heartbeat_ms,
+        election_timeout_min: options.election_min_ms,
+        election_timeout_max: options.election_max_ms,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        max_payload_entries: 512,
+        install_snapshot_timeout: 30_000,
+        // Snapshots and purging are ours: see `maintain`.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: u64::MAX / 2,
+        state_machine_channel_size: Some(4096),
+        quorum_loss_probe_interval: Some((options.election_max_ms * 3).max(1000)),
+        ..Config::default()
+    }
+    .validate()
+}
+
+/// The start-up repair: log and state must meet before openraft sees them. An ordinary power cut can leave `applied`
+/// beyond a log that lost its unsynced tail, and openraft refuses that with "inverted log order".
+fn agree(log: &LogStore, state: &StateStore) -> Result<(), StoreError> {
+    let Some(applied) = state.applied().position else { return Ok(()) };
+    let in_log = if log.purged() == Some(applied) {
+        true
+    } else {
+        match log.read(applied.index, applied.index + 1, usize::MAX) {
+            Ok(entries) => entries.first().is_some_and(|entry| entry.position == applied),
+            // Purged further than the state reaches: openraft asks a peer for a snapshot.
+            Err(StoreError::Purged { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    };
+    if !in_log {
+        tracing::warn!(event = "log.reset", index = applied.index, "the log ends before the state; starting it there");
+        log.reset_to(applied)?;
+    }
+    Ok(())
+}
+
+/// Replaces the members in a restored state, durably, before its log begins.
+fn adopt_members(state: &StateStore, members: pb::Membership) -> Result<(), StoreError> {
+    let mut applied = state.applied();
+    let log_id = applied.position.map(|at| pb::LogId { term: at.term, node: at.node, index: at.index });
+    applied.membership = holdfast_wire::encode(&pb::StoredMembership { log_id, membership: Some(members) });
+    let mut batch = state.begin();
+    batch.set_applied(applied);
+    state.commit(batch)?;
+    state.flush()
+}
+
+/// Checkpoints of an earlier run are nobody's any more; half-received ones stay, to be resumed.
+fn remove_leftovers(data: &DataDir) -> Result<(), StoreError> {
+    let dir = data.path().join("snapshots");
+    let removed = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries.flatten().try_for_each(|entry| std::fs::remove_dir_all(entry.path())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.map_err(|source| StoreError::Io { action: "clean", path: dir, source })
+}
+
+/// Highest index that any peer saw this node acknowledge. Waits a moment only.
+async fn acknowledged_elsewhere(peers: &Peers, node_id: u64, recovering: bool) -> Option<u64> {
+    let calls = peers.all().into_iter().map(|(to, mut client)| async move {
+        let request = pb::HelloRequest { cluster_id: Default::default(), from: node_id, to, protocol: 1, recovering };
+        let answer = tokio::time::timeout(Duration::from_millis(500), client.hello(request)).await;
+        answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().acknowledged_index)
+    });
+    futures::future::join_all(calls).await.into_iter().flatten().max()
+}

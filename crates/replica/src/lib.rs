@@ -1,0 +1,23 @@
+//! Consensus: one Raft group on one node, with openraft behind one adapter.
+//!
+//! Knows: Raft, who leads, what is committed, how entries and snapshots travel between nodes.
+//! Never knows: the public API, what a command means, offsite destinations.
+
+mod admission;
+mod handle;
+mod log_storage;
+mod maintain;
+mod membership;
+mod propose;
+mod read;
+mod snapshot;
+mod state_machine;
+mod transport;
+mod types;
+
+pub use admission::{Admission, Admitted, Overloaded};
+pub use handle::{Hooks, Options, Replica, ReplicaStatus, StartError};
+pub use membership::MembershipError;
+pub use propose::{Applied, ProposeError};
+pub use read::{Level, ReadError};
+pub use types::Member;

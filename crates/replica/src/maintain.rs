@@ -1,0 +1,174 @@
+//! Housekeeping of a replica: checkpoints, purging, expiry, opening a restored history, recovery, fatal errors.
+//!
+//! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds, what
+//! followers within keep_entries need)`.
+
+use std::time::Duration;
+
+use holdfast_model::command::Command;
+use holdfast_model::state::{StateRead, Sys};
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::handle::Replica;
+
+const TICK: Duration = Duration::from_millis(200);
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts the task. It ends with the process: the replica lives as long.
+pub(crate) fn start(replica: &Replica) {
+    let replica = replica.clone();
+    tokio::spawn(async move {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_hello = Instant::now();
+        loop {
+            tick.tick().await;
+            if let Some(reason) = fatal(&replica) {
+                (replica.hooks().on_fatal)(reason);
+                return;
+            }
+            learn_cluster(&replica);
+            if replica.is_recovering() {
+                recover(&replica, &mut last_hello).await;
+            }
+            open_history(&replica).await;
+            checkpoint_and_purge(&replica).await;
+            expire(&replica).await;
+        }
+    });
+}
+
+fn fatal(replica: &Replica) -> Option<String> {
+    let metrics = replica.raft().metrics();
+    let metrics = metrics.borrow_watched();
+    metrics.running_state.as_ref().err().map(ToString::to_string)
+}
+
+/// The cluster's id comes with the first entry of its history.
+fn learn_cluster(replica: &Replica) {
+    let sys = replica.sys();
+    let Some(history) = sys.history.as_ref().filter(|_| replica.is_opened(&sys)) else { return };
+    if replica.cluster_id().is_none() {
+        match replica.data().set_cluster(history.cluster_id) {
+            Ok(()) => tracing::info!(event = "cluster.joined", "this node belongs to the cluster now"),
+            Err(error) => (replica.hooks().on_fatal)(error.to_string()),
+        }
+        replica.peers().set_cluster(history.cluster_id);
+    }
+    let members = replica.status().members;
+    replica.peers().update(members.iter().filter(|(id, _)| **id != replica.node_id()));
+}
+
+/// Recovered once the log reaches what was acknowledged before, and a leader filled it.
+async fn recover(replica: &Replica, last_hello: &mut Instant) {
+    let status = replica.status();
+    if status.leader_id != 0 && status.committed_index >= replica.recover_to() && status.committed_index > 0 {
+        tracing::info!(event = "log.recovered", index = status.last_log_index, "this node votes again");
+        replica.end_recovery();
+        return;
+    }
+    if last_hello.elapsed() < Duration::from_millis(500) {
+        return;
+    }
+    *last_hello = Instant::now();
+    replica.say_hello_recovering().await;
+}
+
+/// Opens a restored history with its `Genesis`, as soon as this node leads.
+async fn open_history(replica: &Replica) {
+    let Some(genesis) = replica.options().opening.clone() else { return };
+    if !replica.is_leader() || replica.is_opened(&replica.sys()) {
+        return;
+    }
+    let deadline = Instant::now() + PROPOSE_TIMEOUT;
+    match replica.propose_if_leader(Command::Genesis(genesis), deadline).await {
+        Ok(Some(applied)) => {
+            tracing::info!(event = "history.opened", index = applied.index, outcome = ?applied.outcome, "restored");
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(event = "history.open_failed", %error, "trying again"),
+    }
+}
+
+async fn checkpoint_and_purge(replica: &Replica) {
+    let status = replica.status();
+    let options = replica.options();
+    if status.applied_index.saturating_sub(status.snapshot_index) >= options.snapshot_entries
+        && let Err(error) = replica.raft().trigger().snapshot().await
+    {
+        tracing::warn!(event = "snapshot.failed", %error, "no checkpoint was taken");
+    }
+    let upto = purge_target(
+        status.snapshot_index,
+        status.applied_index,
+        options.keep_entries,
+        &replica.sys(),
+        &options.required_destinations,
+    );
+    if let Some(upto) = upto.filter(|upto| *upto > status.purged_index)
+        && let Err(error) = replica.raft().trigger().purge_log(upto).await
+    {
+        tracing::warn!(event = "log.purge_failed", %error, "the log was not purged");
+    }
+}
+
+/// Highest index that may be purged.
+fn purge_target(snapshot: u64, applied: u64, keep: u64, sys: &Sys, required: &[String]) -> Option<u64> {
+    let offsite = required
+        .iter()
+        .map(|name| sys.offsite.get(name).map_or(0, |fact| fact.index))
+        .min()
+        .unwrap_or(u64::MAX);
+    let target = snapshot.min(applied.saturating_sub(keep)).min(offsite);
+    (target > 0).then_some(target)
+}
+
+async fn expire(replica: &Replica) {
+    if !replica.is_leader() {
+        return;
+    }
+    let state = replica.state().clone();
+    let now = replica.clock_now();
+    let due = tokio::task::spawn_blocking(move || state.begin().due(now, 1).map(|due| !due.is_empty())).await;
+    if matches!(due, Ok(Ok(true))) {
+        let deadline = Instant::now() + PROPOSE_TIMEOUT;
+        if let Err(error) = replica.propose_if_leader(Command::Expire, deadline).await {
+            tracing::debug!(event = "expire.failed", %error, "trying again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::command::OffsiteFact;
+    use holdfast_model::id::{Millis, NodeId};
+
+    use super::*;
+
+    fn sys(facts: &[(&str, u64)]) -> Sys {
+        let offsite = facts
+            .iter()
+            .map(|(name, index)| {
+                let fact = OffsiteFact {
+                    destination: (*name).into(),
+                    index: *index,
+                    chain: [0; 32],
+                    verifier: NodeId(1),
+                    at: Millis(0),
+                };
+                ((*name).into(), fact)
+            })
+            .collect();
+        Sys { offsite, ..Sys::default() }
+    }
+
+    #[test]
+    fn the_log_is_kept_for_checkpoint_followers_and_destinations() {
+        let required = ["vault".to_owned()];
+        assert_eq!(purge_target(100, 150, 10, &sys(&[]), &[]), Some(100), "not beyond the checkpoint");
+        assert_eq!(purge_target(100, 105, 10, &sys(&[]), &[]), Some(95), "not what followers need");
+        assert_eq!(purge_target(100, 150, 10, &sys(&[("vault", 40)]), &required), Some(40), "not what is not offsite");
+        assert_eq!(purge_target(100, 150, 10, &sys(&[]), &required), None, "nothing is offsite yet");
+    }
+}

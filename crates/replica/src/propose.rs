@@ -1,0 +1,169 @@
+//! Proposing: here when this node leads, else one hop to the leader.
+//!
+//! Invariants: after the first forwarded byte only a typed answer is an answer; a broken connection, a discarded
+//! entry or a fatal error is `OutcomeUnknown`, never "no leader". A forwarded proposal is not forwarded again.
+
+use std::time::Duration;
+
+use holdfast_model::command::{Command, Proposal, RULES};
+use holdfast_model::id::Millis;
+use holdfast_model::outcome::Outcome;
+use holdfast_wire::internal::v1 as pb;
+use holdfast_wire::{log as wire_log, peer};
+use openraft::errors::ClientWriteError;
+use openraft::impls::OneshotResponder;
+use tokio::time::{Instant, timeout_at};
+
+use crate::admission::{Admitted, Overloaded};
+use crate::handle::Replica;
+use crate::transport::client::is_connect_error;
+use crate::types::{ProposalBytes, TypeConfig};
+
+/// Pause between attempts to find a leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// An applied proposal.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// Its outcome.
+    pub outcome: Outcome,
+    /// Index of its entry.
+    pub index: u64,
+}
+
+/// Why there is no outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// No leader was found within the deadline; nothing was proposed.
+    #[error("no leader within the deadline; nothing was proposed")]
+    NoLeader,
+    /// Refused before proposing.
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+    /// Proposed; whether it took or takes effect is not known.
+    #[error("the outcome is unknown")]
+    Unknown {
+        /// The deadline ended.
+        deadline: bool,
+    },
+}
+
+/// One attempt at this node.
+enum Local {
+    Applied(Applied),
+    NotLeader(Option<u64>),
+}
+
+impl Replica {
+    /// Proposes `command` and waits for its outcome until `deadline`.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; only `NoLeader` and `Overloaded` mean that nothing was proposed.
+    pub async fn propose(
+        &self,
+        command: Command,
+        admitted: Admitted,
+        deadline: Instant,
+    ) -> Result<Applied, ProposeError> {
+        let proposal = Proposal { rules: RULES, stamp: Millis(0), command };
+        let _held = admitted;
+        loop {
+            let leader = match self.propose_local(&proposal, deadline).await? {
+                Local::Applied(applied) => return Ok(applied),
+                Local::NotLeader(leader) => leader,
+            };
+            if let Some(leader) = leader.filter(|leader| *leader != self.node_id())
+                && let Some(applied) = self.forward(leader, &proposal, deadline).await?
+            {
+                return Ok(applied);
+            }
+            if Instant::now() + RETRY_PAUSE >= deadline {
+                return Err(ProposeError::NoLeader);
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Proposes here only: for forwarded proposals (loop guard) and for the leader's own housekeeping.
+    pub(crate) async fn propose_here(
+        &self,
+        mut proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<Result<Applied, Option<u64>>, ProposeError> {
+        proposal.stamp = Millis(0);
+        Ok(match self.propose_local(&proposal, deadline).await? {
+            Local::Applied(applied) => Ok(applied),
+            Local::NotLeader(leader) => Err(leader),
+        })
+    }
+
+    /// Proposes a housekeeping command if this node leads; `None` when it does not.
+    ///
+    /// # Errors
+    /// As [`Replica::propose`].
+    pub async fn propose_if_leader(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Option<Applied>, ProposeError> {
+        let proposal = Proposal { rules: RULES, stamp: Millis(0), command };
+        self.propose_here(proposal, deadline).await.map(Result::ok)
+    }
+
+    async fn propose_local(&self, proposal: &Proposal, deadline: Instant) -> Result<Local, ProposeError> {
+        if self.is_recovering() || !self.raft().is_leader() {
+            return Ok(Local::NotLeader(self.leader_hint()));
+        }
+        let stamped = Proposal { stamp: self.clock_now(), ..proposal.clone() };
+        let bytes = ProposalBytes(wire_log::encode_proposal(&stamped));
+        let (responder, answer) = OneshotResponder::<TypeConfig, _>::new_pair();
+        if self.raft().client_write_ff(bytes, Some(responder)).await.is_err() {
+            return Err(ProposeError::Unknown { deadline: false });
+        }
+        match timeout_at(deadline, answer).await {
+            Err(_) => Err(ProposeError::Unknown { deadline: true }),
+            Ok(Err(_)) => Err(ProposeError::Unknown { deadline: false }),
+            Ok(Ok(Ok(written))) => match written.data.outcome {
+                Some(outcome) => Ok(Local::Applied(Applied { outcome, index: written.data.index })),
+                None => Err(ProposeError::Unknown { deadline: false }),
+            },
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(to)))) => Ok(Local::NotLeader(to.leader_id)),
+            Ok(Ok(Err(_))) => Err(ProposeError::Unknown { deadline: false }),
+        }
+    }
+
+    /// Sends the proposal to `leader`; `None` = it was certainly not proposed.
+    async fn forward(
+        &self,
+        leader: u64,
+        proposal: &Proposal,
+        deadline: Instant,
+    ) -> Result<Option<Applied>, ProposeError> {
+        let Some(mut client) = self.peers().forward_client(leader) else { return Ok(None) };
+        let request = pb::ForwardRequest {
+            group_id: self.group_id().0,
+            proposal: wire_log::encode_proposal(proposal),
+            from: self.node_id(),
+        };
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        let answer = match timeout_at(deadline, client.forward(request)).await {
+            Err(_) => return Err(ProposeError::Unknown { deadline: true }),
+            Ok(Err(status)) if is_connect_error(&status) => return Ok(None),
+            Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => return Ok(None),
+            Ok(Err(_)) => return Err(ProposeError::Unknown { deadline: false }),
+            Ok(Ok(answer)) => answer.into_inner(),
+        };
+        match answer.result {
+            Some(pb::forward_response::Result::Applied(applied)) => match peer::decode_outcome(&applied.outcome) {
+                Ok(outcome) => Ok(Some(Applied { outcome, index: applied.index })),
+                Err(_) => Err(ProposeError::Unknown { deadline: false }),
+            },
+            Some(pb::forward_response::Result::NotLeader(_)) => Ok(None),
+            Some(pb::forward_response::Result::OverloadedRetryMs(ms)) => {
+                Err(Overloaded { retry_after: Duration::from_millis(ms.into()) }.into())
+            }
+            Some(pb::forward_response::Result::Unknown(_)) | None => Err(ProposeError::Unknown { deadline: false }),
+        }
+    }
+}

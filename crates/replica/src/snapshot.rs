@@ -1,0 +1,221 @@
+//! Snapshots between nodes: checkpoints by file, verified by BLAKE3, resumed file by file.
+//!
+//! Invariants: a file counts as received only when its length and hash are right; a checkpoint directory disappears
+//! with its last user; `incoming-*` directories survive a broken transfer so that the next one resumes.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use holdfast_store::{Applied, StateStore};
+use holdfast_wire::internal::v1 as pb;
+
+/// A checkpoint on this node's disk; removed when the last handle goes.
+#[derive(Clone)]
+pub struct SnapshotDir(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    applied: Applied,
+    files: OnceLock<Vec<pb::SnapshotFile>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(event = "snapshot.leftover", %error, "a checkpoint could not be removed; it goes at restart");
+        }
+    }
+}
+
+impl SnapshotDir {
+    /// Takes a checkpoint of `state` below `parent`.
+    pub fn checkpoint(state: &StateStore, parent: &Path) -> io::Result<Self> {
+        let path = unique_dir(parent)?;
+        let info = state.checkpoint(&path).map_err(io::Error::other)?;
+        Ok(Self(Arc::new(Inner { path, applied: info.applied, files: OnceLock::new() })))
+    }
+
+    /// A received, verified checkpoint.
+    pub fn received(path: PathBuf, applied: Applied) -> Self {
+        Self(Arc::new(Inner { path, applied, files: OnceLock::new() }))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// What is applied in it.
+    pub fn applied(&self) -> &Applied {
+        &self.0.applied
+    }
+
+    /// Its files with length and hash; hashed once.
+    pub fn files(&self) -> io::Result<&[pb::SnapshotFile]> {
+        if let Some(files) = self.0.files.get() {
+            return Ok(files);
+        }
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.0.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                let (length, hash) = hash_file(&entry.path())?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                files.push(pb::SnapshotFile { name, length, blake3: hash.to_vec().into() });
+            }
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(self.0.files.get_or_init(|| files))
+    }
+}
+
+fn unique_dir(parent: &Path) -> io::Result<PathBuf> {
+    std::fs::create_dir_all(parent)?;
+    for n in 0u64.. {
+        let path = parent.join(format!("checkpoint-{n:08}"));
+        if !path.exists() {
+            return Ok(path);
+        }
+    }
+    Err(io::Error::other("no free name for a checkpoint"))
+}
+
+fn hash_file(path: &Path) -> io::Result<(u64, [u8; 32])> {
+    let mut file = File::open(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut length = 0;
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok((length, *hasher.finalize().as_bytes()));
+        }
+        hasher.update(&buffer[..n]);
+        length += n as u64;
+    }
+}
+
+/// The receiving side: one directory per group.
+#[derive(Clone)]
+pub struct Incoming {
+    path: PathBuf,
+}
+
+impl Incoming {
+    /// In `data`, for `group`.
+    pub fn new(data: &Path, group: u32) -> Self {
+        Self { path: data.join(format!("incoming-{group}")) }
+    }
+
+    /// Keeps files that match the offer, removes all others, answers which are needed.
+    pub fn prepare(&self, files: &[pb::SnapshotFile]) -> io::Result<Vec<String>> {
+        std::fs::create_dir_all(&self.path)?;
+        let mut needed = Vec::new();
+        for file in files {
+            if !is_plain_name(&file.name) {
+                return Err(io::Error::other(format!("{:?} is not a file name of a checkpoint", file.name)));
+            }
+        }
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !files.iter().any(|file| file.name == name) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        for file in files {
+            if !self.is_whole(file)? {
+                needed.push(file.name.clone());
+            }
+        }
+        Ok(needed)
+    }
+
+    fn is_whole(&self, file: &pb::SnapshotFile) -> io::Result<bool> {
+        let path = self.path.join(&file.name);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() == file.length => Ok(hash_file(&path)?.1[..] == file.blake3[..]),
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a file for writing from its start.
+    pub fn create(&self, name: &str) -> io::Result<File> {
+        if !is_plain_name(name) {
+            return Err(io::Error::other(format!("{name:?} is not a file name of a checkpoint")));
+        }
+        File::create(self.path.join(name))
+    }
+
+    /// Writes received bytes, and makes the file durable when `last`.
+    pub fn write(file: &mut File, data: &[u8]) -> io::Result<()> {
+        file.write_all(data)
+    }
+
+    /// All files are there and right: fsync them and move them where `install` takes them from.
+    pub fn seal(&self, files: &[pb::SnapshotFile], snapshots: &Path) -> io::Result<PathBuf> {
+        for file in files {
+            if !self.is_whole(file)? {
+                return Err(io::Error::other(format!("snapshot file {} is missing or damaged", file.name)));
+            }
+            File::open(self.path.join(&file.name))?.sync_all()?;
+        }
+        File::open(&self.path)?.sync_all()?;
+        let target = unique_dir(snapshots)?;
+        std::fs::rename(&self.path, &target)?;
+        File::open(snapshots)?.sync_all()?;
+        Ok(target)
+    }
+}
+
+/// A name without any path in it.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']) && name.len() < 200
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, bytes: &[u8]) -> pb::SnapshotFile {
+        pb::SnapshotFile {
+            name: name.into(),
+            length: bytes.len() as u64,
+            blake3: blake3::hash(bytes).as_bytes().to_vec().into(),
+        }
+    }
+
+    #[test]
+    fn a_transfer_resumes_by_verified_file() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let incoming = Incoming::new(dir.path(), 0);
+        let files = [file("a.sst", b"first"), file("b.sst", b"second")];
+        assert_eq!(incoming.prepare(&files).expect("prepare"), ["a.sst", "b.sst"]);
+        std::fs::write(incoming.path.join("a.sst"), b"first").expect("write");
+        std::fs::write(incoming.path.join("b.sst"), b"secosd").expect("write");
+        std::fs::write(incoming.path.join("stale.sst"), b"x").expect("write");
+        assert_eq!(incoming.prepare(&files).expect("prepare"), ["b.sst"], "a damaged file is asked for again");
+        assert!(!incoming.path.join("stale.sst").exists());
+        assert!(incoming.seal(&files, &dir.path().join("snapshots")).is_err(), "nothing incomplete is sealed");
+        std::fs::write(incoming.path.join("b.sst"), b"second").expect("write");
+        std::fs::create_dir_all(dir.path().join("snapshots")).expect("mkdir");
+        let sealed = incoming.seal(&files, &dir.path().join("snapshots")).expect("seal");
+        assert_eq!(std::fs::read(sealed.join("b.sst")).expect("read"), b"second");
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_directory() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let incoming = Incoming::new(dir.path(), 0);
+        for name in ["../x", "/etc/passwd", "", "..", "a/b"] {
+            assert!(incoming.prepare(&[file(name, b"")]).is_err(), "{name}");
+            assert!(incoming.create(name).is_err(), "{name}");
+        }
+    }
+}

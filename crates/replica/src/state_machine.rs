@@ -1,0 +1,215 @@
+//! openraft's state machine over `store::StateStore`.
+//!
+//! Invariants: entry I is written only when this node's log is fsynced up to I (the state has no WAL of its own); as
+//! many entries as are at hand go into one write batch; a batch ends at a snapshot barrier; every responder is
+//! answered after its batch is written.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{FutureExt, Stream, StreamExt};
+use holdfast_store::{LogStore, StateStore, StoredEntry, apply_entry};
+use openraft::storage::{
+    ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
+};
+use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::watch;
+
+use crate::handle::Hooks;
+use crate::log_storage::io_error;
+use crate::snapshot::SnapshotDir;
+use crate::types::{
+    LeaderId, LogId, Member, Reply, StoredMembership, TypeConfig, log_id_of, position_of, stored_membership_decode,
+    stored_membership_to,
+};
+
+type SnapshotOf = Snapshot<LeaderId, u64, Member, SnapshotDir>;
+type SnapshotMetaOf = SnapshotMeta<LeaderId, u64, Member>;
+
+/// Entries in one write batch.
+const APPLY_ENTRIES_MAX: usize = 512;
+/// Bytes of entries in one write batch.
+const APPLY_BYTES_MAX: usize = 4 << 20;
+
+/// The state, as openraft wants it.
+pub struct StateAdapter {
+    state: StateStore,
+    log: LogStore,
+    snapshots: PathBuf,
+    durable: watch::Receiver<u64>,
+    applied: watch::Sender<u64>,
+    hooks: Arc<Hooks>,
+    current: Arc<std::sync::Mutex<Option<SnapshotDir>>>,
+}
+
+impl StateAdapter {
+    /// Wraps the state. `durable` is the log's fsync watermark.
+    pub fn new(
+        state: StateStore,
+        log: LogStore,
+        snapshots: PathBuf,
+        durable: watch::Receiver<u64>,
+        applied: watch::Sender<u64>,
+        hooks: Arc<Hooks>,
+    ) -> Self {
+        Self { state, log, snapshots, durable, applied, hooks, current: Arc::default() }
+    }
+
+    async fn apply_batch(&mut self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> io::Result<()> {
+        let Some(last) = items.last().map(|(entry, _)| entry.position.index) else { return Ok(()) };
+        if self.durable.wait_for(|durable| *durable >= last).await.is_err() {
+            return Err(io::Error::other("the log's flush thread ended"));
+        }
+        let mut batch = self.state.begin();
+        let mut answers = Vec::with_capacity(items.len());
+        let mut touched = Vec::new();
+        let mut barrier = None;
+        for (entry, responder) in items {
+            let index = entry.position.index;
+            let done = apply_entry(&mut batch, &entry).map_err(io_error)?;
+            touched.extend(done.touched);
+            if done.barrier {
+                barrier = Some(index);
+            }
+            if let Some(responder) = responder {
+                answers.push((responder, Reply { outcome: done.outcome, index }));
+            }
+        }
+        self.state.commit(batch).map_err(io_error)?;
+        if let Some(index) = barrier {
+            // Hard links of the state right after the barrier; shipped by whoever is asked to.
+            (self.hooks.on_barrier)(index, &self.state);
+        }
+        self.applied.send_replace(last);
+        for (responder, reply) in answers {
+            responder.send(reply);
+        }
+        (self.hooks.on_touched)(&touched);
+        Ok(())
+    }
+}
+
+/// True for an entry that ends its batch.
+fn is_barrier(payload: &crate::types::Payload) -> bool {
+    match payload {
+        EntryPayload::Normal(proposal) => holdfast_wire::log::is_snapshot_barrier(&proposal.0),
+        EntryPayload::Blank | EntryPayload::Membership(_) => false,
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateAdapter {
+    type SnapshotData = SnapshotDir;
+    type SnapshotBuilder = CheckpointBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let applied = self.state.applied();
+        let membership = stored_membership_decode(&applied.membership).map_err(io::Error::other)?;
+        Ok((applied.position.map(log_id_of), membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(first) = entries.next().await {
+            let mut items = Vec::new();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            while let Some(item) = next.take() {
+                let (entry, responder) = item?;
+                let ends = is_barrier(entry.payload());
+                let stored = entry.into_stored();
+                bytes += stored.bytes.len();
+                items.push((stored, responder));
+                if !ends && items.len() < APPLY_ENTRIES_MAX && bytes < APPLY_BYTES_MAX {
+                    next = entries.next().now_or_never().flatten();
+                }
+            }
+            self.apply_batch(items).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<CheckpointBuilder> {
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
+        CheckpointBuilder {
+            state: self.state.clone(),
+            snapshots: self.snapshots.clone(),
+            current: self.current.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMetaOf, snapshot: SnapshotDir) -> io::Result<()> {
+        let state = self.state.clone();
+        let log = self.log.clone();
+        let path = snapshot.path().to_owned();
+        // Flush what the log still holds before the state moves past it.
+        tokio::task::spawn_blocking(move || {
+            log.flush_wal()?;
+            state.install(&path)
+        })
+        .await
+        .map_err(io::Error::other)?
+        .map_err(io_error)?;
+        let applied = self.state.applied();
+        if applied.position != meta.last_log_id.as_ref().map(position_of) {
+            return Err(io::Error::other("the installed snapshot is not the one that was announced"));
+        }
+        if let Some(position) = applied.position {
+            self.applied.send_replace(position.index);
+        }
+        (self.hooks.on_installed)();
+        if let Ok(mut current) = self.current.lock() {
+            *current = None;
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
+        let dir = self.current.lock().ok().and_then(|current| current.clone());
+        dir.map(|dir| snapshot_of(dir)).transpose()
+    }
+}
+
+fn snapshot_of(dir: SnapshotDir) -> io::Result<SnapshotOf> {
+    let applied = dir.applied();
+    let last_membership = stored_membership_decode(&applied.membership).map_err(io::Error::other)?;
+    Ok(Snapshot {
+        meta: SnapshotMeta { last_log_id: applied.position.map(log_id_of), last_membership },
+        snapshot: dir,
+    })
+}
+
+/// Takes a checkpoint of the state. The index is read from inside the checkpoint, never before it.
+pub struct CheckpointBuilder {
+    state: StateStore,
+    snapshots: PathBuf,
+    current: Arc<std::sync::Mutex<Option<SnapshotDir>>>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
+    type SnapshotData = SnapshotDir;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
+        let state = self.state.clone();
+        let snapshots = self.snapshots.clone();
+        let dir = tokio::task::spawn_blocking(move || SnapshotDir::checkpoint(&state, &snapshots))
+            .await
+            .map_err(io::Error::other)??;
+        if let Ok(mut current) = self.current.lock() {
+            *current = Some(dir.clone());
+        }
+        snapshot_of(dir)
+    }
+}
+
+/// Encoded membership of the state, for a snapshot offer.
+pub fn membership_message(
+    membership: &StoredMembership,
+) -> holdfast_wire::internal::v1::StoredMembership {
+    stored_membership_to(membership)
+}

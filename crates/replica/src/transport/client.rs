@@ -1,0 +1,469 @@
+//! The calling side: one set of lazy connections per peer, and openraft's network over them.
+//!
+//! Every call has a deadline; connections have HTTP/2 keepalive, so that a half-open peer is noticed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::io::Read;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use holdfast_wire::internal::v1 as pb;
+use holdfast_wire::internal::v1::peer_service_client::PeerServiceClient;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::storage::Snapshot;
+use openraft::OptionalSend;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::snapshot::SnapshotDir;
+use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
+use crate::types::{
+    Entry, LeaderId, Member, TypeConfig, Vote, log_id_from, log_id_to, position_of, vote_from, vote_to,
+};
+
+/// Bytes of one snapshot message.
+const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
+/// A pipelined stream without an answer for this long is given up.
+const STREAM_IDLE: Duration = Duration::from_secs(2);
+/// Largest message between nodes: a batch of entries may hold several full write batches.
+pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+type Peer = PeerServiceClient<InterceptedService<Channel, Address>>;
+
+/// Says to whom a call is meant, so that the wrong node refuses it.
+#[derive(Clone)]
+pub struct Address {
+    node: u64,
+    identity: Option<MetadataValue<tonic::metadata::Ascii>>,
+    cluster: Arc<RwLock<Option<MetadataValue<tonic::metadata::Ascii>>>>,
+}
+
+impl Interceptor for Address {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let metadata = request.metadata_mut();
+        metadata.insert(TO_NODE, self.node.into());
+        if let Some(identity) = &self.identity {
+            metadata.insert(TO_IDENTITY, identity.clone());
+        }
+        if let Ok(cluster) = self.cluster.read()
+            && let Some(cluster) = cluster.as_ref()
+        {
+            metadata.insert(CLUSTER, cluster.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// True when the call certainly never left this node.
+pub fn is_connect_error(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// Connections to all members, and how to reach them.
+pub struct Peers {
+    group: u32,
+    cluster: Arc<RwLock<Option<MetadataValue<tonic::metadata::Ascii>>>>,
+    members: RwLock<BTreeMap<u64, (Member, Peer)>>,
+}
+
+impl Peers {
+    /// No member yet.
+    pub fn new(group: u32) -> Self {
+        Self { group, cluster: Arc::default(), members: RwLock::default() }
+    }
+
+    /// Names the cluster in every call from now on.
+    pub fn set_cluster(&self, id: [u8; 16]) {
+        let text: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        if let (Ok(mut cluster), Ok(value)) = (self.cluster.write(), text.parse()) {
+            *cluster = Some(value);
+        }
+    }
+
+    /// Takes over the members of a membership.
+    pub fn update<'a>(&self, members: impl Iterator<Item = (&'a u64, &'a Member)>) {
+        let Ok(mut known) = self.members.write() else { return };
+        for (id, member) in members {
+            if known.get(id).is_none_or(|(old, _)| old != member) {
+                let client = self.connect(*id, member);
+                known.insert(*id, (member.clone(), client));
+            }
+        }
+    }
+
+    /// Client for forwarded proposals and read indices; `None` for an unknown member.
+    pub fn forward_client(&self, node: u64) -> Option<Peer> {
+        self.members.read().ok()?.get(&node).map(|(_, client)| client.clone())
+    }
+
+    /// Clients of all members.
+    pub fn all(&self) -> Vec<(u64, Peer)> {
+        let Ok(members) = self.members.read() else { return Vec::new() };
+        members.iter().map(|(id, (_, client))| (*id, client.clone())).collect()
+    }
+
+    fn connect(&self, node: u64, member: &Member) -> Peer {
+        // An address that does not parse gives a connection that always fails, and says so.
+        let endpoint = Endpoint::from_shared(format!("http://{}", member.peer_address))
+            .unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid:1"))
+            .connect_timeout(Duration::from_millis(500))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20);
+        let address = Address {
+            node,
+            identity: member.identity.parse().ok().filter(|_| !member.identity.is_empty()),
+            cluster: self.cluster.clone(),
+        };
+        PeerServiceClient::with_interceptor(endpoint.connect_lazy(), address)
+            .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
+    }
+}
+
+/// Makes openraft's networks.
+#[derive(Clone)]
+pub struct Factory {
+    peers: Arc<Peers>,
+}
+
+impl Factory {
+    /// Over these peers.
+    pub fn new(peers: Arc<Peers>) -> Self {
+        Self { peers }
+    }
+
+    fn network(&self, target: u64, member: &Member, pipelined: bool) -> Network {
+        self.peers.update(std::iter::once((&target, member)));
+        Network { client: self.peers.connect(target, member), group: self.peers.group, pipelined }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, member: &Member) -> Network {
+        self.network(target, member, true)
+    }
+
+    // Heartbeats send one item and drain the answer: the unary path, on a connection of its own.
+    async fn new_heartbeat_client(&mut self, target: u64, member: &Member) -> Network {
+        self.network(target, member, false)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, member: &Member) -> Network {
+        self.network(target, member, false)
+    }
+}
+
+/// Connection of one purpose to one peer.
+pub struct Network {
+    client: Peer,
+    group: u32,
+    pipelined: bool,
+}
+
+fn unreachable(status: &tonic::Status) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(status.to_string()))
+}
+
+fn broken(reason: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string(reason.to_string()))
+}
+
+fn append_to(group: u32, request: AppendEntriesRequest<TypeConfig>) -> pb::AppendRequest {
+    pb::AppendRequest {
+        group_id: group,
+        vote: Some(vote_to(&request.vote)),
+        prev: request.prev_log_id.as_ref().map(log_id_to),
+        committed: request.leader_commit.as_ref().map(log_id_to),
+        entries: request.entries.into_iter().map(|entry| entry.into_stored().bytes).collect(),
+    }
+}
+
+/// Reads an append request; entries keep sharing the receive buffer only until they are stored.
+pub fn append_from(request: pb::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, holdfast_wire::DecodeError> {
+    let vote = request.vote.ok_or_else(|| holdfast_wire::DecodeError::new("append", "vote is missing"))?;
+    Ok(AppendEntriesRequest {
+        vote: vote_from(&vote),
+        prev_log_id: request.prev.as_ref().map(log_id_from),
+        leader_commit: request.committed.as_ref().map(log_id_from),
+        entries: request
+            .entries
+            .into_iter()
+            // Copied out of the receive buffer: a slice in the log cache would pin all of it.
+            .map(|bytes| Entry::decode(Bytes::copy_from_slice(&bytes)))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+type StreamItem = Result<openraft::raft::StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+impl Network {
+    async fn open_stream<'s, S>(&'s mut self, input: S) -> Result<BoxStream<'s, StreamItem>, RPCError<TypeConfig>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let pending: Arc<Mutex<VecDeque<()>>> = Arc::default();
+        let sent = pending.clone();
+        let group = self.group;
+        let outbound = input.map(move |request| {
+            if let Ok(mut sent) = sent.lock() {
+                sent.push_back(());
+            }
+            append_to(group, request)
+        });
+        let mut inbound =
+            self.client.stream_append(outbound).await.map_err(|status| unreachable(&status))?.into_inner();
+        let answers = async_stream::stream! {
+            loop {
+                let item = match tokio::time::timeout(STREAM_IDLE, inbound.message()).await {
+                    Ok(item) => item,
+                    // Silence is fine while nothing is asked.
+                    Err(_) if pending.lock().is_ok_and(|pending| pending.is_empty()) => continue,
+                    Err(_) => {
+                        yield Err(broken("the peer stopped answering appends"));
+                        return;
+                    }
+                };
+                match item {
+                    Ok(None) => return,
+                    Err(status) => {
+                        yield Err(unreachable(&status));
+                        return;
+                    }
+                    Ok(Some(response)) => {
+                        if let Ok(mut pending) = pending.lock() {
+                            pending.pop_front();
+                        }
+                        let result = stream_result(response);
+                        let ends = !matches!(result, Ok(Ok(_)));
+                        yield result;
+                        if ends {
+                            return;
+                        }
+                    }
+                }
+            }
+        };
+        Ok(Box::pin(answers))
+    }
+}
+
+fn stream_result(response: pb::AppendResponse) -> StreamItem {
+    match response.result {
+        Some(pb::append_response::Result::Matched(matched)) => Ok(Ok(matched.last.as_ref().map(log_id_from))),
+        Some(pb::append_response::Result::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(log_id_from(&id)))),
+        Some(pb::append_response::Result::HigherVote(vote)) => {
+            Ok(Err(StreamAppendError::HigherVote(vote_from(&vote))))
+        }
+        None => Err(broken("an append was answered with nothing")),
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Network {
+    type SnapshotData = SnapshotDir;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let last = rpc.entries.last().map(|entry| entry.clone().into_stored().position);
+        let last = last.or(rpc.prev_log_id.as_ref().map(position_of));
+        let mut request = tonic::Request::new(append_to(self.group, rpc));
+        request.set_timeout(option.soft_ttl());
+        let response = self.client.append(request).await.map_err(|status| unreachable(&status))?.into_inner();
+        match stream_result(response)? {
+            Ok(matched) if matched.as_ref().map(position_of) == last => Ok(AppendEntriesResponse::Success),
+            Ok(matched) => Ok(AppendEntriesResponse::PartialSuccess(matched)),
+            Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
+            Err(StreamAppendError::HigherVote(vote)) => Ok(AppendEntriesResponse::HigherVote(vote)),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, StreamItem>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.pipelined {
+            Box::pin(async move {
+                match tokio::time::timeout(option.soft_ttl().max(STREAM_IDLE), self.open_stream(input)).await {
+                    Ok(stream) => stream,
+                    Err(_) => Err(broken("the peer did not open the append stream in time")),
+                }
+            })
+        } else {
+            stream_append_sequential(self, input, option)
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.send_vote(rpc, option, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.send_vote(rpc, option, true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<LeaderId, u64, Member, SnapshotDir>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let _ = option;
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot) => sent.map_err(StreamingError::from),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let from = *req.from_leader();
+        let expected = req.last_log_id().copied();
+        let mut request = tonic::Request::new(pb::TransferRequest {
+            group_id: self.group,
+            from: Some(vote_to(&from)),
+            to: *req.to_node_id(),
+            last_log_id: expected.as_ref().map(log_id_to),
+        });
+        request.set_timeout(option.soft_ttl());
+        let response = self.client.transfer(request).await.map_err(|status| unreachable(&status))?.into_inner();
+        Ok(if response.accepted { Ok(()) } else { Err(TransferLeaderError::LogNotFlushed { expected, actual: None }) })
+    }
+}
+
+impl Network {
+    async fn send_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+        pre_vote: bool,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut request = tonic::Request::new(pb::VoteRequest {
+            group_id: self.group,
+            vote: Some(vote_to(&rpc.vote)),
+            last_log_id: rpc.last_log_id.as_ref().map(log_id_to),
+            pre_vote,
+            leadership_transfer: rpc.leadership_transfer,
+        });
+        request.set_timeout(option.soft_ttl());
+        let response = self.client.vote(request).await.map_err(|status| unreachable(&status))?.into_inner();
+        let vote = response.vote.ok_or_else(|| broken("a vote was answered without a vote"))?;
+        Ok(VoteResponse::new(
+            vote_from(&vote),
+            response.last_log_id.as_ref().map(log_id_from),
+            response.granted,
+        ))
+    }
+
+    async fn send_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<LeaderId, u64, Member, SnapshotDir>,
+    ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let dir = snapshot.snapshot.clone();
+        let files = {
+            let dir = dir.clone();
+            tokio::task::spawn_blocking(move || dir.files().map(<[_]>::to_vec)).await
+        };
+        let files = files.map_err(broken)?.map_err(broken)?;
+        let last_log_id = snapshot.meta.last_log_id.as_ref().map(log_id_to);
+        let offer = pb::SnapshotOffer {
+            group_id: self.group,
+            vote: Some(vote_to(&vote)),
+            last_log_id,
+            membership: Some(crate::state_machine::membership_message(&snapshot.meta.last_membership)),
+            files,
+        };
+        let needed = self.client.offer_snapshot(offer.clone()).await.map_err(|status| unreachable(&status))?;
+        let needed = needed.into_inner().needed;
+        let (tx, rx) = tokio::sync::mpsc::channel(4);
+        let group = self.group;
+        let reader = tokio::task::spawn_blocking(move || {
+            for name in needed {
+                if !read_chunks(&dir, &name, group, last_log_id, &tx)? {
+                    break;
+                }
+            }
+            std::io::Result::Ok(())
+        });
+        let sent = self.client.send_snapshot(tokio_stream::wrappers::ReceiverStream::new(rx)).await;
+        sent.map_err(|status| unreachable(&status))?;
+        reader.await.map_err(broken)?.map_err(broken)?;
+        let mut commit = tonic::Request::new(pb::SnapshotCommit { offer: Some(offer) });
+        commit.set_timeout(Duration::from_secs(120));
+        let reply = self.client.commit_snapshot(commit).await.map_err(|status| unreachable(&status))?.into_inner();
+        let vote = reply.vote.ok_or_else(|| broken("a snapshot was answered without a vote"))?;
+        Ok(SnapshotResponse::new(vote_from(&vote)))
+    }
+}
+
+/// Sends one file; false when the receiving side went away.
+fn read_chunks(
+    dir: &SnapshotDir,
+    name: &str,
+    group_id: u32,
+    last_log_id: Option<pb::LogId>,
+    out: &tokio::sync::mpsc::Sender<pb::SnapshotChunk>,
+) -> std::io::Result<bool> {
+    let mut file = std::fs::File::open(dir.path().join(name))?;
+    let mut offset = 0;
+    loop {
+        let mut data = vec![0; SNAPSHOT_CHUNK_BYTES];
+        let n = file.read(&mut data)?;
+        data.truncate(n);
+        // An empty file is one empty chunk.
+        if n == 0 && offset > 0 {
+            return Ok(true);
+        }
+        let chunk =
+            pb::SnapshotChunk { group_id, last_log_id, name: name.to_owned(), offset, data: data.into() };
+        if out.blocking_send(chunk).is_err() {
+            return Ok(false);
+        }
+        if n == 0 {
+            return Ok(true);
+        }
+        offset += n as u64;
+    }
+}

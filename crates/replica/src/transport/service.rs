@@ -1,0 +1,310 @@
+//! The answering side of calls between nodes.
+//!
+//! A call that means another node, another data directory or another cluster is refused before anything is looked at:
+//! a wiped disk under a known id, or a node of another cluster at a reused address, must not take part.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use holdfast_model::id::NodeId;
+use holdfast_wire::internal::v1 as pb;
+use holdfast_wire::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
+use holdfast_wire::{log as wire_log, peer};
+use openraft::raft::{AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::storage::{Snapshot, SnapshotMeta};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::handle::Replica;
+use crate::propose::ProposeError;
+use crate::snapshot::{Incoming, SnapshotDir};
+use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from};
+use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
+use crate::types::{
+    TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to,
+};
+
+/// Peer protocol of this build.
+const PROTOCOL: u32 = 1;
+
+/// Answers peers.
+pub struct Service {
+    replica: Replica,
+}
+
+/// The service, ready to be mounted.
+pub fn peer_service(replica: Replica) -> PeerServiceServer<Service> {
+    PeerServiceServer::new(Service { replica })
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX)
+}
+
+fn bad(error: impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn fatal(error: impl ToString) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+impl Service {
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let refuse = |what: &str| Err(Status::failed_precondition(format!("this is another {what}")));
+        let text = |key: &str| request.metadata().get(key).and_then(|value| value.to_str().ok());
+        if text(TO_NODE).is_some_and(|to| to != self.replica.node_id().to_string()) {
+            return refuse("node");
+        }
+        if text(TO_IDENTITY).is_some_and(|to| to != self.replica.identity()) {
+            return refuse("data directory under this node id; was its disk replaced?");
+        }
+        match (text(CLUSTER), self.replica.cluster_hex()) {
+            (Some(theirs), Some(ours)) if theirs != ours => refuse("cluster"),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_group(&self, group: u32) -> Result<(), Status> {
+        if group == self.replica.group_id().0 {
+            Ok(())
+        } else {
+            Err(Status::not_found(format!("group {group} is not served here")))
+        }
+    }
+}
+
+fn append_response(result: pb::append_response::Result) -> pb::AppendResponse {
+    pb::AppendResponse { result: Some(result) }
+}
+
+#[tonic::async_trait]
+impl PeerService for Service {
+    async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloResponse>, Status> {
+        let message = request.into_inner();
+        if message.to != 0 && message.to != self.replica.node_id() {
+            return Err(Status::failed_precondition("this is another node"));
+        }
+        if message.protocol != PROTOCOL {
+            return Err(Status::failed_precondition(format!("this node speaks peer protocol {PROTOCOL}")));
+        }
+        if message.recovering {
+            self.replica.help_recovering(NodeId(message.from)).await;
+        }
+        let acknowledged_index = self.replica.matched_index(message.from).unwrap_or(0);
+        Ok(Response::new(pb::HelloResponse {
+            cluster_id: self.replica.cluster_id().map(|id| id.to_vec()).unwrap_or_default().into(),
+            node_id: self.replica.node_id(),
+            identity: self.replica.identity().to_owned(),
+            fresh: self.replica.is_fresh(),
+            acknowledged_index,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    type StreamAppendStream = Pin<Box<dyn Stream<Item = Result<pb::AppendResponse, Status>> + Send>>;
+
+    async fn stream_append(
+        &self,
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::StreamAppendStream>, Status> {
+        self.check(&request)?;
+        let group = self.replica.group_id().0;
+        // A bad item ends the input: skipping it would leave a hole that answers no longer line up with.
+        let input = request.into_inner().scan((), move |(), item| {
+            let item = item.ok().filter(|item| item.group_id == group);
+            let read = item.and_then(|item| {
+                append_from(item)
+                    .inspect_err(|error| tracing::warn!(event = "peer.bad_append", %error, "append stream ended"))
+                    .ok()
+            });
+            std::future::ready(read)
+        });
+        let output = self.replica.raft().stream_append(input).map(|result| {
+            Ok(append_response(match result.map_err(fatal)? {
+                Ok(last) => pb::append_response::Result::Matched(pb::Matched { last: last.as_ref().map(log_id_to) }),
+                Err(StreamAppendError::Conflict(id)) => pb::append_response::Result::Conflict(log_id_to(&id)),
+                Err(StreamAppendError::HigherVote(vote)) => pb::append_response::Result::HigherVote(vote_to(&vote)),
+            }))
+        });
+        Ok(Response::new(Box::pin(output)))
+    }
+
+    async fn append(&self, request: Request<pb::AppendRequest>) -> Result<Response<pb::AppendResponse>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let request = append_from(message).map_err(bad)?;
+        let prev = request.prev_log_id;
+        let last = request.entries.last().map(openraft::entry::RaftEntry::log_id).or(prev);
+        let answer = self.replica.raft().append_entries(request).await.map_err(fatal)?;
+        let result = match answer {
+            AppendEntriesResponse::Success => {
+                pb::append_response::Result::Matched(pb::Matched { last: last.as_ref().map(log_id_to) })
+            }
+            AppendEntriesResponse::PartialSuccess(last) => {
+                pb::append_response::Result::Matched(pb::Matched { last: last.as_ref().map(log_id_to) })
+            }
+            AppendEntriesResponse::Conflict => {
+                pb::append_response::Result::Conflict(prev.as_ref().map(log_id_to).unwrap_or_default())
+            }
+            AppendEntriesResponse::HigherVote(vote) => pb::append_response::Result::HigherVote(vote_to(&vote)),
+        };
+        Ok(Response::new(append_response(result)))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        if self.replica.is_recovering() {
+            // Its log may have forgotten what it acknowledged: it must not elect a leader that lacks it.
+            return Err(Status::unavailable("this node is recovering its log and does not vote"));
+        }
+        let vote = message.vote.ok_or_else(|| bad("vote is missing"))?;
+        let mut rpc = VoteRequest::<TypeConfig>::new(vote_from(&vote), message.last_log_id.as_ref().map(log_id_from));
+        rpc.leadership_transfer = message.leadership_transfer;
+        let raft = self.replica.raft();
+        let answer: VoteResponse<TypeConfig> =
+            if message.pre_vote { raft.pre_vote(rpc).await } else { raft.vote(rpc).await }.map_err(fatal)?;
+        Ok(Response::new(pb::VoteResponse {
+            vote: Some(vote_to(&answer.vote)),
+            last_log_id: answer.last_log_id.as_ref().map(log_id_to),
+            granted: answer.vote_granted,
+        }))
+    }
+
+    async fn transfer(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferResponse>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        if self.replica.is_recovering() {
+            return Ok(Response::new(pb::TransferResponse { accepted: false }));
+        }
+        let from = message.from.ok_or_else(|| bad("from is missing"))?;
+        let rpc = TransferLeaderRequest::<TypeConfig>::new(
+            vote_from(&from),
+            message.to,
+            message.last_log_id.as_ref().map(log_id_from),
+        );
+        let answer = self.replica.raft().handle_transfer_leader(rpc).await.map_err(fatal)?;
+        Ok(Response::new(pb::TransferResponse { accepted: answer.is_ok() }))
+    }
+
+    async fn offer_snapshot(
+        &self,
+        request: Request<pb::SnapshotOffer>,
+    ) -> Result<Response<pb::SnapshotOfferReply>, Status> {
+        self.check(&request)?;
+        let offer = request.into_inner();
+        self.check_group(offer.group_id)?;
+        let incoming = self.replica.incoming();
+        let needed = tokio::task::spawn_blocking(move || incoming.prepare(&offer.files))
+            .await
+            .map_err(fatal)?
+            .map_err(fatal)?;
+        Ok(Response::new(pb::SnapshotOfferReply { needed }))
+    }
+
+    async fn send_snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotChunk>>,
+    ) -> Result<Response<pb::SnapshotReceived>, Status> {
+        self.check(&request)?;
+        let incoming = self.replica.incoming();
+        let mut stream = request.into_inner();
+        let mut open: Option<(String, std::fs::File, u64)> = None;
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk?;
+            self.check_group(chunk.group_id)?;
+            let incoming = incoming.clone();
+            let current = open.take();
+            let written = tokio::task::spawn_blocking(move || write_chunk(&incoming, current, &chunk)).await;
+            open = Some(written.map_err(fatal)?.map_err(fatal)?);
+        }
+        Ok(Response::new(pb::SnapshotReceived {}))
+    }
+
+    async fn commit_snapshot(
+        &self,
+        request: Request<pb::SnapshotCommit>,
+    ) -> Result<Response<pb::SnapshotCommitReply>, Status> {
+        self.check(&request)?;
+        let offer = request.into_inner().offer.ok_or_else(|| bad("offer is missing"))?;
+        self.check_group(offer.group_id)?;
+        let vote = offer.vote.ok_or_else(|| bad("vote is missing"))?;
+        let membership = offer.membership.clone().ok_or_else(|| bad("membership is missing"))?;
+        let last_membership = stored_membership_from(membership).map_err(bad)?;
+        let last_log_id = offer.last_log_id.as_ref().map(log_id_from);
+        let incoming = self.replica.incoming();
+        let snapshots = self.replica.snapshots_dir();
+        let files = offer.files;
+        let path = tokio::task::spawn_blocking(move || incoming.seal(&files, &snapshots))
+            .await
+            .map_err(fatal)?
+            .map_err(fatal)?;
+        let applied = holdfast_store::Applied {
+            position: last_log_id.as_ref().map(position_of),
+            ..holdfast_store::Applied::default()
+        };
+        let snapshot = Snapshot {
+            meta: SnapshotMeta { last_log_id, last_membership },
+            snapshot: SnapshotDir::received(path, applied),
+        };
+        tracing::info!(event = "snapshot.received", index = offer.last_log_id.map(|id| id.index), "installing");
+        let answer =
+            self.replica.raft().install_full_snapshot(vote_from(&vote), snapshot).await.map_err(fatal)?;
+        Ok(Response::new(pb::SnapshotCommitReply { vote: Some(vote_to(&answer.vote)) }))
+    }
+
+    async fn forward(&self, request: Request<pb::ForwardRequest>) -> Result<Response<pb::ForwardResponse>, Status> {
+        use pb::forward_response::Result as Answer;
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let proposal = wire_log::decode_proposal(&message.proposal).map_err(bad)?;
+        let result = match self.replica.admission().admit(message.proposal.len()) {
+            Err(overloaded) => Answer::OverloadedRetryMs(overloaded.retry_after.as_millis() as u32),
+            Ok(_held) => {
+                // The forwarding node keeps the caller's deadline; this bound only ends what nobody waits for.
+                let deadline = Instant::now() + Duration::from_secs(30);
+                match self.replica.propose_here(proposal, deadline).await {
+                    Ok(Ok(applied)) => Answer::Applied(pb::Applied {
+                        outcome: peer::encode_outcome(&applied.outcome),
+                        index: applied.index,
+                    }),
+                    Ok(Err(leader)) => Answer::NotLeader(leader.unwrap_or(0)),
+                    Err(ProposeError::NoLeader) => Answer::NotLeader(0),
+                    Err(ProposeError::Overloaded(overloaded)) => {
+                        Answer::OverloadedRetryMs(overloaded.retry_after.as_millis() as u32)
+                    }
+                    Err(ProposeError::Unknown { .. }) => Answer::Unknown(pb::Empty {}),
+                }
+            }
+        };
+        Ok(Response::new(pb::ForwardResponse { result: Some(result) }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
+        self.check(&request)?;
+        self.check_group(request.into_inner().group_id)?;
+        let index = self.replica.shared_index_here().await;
+        Ok(Response::new(pb::ReadIndexResponse { leading: index.is_some(), index: index.unwrap_or(0) }))
+    }
+}
+
+fn write_chunk(
+    incoming: &Incoming,
+    open: Option<(String, std::fs::File, u64)>,
+    chunk: &pb::SnapshotChunk,
+) -> std::io::Result<(String, std::fs::File, u64)> {
+    let (name, mut file, length) = match open {
+        Some((name, file, length)) if name == chunk.name && length == chunk.offset => (name, file, length),
+        _ if chunk.offset == 0 => (chunk.name.clone(), incoming.create(&chunk.name)?, 0),
+        _ => return Err(std::io::Error::other("snapshot bytes arrived out of order")),
+    };
+    Incoming::write(&mut file, &chunk.data)?;
+    Ok((name, file, length + chunk.data.len() as u64))
+}

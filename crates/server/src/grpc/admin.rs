@@ -1,0 +1,374 @@
+//! `AdminService`, on its own listener.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_model::command::{Command, Genesis};
+use holdfast_model::id::{Incarnation, NodeId};
+use holdfast_model::limits;
+use holdfast_model::outcome::Outcome;
+use holdfast_replica::{Member, MembershipError, ProposeError};
+use holdfast_wire::status::Refusal;
+use holdfast_wire::v1;
+use holdfast_wire::v1::admin_service_server::AdminService;
+use tokio::time::{Instant, sleep};
+use tonic::{Request, Response, Status};
+
+use crate::grpc::{Shared, storage};
+use crate::operations::Job;
+
+/// How long founding may take: an election and one entry.
+const FOUND_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a planned transfer may take.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Operators' calls.
+pub struct Admin {
+    shared: Arc<Shared>,
+}
+
+fn random_u64() -> Result<u64, Refusal> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Refusal::Internal(format!("no randomness: {error}")))?;
+    Ok(u64::from_be_bytes(bytes).max(1))
+}
+
+impl Admin {
+    /// Over this node.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn node(&self, id: u64, member: &Member, voters: &[u64]) -> v1::Node {
+        v1::Node {
+            node_id: id,
+            client_address: member.client_address.clone(),
+            peer_address: member.peer_address.clone(),
+            admin_address: member.admin_address.clone(),
+            http_address: member.http_address.clone(),
+            labels: member.labels.clone().into_iter().collect(),
+            role: if voters.contains(&id) { v1::NodeRole::Voter } else { v1::NodeRole::Learner }.into(),
+            identity: member.identity.clone(),
+            version: String::new(),
+        }
+    }
+
+    fn status(&self) -> v1::GetStatusResponse {
+        let shared = &self.shared;
+        let sys = shared.replica.sys();
+        let status = shared.replica.status();
+        let config = &shared.config;
+        let role = match (status.members.contains_key(&config.node_id), status.voters.contains(&config.node_id)) {
+            (_, true) => v1::NodeRole::Voter,
+            (true, false) => v1::NodeRole::Learner,
+            (false, false) => v1::NodeRole::Unspecified,
+        };
+        let own = v1::Node {
+            node_id: config.node_id,
+            client_address: config.advertise.client.clone(),
+            peer_address: config.advertise.peer.clone(),
+            admin_address: config.advertise.admin.clone(),
+            http_address: config.advertise.http.clone(),
+            labels: config.labels.clone().into_iter().collect(),
+            role: role.into(),
+            identity: shared.replica.identity().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let applied = shared.replica.state().applied();
+        let group = v1::GroupStatus {
+            group_id: shared.replica.group_id().0,
+            term: status.term,
+            leader_id: status.leader_id,
+            last_log_index: status.last_log_index,
+            committed_index: status.committed_index,
+            applied_index: applied.index(),
+            purged_index: status.purged_index,
+            snapshot_index: status.snapshot_index,
+            digest: sys.digest.0.to_vec().into(),
+            digest_index: applied.index(),
+            matched_index: status.matched.clone().into_iter().collect(),
+            leader_contact_age: None,
+        };
+        v1::GetStatusResponse {
+            cluster_id: sys.history.as_ref().map(|history| hex(&history.cluster_id)).unwrap_or_default(),
+            cluster_name: sys.history.as_ref().map(|history| history.cluster_name.clone()).unwrap_or_default(),
+            incarnation: sys.history.as_ref().map_or(0, |history| history.incarnation.0),
+            self_: Some(own),
+            nodes: status.members.iter().map(|(id, member)| self.node(*id, member, &status.voters)).collect(),
+            groups: vec![group],
+            destinations: self.destinations(&sys, status.committed_index),
+            checks: self.checks(&status),
+        }
+    }
+
+    fn destinations(&self, sys: &holdfast_model::state::Sys, committed: u64) -> Vec<v1::DestinationStatus> {
+        let shipper = &self.shared.shipper;
+        shipper
+            .destinations()
+            .iter()
+            .map(|destination| {
+                let fact = sys.offsite.get(&destination.name);
+                let durable_index = fact.map_or(0, |fact| fact.index);
+                let lag_ms = fact.map_or(0, |fact| sys.now.0.saturating_sub(fact.at.0));
+                v1::DestinationStatus {
+                    name: destination.name.clone(),
+                    labels: destination.labels.clone().into_iter().collect(),
+                    durable_index,
+                    lag: (durable_index < committed).then(|| duration_ms(lag_ms)),
+                    verified_index: 0,
+                    verify_time: None,
+                    last_error: shipper.state_of(&destination.name).error,
+                }
+            })
+            .collect()
+    }
+
+    fn checks(&self, status: &holdfast_replica::ReplicaStatus) -> Vec<v1::HealthCheck> {
+        let mut checks = Vec::new();
+        let mut check = |id: &str, severity: v1::HealthSeverity, evidence: String, remedy: &str| {
+            checks.push(v1::HealthCheck {
+                check_id: id.to_owned(),
+                severity: severity.into(),
+                evidence,
+                observe_time: None,
+                remedy: remedy.to_owned(),
+            });
+        };
+        if status.leader_id == 0 {
+            check(
+                "NO_LEADER",
+                v1::HealthSeverity::Error,
+                "this node knows no leader".into(),
+                "start the other nodes, then `holdfast cluster status`",
+            );
+        }
+        if status.recovering {
+            check(
+                "LOG_RECOVERING",
+                v1::HealthSeverity::Warning,
+                "this node's log ends before what it had acknowledged; it does not vote until caught up".into(),
+                "keep the other nodes up; it clears by itself",
+            );
+        }
+        for destination in self.shared.shipper.destinations() {
+            let state = self.shared.shipper.state_of(&destination.name);
+            if state.forked {
+                check(
+                    "LINEAGE_FORK",
+                    v1::HealthSeverity::Error,
+                    format!("{}: {}", destination.name, state.error),
+                    "stop writing; restore into a new cluster from the archive",
+                );
+            }
+        }
+        checks
+    }
+
+    async fn init(&self, request: v1::InitClusterRequest) -> Result<v1::InitClusterResponse, Refusal> {
+        let shared = &self.shared;
+        let name = &request.cluster_name;
+        if name.is_empty() || name.len() > limits::CLUSTER_NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(Refusal::field("cluster_name", "must be 1 to 64 bytes without control characters"));
+        }
+        if request.group_count > 1 {
+            return Err(Refusal::Unsupported("more than one group"));
+        }
+        let members = members_of(request.voters)?;
+        if !members.contains_key(&shared.config.node_id) {
+            return Err(Refusal::field("voters", format!("must include this node ({})", shared.config.node_id)));
+        }
+        if let Some(history) = &shared.replica.sys().history {
+            return Err(Refusal::Precondition {
+                reason: "ALREADY_FOUNDED",
+                message: format!(
+                    "this node belongs to cluster {:?} already; use an empty data directory",
+                    history.cluster_name
+                ),
+            });
+        }
+        let ids: Vec<NodeId> = members.keys().map(|id| NodeId(*id)).collect();
+        shared.replica.initialize(members).await.map_err(refused)?;
+        let mut cluster_id = [0; 16];
+        cluster_id[..8].copy_from_slice(&random_u64()?.to_be_bytes());
+        cluster_id[8..].copy_from_slice(&random_u64()?.to_be_bytes());
+        let genesis = Genesis {
+            cluster_id,
+            cluster_name: name.clone(),
+            incarnation: Incarnation(random_u64()?),
+            epoch: 1,
+            parent: None,
+            members: ids,
+        };
+        self.found(genesis).await
+    }
+
+    /// Proposes the genesis until it, or one of a concurrent founder, is applied here.
+    async fn found(&self, genesis: Genesis) -> Result<v1::InitClusterResponse, Refusal> {
+        let replica = &self.shared.replica;
+        let deadline = Instant::now() + FOUND_TIMEOUT;
+        loop {
+            if let Some(history) = &replica.sys().history {
+                return Ok(v1::InitClusterResponse {
+                    cluster_id: hex(&history.cluster_id),
+                    incarnation: history.incarnation.0,
+                });
+            }
+            if Instant::now() >= deadline {
+                return Err(Refusal::Precondition {
+                    reason: "NO_QUORUM",
+                    message: "the voters did not elect a leader in time; check that all of them run and reach each \
+                              other's peer addresses, then run init again"
+                        .into(),
+                });
+            }
+            let admitted = replica.admission().admit(1).map_err(|error| Refusal::Overloaded(error.retry_after))?;
+            let attempt = (Instant::now() + Duration::from_secs(3)).min(deadline);
+            match replica.propose(Command::Genesis(genesis.clone()), admitted, attempt).await {
+                Ok(applied) => {
+                    // Another founder's genesis rejects this one; either way a history is on its way here.
+                    debug_assert!(matches!(applied.outcome, Outcome::Done | Outcome::Rejected(_)));
+                    let wait = replica.wait_applied(applied.index, deadline).await;
+                    if wait.is_err() {
+                        return Err(Refusal::ReplicaBehind);
+                    }
+                }
+                Err(ProposeError::Overloaded(error)) => return Err(Refusal::Overloaded(error.retry_after)),
+                Err(ProposeError::NoLeader | ProposeError::Unknown { .. }) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn backup(&self) -> Result<v1::CreateBackupResponse, Refusal> {
+        let shared = &self.shared;
+        shared.check_serving()?;
+        if shared.shipper.destinations().is_empty() {
+            return Err(Refusal::Precondition {
+                reason: "NO_DESTINATION",
+                message: "this node has no offsite destination; add [[offsite]] to its configuration".into(),
+            });
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let job = Job::new(shared.replica.clone(), id.clone());
+        job.stage("accepted", 0, 0).await;
+        tokio::spawn(shared.shipper.clone().backup(job, id.clone()));
+        Ok(v1::CreateBackupResponse { operation_id: id })
+    }
+
+    fn operation(&self, id: &str) -> Result<v1::GetAdminOperationResponse, Refusal> {
+        let operation = self.shared.replica.view().operation(id).map_err(storage)?;
+        let operation = operation.ok_or_else(|| Refusal::NotFound(format!("operation {id:?}")))?;
+        Ok(v1::GetAdminOperationResponse {
+            done: operation.done,
+            stage: operation.stage,
+            done_units: operation.done_units,
+            total_units: operation.total_units,
+            error_message: operation.error,
+        })
+    }
+}
+
+fn members_of(nodes: Vec<v1::Node>) -> Result<BTreeMap<u64, Member>, Refusal> {
+    let mut members = BTreeMap::new();
+    let mut addresses = std::collections::BTreeSet::new();
+    if nodes.is_empty() {
+        return Err(Refusal::field("voters", "must name at least one node"));
+    }
+    for (index, node) in nodes.into_iter().enumerate() {
+        let field = |name: &str| format!("voters[{index}].{name}");
+        if node.node_id == 0 {
+            return Err(Refusal::field(field("node_id"), "must not be 0"));
+        }
+        if !addresses.insert(node.peer_address.clone()) {
+            return Err(Refusal::field(field("peer_address"), "is named twice"));
+        }
+        for (name, address) in [("peer_address", &node.peer_address), ("client_address", &node.client_address)] {
+            if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+                return Err(Refusal::field(field(name), "must be host:port"));
+            }
+        }
+        let member = Member {
+            client_address: node.client_address,
+            peer_address: node.peer_address,
+            admin_address: node.admin_address,
+            http_address: node.http_address,
+            labels: node.labels.into_iter().collect(),
+            identity: node.identity,
+        };
+        if members.insert(node.node_id, member).is_some() {
+            return Err(Refusal::field(field("node_id"), format!("{} is named twice", node.node_id)));
+        }
+    }
+    Ok(members)
+}
+
+fn refused(error: MembershipError) -> Refusal {
+    let reason = match &error {
+        MembershipError::Refused(_) => "REFUSED",
+        MembershipError::NotLeader { .. } => "NOT_LEADER",
+        MembershipError::TransferTimeout { .. } => "TRANSFER_TIMEOUT",
+        MembershipError::NoSuccessor => "NO_SUCCESSOR",
+    };
+    Refusal::Precondition { reason, message: error.to_string() }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn duration_ms(ms: u64) -> holdfast_wire::Duration {
+    holdfast_wire::Duration { seconds: (ms / 1000) as i64, nanos: (ms % 1000 * 1_000_000) as i32 }
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(self.status()))
+    }
+
+    async fn init_cluster(
+        &self,
+        request: Request<v1::InitClusterRequest>,
+    ) -> Result<Response<v1::InitClusterResponse>, Status> {
+        Ok(Response::new(self.init(request.into_inner()).await?))
+    }
+
+    async fn add_node(&self, _: Request<v1::AddNodeRequest>) -> Result<Response<v1::AddNodeResponse>, Status> {
+        Err(Refusal::Unsupported("AddNode").into())
+    }
+
+    async fn remove_node(&self, _: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        Err(Refusal::Unsupported("RemoveNode").into())
+    }
+
+    async fn drain_node(&self, _: Request<v1::DrainNodeRequest>) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        Err(Refusal::Unsupported("DrainNode").into())
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let message = request.into_inner();
+        if message.group_id != self.shared.replica.group_id().0 {
+            return Err(Refusal::NotFound(format!("group {}", message.group_id)).into());
+        }
+        let leader_id =
+            self.shared.replica.transfer_leader(message.to_node_id, TRANSFER_TIMEOUT).await.map_err(refused)?;
+        Ok(Response::new(v1::TransferLeaderResponse { leader_id }))
+    }
+
+    async fn create_backup(
+        &self,
+        _: Request<v1::CreateBackupRequest>,
+    ) -> Result<Response<v1::CreateBackupResponse>, Status> {
+        Ok(Response::new(self.backup().await?))
+    }
+
+    async fn get_admin_operation(
+        &self,
+        request: Request<v1::GetAdminOperationRequest>,
+    ) -> Result<Response<v1::GetAdminOperationResponse>, Status> {
+        Ok(Response::new(self.operation(&request.into_inner().operation_id)?))
+    }
+}

@@ -1,0 +1,166 @@
+//! The public services: each call is parsed by `wire::api`, judged by the replica, answered by `wire::reply`.
+
+mod admin;
+mod records;
+mod sync;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use holdfast_model::state::Sys;
+use holdfast_replica::{Level, Overloaded, ProposeError, ReadError, Replica};
+use holdfast_store::{StoreError, View};
+use holdfast_wire::api::Consistency;
+use holdfast_wire::reply;
+use holdfast_wire::status::Refusal;
+use holdfast_wire::v1;
+use tokio::time::Instant;
+use tonic::Request;
+
+use crate::config::Config;
+use crate::feed::Feed;
+use crate::shipper::Shipper;
+use crate::http::Metrics;
+
+pub use admin::Admin;
+pub use records::Records;
+pub use sync::Sync;
+
+/// What all services share.
+pub struct Shared {
+    /// This node's replica.
+    pub replica: Replica,
+    /// Wake-ups of waiting callers.
+    pub feed: Arc<Feed>,
+    /// Offsite shipping.
+    pub shipper: Arc<Shipper>,
+    /// Configuration.
+    pub config: Config,
+    /// Measurements.
+    pub metrics: Arc<Metrics>,
+    /// The node is going down.
+    pub draining: AtomicBool,
+}
+
+/// Deadline of a call: the caller's (`grpc-timeout`), else the default; never more than five minutes and a bit.
+pub fn deadline_of<T>(request: &Request<T>, default: Duration) -> Instant {
+    let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    Instant::now() + asked.unwrap_or(default).min(Duration::from_secs(330))
+}
+
+/// The `grpc-timeout` header: up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+/// A failure of this node's storage, as a caller sees it.
+pub fn storage(error: StoreError) -> Refusal {
+    tracing::error!(event = "storage.failed", %error, "a read failed");
+    match error {
+        StoreError::Corrupt { .. } => {
+            Refusal::Corrupt("stored data does not match its checksum on this node; ask another node".into())
+        }
+        _ => Refusal::Internal("the storage of this node failed; see its log".into()),
+    }
+}
+
+/// A read that could not be served.
+pub fn unread(error: ReadError) -> Refusal {
+    match error {
+        ReadError::NoLeader => Refusal::NoLeader,
+        ReadError::Behind => Refusal::ReplicaBehind,
+        ReadError::OtherHistory => {
+            Refusal::Rejected(holdfast_model::outcome::Rejection::IncarnationMismatch, None)
+        }
+        ReadError::NotFounded => Refusal::NotFounded,
+    }
+}
+
+/// A proposal without an outcome.
+pub fn unproposed(error: ProposeError) -> Refusal {
+    match error {
+        ProposeError::NoLeader => Refusal::NoLeader,
+        ProposeError::Overloaded(Overloaded { retry_after }) => Refusal::Overloaded(retry_after),
+        ProposeError::Unknown { deadline } => Refusal::OutcomeUnknown { deadline },
+    }
+}
+
+impl Shared {
+    /// Refuses calls while the node goes down or belongs to no cluster.
+    pub fn check_serving(&self) -> Result<(), Refusal> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Refusal::Draining);
+        }
+        if self.replica.is_opened(&self.replica.sys()) { Ok(()) } else { Err(Refusal::NotFounded) }
+    }
+
+    /// Default deadline of a call.
+    pub fn default_deadline(&self) -> Duration {
+        Duration::from_millis(self.config.default_deadline_ms)
+    }
+
+    /// A view as fresh as asked for. Staleness is bounded by asking the leader: never looser than asked.
+    pub async fn read(&self, consistency: Consistency, deadline: Instant) -> Result<View, Refusal> {
+        let level = match consistency {
+            Consistency::Linearizable | Consistency::MaxStaleness(_) => Level::Linearizable,
+            Consistency::AtLeast { incarnation, index } => Level::AtLeast(incarnation, index),
+        };
+        self.replica.read(level, deadline).await.map_err(unread)
+    }
+
+    /// Header of an answer evaluated at `applied_index` under `sys`.
+    pub fn header(&self, sys: &Sys, applied_index: u64) -> v1::ResponseHeader {
+        v1::ResponseHeader {
+            incarnation: sys.history.as_ref().map_or(0, |history| history.incarnation.0),
+            applied_index,
+            node_id: self.replica.node_id(),
+            leader_id: self.replica.leader_hint().unwrap_or(0),
+            backoff_ms: 0,
+            group_id: self.replica.group_id().0,
+            server_time: Some(reply::timestamp(sys.now)),
+        }
+    }
+
+    /// Header of an answer read from `view`.
+    pub fn header_of(&self, view: &View) -> v1::ResponseHeader {
+        self.header(view.sys(), view.applied().index())
+    }
+}
+
+/// Runs blocking reads off the async workers.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Refusal::Internal("a read panicked; see the log".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_has_them() {
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_timeout("3S"), Some(Duration::from_secs(3)));
+        for wrong in ["", "S", "123456789S", "-1S", "5x", "5"] {
+            assert_eq!(parse_timeout(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! `RecordService`.
+
+use std::sync::Arc;
+
+use holdfast_model::command::Command;
+use holdfast_model::id::{RecordKey, Version};
+use holdfast_model::limits;
+use holdfast_model::outcome::{Outcome, Rejection};
+use holdfast_model::state::UserRef;
+use holdfast_store::View;
+use holdfast_wire::api::{self, GetQuery, ListQuery};
+use holdfast_wire::reply;
+use holdfast_wire::status::Refusal;
+use holdfast_wire::token::{PagePlace, PageToken, SyncToken, user_tag};
+use holdfast_wire::v1;
+use holdfast_wire::v1::record_service_server::RecordService;
+use tonic::{Request, Response, Status};
+
+use crate::grpc::{Shared, blocking, deadline_of, storage, unproposed};
+
+/// Reads and writes of one user's records.
+pub struct Records {
+    shared: Arc<Shared>,
+}
+
+impl Records {
+    /// Over this node.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    async fn write(&self, request: Request<v1::BatchWriteRequest>) -> Result<v1::BatchWriteResponse, Refusal> {
+        let shared = &self.shared;
+        shared.check_serving()?;
+        let deadline = deadline_of(&request, shared.default_deadline());
+        let bytes = holdfast_wire::encoded_len(request.get_ref());
+        let batch = api::batch_write(request.into_inner())?;
+        let admitted = shared.replica.admission().admit(bytes).map_err(|error| {
+            shared.metrics.rejected("inflight_bytes");
+            Refusal::Overloaded(error.retry_after)
+        })?;
+        let applied = shared
+            .replica
+            .propose(Command::WriteBatch(batch), admitted, deadline)
+            .await
+            .map_err(unproposed)?;
+        let header = shared.header(&shared.replica.sys(), applied.index);
+        match applied.outcome {
+            Outcome::Written(receipt) => Ok(reply::batch_write(receipt, header)),
+            Outcome::Rejected(rejection) => Err(Refusal::Rejected(rejection, Some(header))),
+            Outcome::Done => Err(Refusal::Rejected(Rejection::Poisoned, Some(header))),
+        }
+    }
+
+    async fn get(&self, request: Request<v1::BatchGetRecordsRequest>) -> Result<v1::BatchGetRecordsResponse, Refusal> {
+        let shared = &self.shared;
+        shared.check_serving()?;
+        let deadline = deadline_of(&request, shared.default_deadline());
+        let query = api::batch_get(request.into_inner())?;
+        let view = shared.read(query.consistency, deadline).await?;
+        let header = shared.header_of(&view);
+        // A few keys are answered from memory mostly; a hop to another thread costs more than they do.
+        let (records, remaining) = if query.keys.len() <= 4 {
+            get_records(&view, &query)?
+        } else {
+            blocking(move || get_records(&view, &query)).await?
+        };
+        Ok(v1::BatchGetRecordsResponse {
+            header: Some(header),
+            records,
+            remaining_keys: remaining.iter().map(reply::record_key).collect(),
+        })
+    }
+
+    async fn list(&self, request: Request<v1::ListRecordsRequest>) -> Result<v1::ListRecordsResponse, Refusal> {
+        let shared = &self.shared;
+        shared.check_serving()?;
+        let deadline = deadline_of(&request, shared.default_deadline());
+        let query = api::list(request.into_inner())?;
+        let view = shared.read(query.consistency, deadline).await?;
+        let header = shared.header_of(&view);
+        let answer = blocking(move || list_records(&view, &query)).await?;
+        Ok(v1::ListRecordsResponse { header: Some(header), ..answer })
+    }
+}
+
+type Found = (Vec<v1::Record>, Vec<RecordKey>);
+
+fn get_records(view: &View, query: &GetQuery) -> Result<Found, Refusal> {
+    let Some(user) = view.uid(&query.user).map_err(storage)? else { return Ok((Vec::new(), Vec::new())) };
+    let mut records = Vec::with_capacity(query.keys.len());
+    let mut bytes = 0;
+    // In small groups, so that an answer that is full early has not read everything.
+    for (group, keys) in query.keys.chunks(32).enumerate() {
+        for (place, found) in view.records(user, keys).map_err(storage)?.into_iter().enumerate() {
+            let Some(found) = found else { continue };
+            let payload = if query.metadata_only { Default::default() } else { found.payload };
+            bytes += payload.len();
+            if bytes > limits::PAGE_BYTES_MAX && !records.is_empty() {
+                return Ok((records, query.keys[group * 32 + place..].to_vec()));
+            }
+            records.push(reply::record(&keys[place], &found.row, payload));
+        }
+    }
+    Ok((records, Vec::new()))
+}
+
+fn list_records(view: &View, query: &ListQuery) -> Result<v1::ListRecordsResponse, Refusal> {
+    let user = view.uid(&query.user).map_err(storage)?;
+    let sync_token = match &query.page {
+        Some(page) => page.sync_token.clone(),
+        None => head_token(view, query, user)?,
+    };
+    let mut answer = v1::ListRecordsResponse { sync_token: sync_token.clone(), ..Default::default() };
+    let Some(user) = user else { return Ok(answer) };
+    let want_payload = !query.metadata_only;
+    let page = match (query.newest, query.page.as_ref().map(|page| &page.after)) {
+        (false, None | Some(PagePlace::Newest(..))) => {
+            view.list(user, &query.collection, None, query.page_records, query.show_deleted, want_payload)
+        }
+        (false, Some(PagePlace::RecordId(after))) => {
+            view.list(user, &query.collection, Some(after), query.page_records, query.show_deleted, want_payload)
+        }
+        (true, after) => {
+            let before = match after {
+                Some(PagePlace::Newest(version, ordinal)) => Some((*version, *ordinal)),
+                Some(PagePlace::RecordId(_)) | None => None,
+            };
+            view.list_newest(user, &query.collection, before, query.page_records, query.show_deleted, want_payload)
+        }
+    };
+    let page = page.map_err(storage)?;
+    if page.more
+        && let Some(last) = page.records.last()
+    {
+        let after = if query.newest {
+            PagePlace::Newest(last.record.row.version, last.record.row.ordinal)
+        } else {
+            PagePlace::RecordId(last.id.clone())
+        };
+        answer.next_page_token = PageToken { arguments: query.arguments, sync_token, after }.encode();
+    }
+    answer.records = page
+        .records
+        .into_iter()
+        .map(|listed| {
+            let key = RecordKey { collection: query.collection.clone(), record_id: listed.id };
+            reply::record(&key, &listed.record.row, listed.record.payload)
+        })
+        .collect();
+    Ok(answer)
+}
+
+/// A token at the user's head: an incremental sync from here covers all that a listing may have missed.
+fn head_token(view: &View, query: &ListQuery, user: Option<UserRef>) -> Result<String, Refusal> {
+    let sys = view.sys();
+    let head = match user {
+        Some(user) => view.user(user).map_err(storage)?.map_or(Version(0), |row| row.head),
+        None => Version(0),
+    };
+    let incarnation = sys.history.as_ref().map(|history| history.incarnation).ok_or(Refusal::NotFounded)?;
+    Ok(SyncToken {
+        incarnation,
+        user_tag: user_tag(&query.user),
+        uid: user.map_or(holdfast_model::id::Uid(0), |user| user.uid),
+        version: head,
+        filter: 0,
+        issued: sys.now,
+    }
+    .encode())
+}
+
+#[tonic::async_trait]
+impl RecordService for Records {
+    async fn batch_write(
+        &self,
+        request: Request<v1::BatchWriteRequest>,
+    ) -> Result<Response<v1::BatchWriteResponse>, Status> {
+        let timer = self.shared.metrics.call("BatchWrite");
+        timer.end(self.write(request).await)
+    }
+
+    async fn batch_get_records(
+        &self,
+        request: Request<v1::BatchGetRecordsRequest>,
+    ) -> Result<Response<v1::BatchGetRecordsResponse>, Status> {
+        let timer = self.shared.metrics.call("BatchGetRecords");
+        timer.end(self.get(request).await)
+    }
+
+    async fn list_records(
+        &self,
+        request: Request<v1::ListRecordsRequest>,
+    ) -> Result<Response<v1::ListRecordsResponse>, Status> {
+        let timer = self.shared.metrics.call("ListRecords");
+        timer.end(self.list(request).await)
+    }
+
+    async fn list_record_history(
+        &self,
+        _request: Request<v1::ListRecordHistoryRequest>,
+    ) -> Result<Response<v1::ListRecordHistoryResponse>, Status> {
+        Err(Refusal::Unsupported("ListRecordHistory").into())
+    }
+}

@@ -1,0 +1,229 @@
+//! The HTTP listener: `/livez`, `/readyz`, `/metrics`.
+//!
+//! `/livez` says only that this process makes progress, never anything about quorum or disks: restarting a node
+//! because others are down makes things worse. `/readyz` says whether callers should be sent here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use holdfast_store::FSYNC_BUCKETS_MICROS;
+use holdfast_wire::status::Refusal;
+use tonic::Status;
+
+use crate::grpc::Shared;
+
+/// Upper bounds of the call histogram, seconds.
+const CALL_BUCKETS_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+#[derive(Default)]
+struct Histogram {
+    buckets: [u64; CALL_BUCKETS_SECONDS.len()],
+    count: u64,
+    sum: Duration,
+}
+
+/// Measurements of calls.
+#[derive(Default)]
+pub struct Metrics {
+    calls: Mutex<BTreeMap<(&'static str, &'static str), Histogram>>,
+    rejected: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// A call under way.
+pub struct Call<'a> {
+    metrics: &'a Metrics,
+    method: &'static str,
+    began: Instant,
+}
+
+impl Metrics {
+    /// Starts measuring a call.
+    pub fn call(&self, method: &'static str) -> Call<'_> {
+        Call { metrics: self, method, began: Instant::now() }
+    }
+
+    /// Counts a call refused before anything was proposed.
+    pub fn rejected(&self, reason: &'static str) {
+        *self.rejected.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    }
+
+    fn observe(&self, method: &'static str, code: &'static str, took: Duration) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let histogram = calls.entry((method, code)).or_default();
+        histogram.count += 1;
+        histogram.sum += took;
+        for (bucket, bound) in histogram.buckets.iter_mut().zip(CALL_BUCKETS_SECONDS) {
+            *bucket += u64::from(took.as_secs_f64() <= bound);
+        }
+    }
+}
+
+impl Call<'_> {
+    /// Ends the call; a refusal becomes a status.
+    pub fn end<T>(self, result: Result<T, Refusal>) -> Result<tonic::Response<T>, Status> {
+        let code = result.as_ref().map_or_else(Refusal::reason, |_| "OK");
+        self.metrics.observe(self.method, code, self.began.elapsed());
+        result.map(tonic::Response::new).map_err(Status::from)
+    }
+}
+
+/// The routes.
+pub fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(shared)
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let status = shared.replica.status();
+    let checks = [
+        ("founded", shared.replica.is_opened(&shared.replica.sys())),
+        ("voter", status.voters.contains(&shared.replica.node_id())),
+        ("leader_known", status.leader_id != 0),
+        ("log_whole", !status.recovering),
+        ("not_draining", !shared.draining.load(Ordering::Acquire)),
+        ("applied", status.committed_index.saturating_sub(status.applied_index) < 10_000),
+    ];
+    let ready = checks.iter().all(|(_, fine)| *fine);
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if !query.contains_key("verbose") {
+        return (code, if ready { "ok\n" } else { "not ready; see /readyz?verbose\n" }).into_response();
+    }
+    let mut text = String::new();
+    for (name, fine) in checks {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "[{}] {name}", if fine { '+' } else { '-' });
+    }
+    (code, text).into_response()
+}
+
+/// One family in the Prometheus text format.
+struct Family<'a> {
+    out: &'a mut String,
+    name: &'static str,
+}
+
+impl<'a> Family<'a> {
+    fn new(out: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        Self { out, name }
+    }
+
+    fn value(&mut self, labels: &str, value: impl std::fmt::Display) {
+        let _ = match labels {
+            "" => writeln!(self.out, "{} {value}", self.name),
+            labels => writeln!(self.out, "{}{{{labels}}} {value}", self.name),
+        };
+    }
+
+    fn part(&mut self, suffix: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = match labels {
+            "" => writeln!(self.out, "{}{suffix} {value}", self.name),
+            labels => writeln!(self.out, "{}{suffix}{{{labels}}} {value}", self.name),
+        };
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let mut out = String::new();
+    raft_metrics(&mut out, &shared);
+    offsite_metrics(&mut out, &shared);
+    storage_metrics(&mut out, &shared);
+    call_metrics(&mut out, &shared.metrics);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response()
+}
+
+fn raft_metrics(out: &mut String, shared: &Shared) {
+    let status = shared.replica.status();
+    let gauges = [
+        ("holdfast_raft_has_leader", "1 when a leader is known.", u64::from(status.leader_id != 0)),
+        ("holdfast_raft_is_leader", "1 when this node leads.", u64::from(status.is_leader)),
+        ("holdfast_raft_term", "Current term.", status.term),
+        ("holdfast_raft_last_log_index", "Last entry in the log.", status.last_log_index),
+        ("holdfast_raft_committed_index", "Last entry known committed.", status.committed_index),
+        ("holdfast_raft_applied_index", "Last entry applied.", status.applied_index),
+        ("holdfast_raft_purged_index", "Log up to here is gone.", status.purged_index),
+        ("holdfast_raft_recovering", "1 while the log is being filled up again.", u64::from(status.recovering)),
+        (
+            "holdfast_raft_proposals_inflight_bytes",
+            "Bytes of proposals in flight.",
+            shared.replica.admission().inflight_bytes() as u64,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        Family::new(out, name, "gauge", help).value("", value);
+    }
+    let mut lag = Family::new(out, "holdfast_raft_replication_lag_entries", "gauge", "Entries a follower is behind.");
+    for (peer, matched) in &status.matched {
+        lag.value(&format!("peer=\"{peer}\""), status.last_log_index.saturating_sub(*matched));
+    }
+    let stats = shared.replica.log_stats();
+    let mut fsync =
+        Family::new(out, "holdfast_raft_log_fsync_duration_seconds", "histogram", "Duration of fsyncs of the log.");
+    let mut total = 0;
+    for (count, micros) in stats.fsync_buckets.iter().zip(FSYNC_BUCKETS_MICROS) {
+        total += count;
+        fsync.part("_bucket", &format!("le=\"{}\"", micros as f64 / 1e6), total);
+    }
+    fsync.part("_bucket", "le=\"+Inf\"", stats.fsyncs);
+    fsync.part("_sum", "", stats.fsync_nanos_total as f64 / 1e9);
+    fsync.part("_count", "", stats.fsyncs);
+}
+
+fn offsite_metrics(out: &mut String, shared: &Shared) {
+    let sys = shared.replica.sys();
+    let applied = shared.replica.state().applied().index();
+    let mut lag =
+        Family::new(out, "holdfast_offsite_lag_entries", "gauge", "Applied entries not known at a destination.");
+    for destination in shared.shipper.destinations() {
+        let index = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
+        lag.value(&format!("dest=\"{}\"", destination.name.replace(['"', '\\', '\n'], "_")), applied.saturating_sub(index));
+    }
+}
+
+fn storage_metrics(out: &mut String, shared: &Shared) {
+    let sys = shared.replica.sys();
+    let stats = shared.replica.state().stats();
+    for (name, help, value) in [
+        ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes),
+        ("holdfast_storage_memtable_bytes", "Memtables of the state.", stats.memtable_bytes),
+        ("holdfast_users", "Users.", sys.totals.users),
+        ("holdfast_records", "Live records.", sys.totals.records),
+        ("holdfast_record_bytes", "Payload bytes of live records.", sys.totals.bytes),
+    ] {
+        Family::new(out, name, "gauge", help).value("", value);
+    }
+}
+
+fn call_metrics(out: &mut String, metrics: &Metrics) {
+    let calls = metrics.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut family =
+        Family::new(out, "holdfast_grpc_server_handling_seconds", "histogram", "Duration of calls by method and code.");
+    for ((method, code), histogram) in calls.iter() {
+        let labels = format!("method=\"{method}\",code=\"{code}\"");
+        for (count, bound) in histogram.buckets.iter().zip(CALL_BUCKETS_SECONDS) {
+            family.part("_bucket", &format!("{labels},le=\"{bound}\""), count);
+        }
+        family.part("_bucket", &format!("{labels},le=\"+Inf\""), histogram.count);
+        family.part("_sum", &labels, histogram.sum.as_secs_f64());
+        family.part("_count", &labels, histogram.count);
+    }
+    drop(calls);
+    let rejected = metrics.rejected.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut family =
+        Family::new(out, "holdfast_admission_rejected_total", "counter", "Calls refused before proposing.");
+    for (reason, count) in rejected.iter() {
+        family.value(&format!("reason=\"{reason}\""), count);
+    }
+}

@@ -1,0 +1,14 @@
+//! One node: configuration, listeners, services, shipping. The composition root; knows everything below it, and
+//! nothing knows it but the binary.
+
+pub mod config;
+mod feed;
+mod grpc;
+mod http;
+mod node;
+mod operations;
+pub mod restored;
+mod shipper;
+mod telemetry;
+
+pub use node::{RunError, run};

@@ -1,0 +1,114 @@
+//! What can go wrong with a node's disk. Local to the node: never part of a replicated outcome.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use holdfast_wire::DecodeError;
+
+/// A failure of this node's storage. Its text says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}; check that the disk is mounted, writable and has free space")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// RocksDB refused.
+    #[error("RocksDB cannot {action} {path}: {source}; check the disk (dmesg, smartctl), then restart the node")]
+    Rocks {
+        /// What was tried.
+        action: &'static str,
+        /// Database.
+        path: PathBuf,
+        /// Why not.
+        source: rocksdb::Error,
+    },
+    /// Bytes on disk are not what was written.
+    #[error("{what} in {path} is corrupt: {reason}; {hint}")]
+    Corrupt {
+        /// What was read.
+        what: String,
+        /// File or database.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The directory, checkpoint or call does not belong here.
+    #[error("{what}; {hint}")]
+    Mismatch {
+        /// What does not fit.
+        what: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Another process holds the data directory.
+    #[error("{path} is in use by another process; stop that process first (see `fuser {path}`)")]
+    Locked {
+        /// Lock file.
+        path: PathBuf,
+    },
+    /// The log does not reach back that far any more.
+    #[error("log entry {wanted} is purged (the log begins after {purged}); read it from a snapshot or a peer")]
+    Purged {
+        /// Entry asked for.
+        wanted: u64,
+        /// Last purged entry.
+        purged: u64,
+    },
+    /// An earlier failure stopped this store.
+    #[error("the store stopped after an earlier failure: {0}; restart the node")]
+    Halted(String),
+}
+
+/// What to do about a damaged log.
+pub(crate) const HINT_LOG: &str = "move the file to quarantine/ and restart: the node recovers its log from its peers";
+/// What to do about damaged state.
+pub(crate) const HINT_STATE: &str =
+    "reinstall this node's state from a peer: move its state/ to quarantine/ and restart";
+/// What to do about a damaged marker.
+pub(crate) const HINT_MARKER: &str =
+    "restore the file from a copy of this directory, or start the node on an empty one";
+/// What to do about a misuse.
+pub(crate) const HINT_DEFECT: &str = "this is a defect: keep the log and report it";
+
+impl StoreError {
+    /// Wraps an I/O error.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Wraps an error of RocksDB.
+    pub(crate) fn rocks(action: &'static str, path: &Path) -> impl FnOnce(rocksdb::Error) -> Self {
+        move |source| match source.kind() {
+            rocksdb::ErrorKind::Corruption => Self::Corrupt {
+                what: "a database file".into(),
+                path: path.to_owned(),
+                reason: source.into_string(),
+                hint: "move the database to quarantine/ and restart: the node recovers it from its peers",
+            },
+            _ => Self::Rocks { action, path: path.to_owned(), source },
+        }
+    }
+
+    /// A row of the state that does not decode.
+    pub(crate) fn row(family: &'static str, path: &Path) -> impl FnOnce(DecodeError) -> Self {
+        move |error| Self::Corrupt {
+            what: format!("a row of `{family}` ({})", error.what),
+            path: path.to_owned(),
+            reason: error.reason,
+            hint: HINT_STATE,
+        }
+    }
+
+    /// A call that breaks a rule of this crate.
+    pub(crate) fn defect(what: impl Into<String>) -> Self {
+        Self::Mismatch { what: what.into(), hint: HINT_DEFECT }
+    }
+}

@@ -1,0 +1,254 @@
+//! One state database on disk, and which of them is the state: `state/<group>/CURRENT` names `db-<n>`.
+//!
+//! Invariants:
+//! - A database is built as `building-<n>`, complete and durable; then `CURRENT` names `db-<n>`, durably: the commit
+//!   point; then the directory is renamed to that name. A start finishes the rename, and deletes what `CURRENT` does
+//!   not name.
+//! - `CURRENT` missing beside a `db-<n>` never comes from a crash: it is refused, not taken for an empty state.
+//! - A replaced database stays on disk while a view still reads it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use holdfast_model::id::GroupId;
+use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions};
+
+use crate::error::{HINT_STATE, StoreError};
+use crate::files;
+use crate::keyspace::{Family, sys};
+use crate::options;
+
+const CURRENT: &str = "CURRENT";
+
+/// An open state database.
+pub(crate) struct Generation {
+    db: DB,
+    path: PathBuf,
+    /// Delete the directory once nobody reads it.
+    retired: AtomicBool,
+}
+
+impl Generation {
+    /// Opens a database that exists, or a new one; it must be of this group.
+    pub(crate) fn open(path: &Path, group: GroupId) -> Result<Self, StoreError> {
+        let db = DB::open_cf_descriptors(&options::state_db(), path, options::state_families())
+            .map_err(StoreError::rocks("open", path))?;
+        let generation = Self { db, path: path.to_owned(), retired: AtomicBool::new(false) };
+        if generation.group()?.is_none() && generation.db.latest_sequence_number() == 0 {
+            let mut batch = rocksdb::WriteBatch::default();
+            batch.put_cf(generation.family(Family::Sys)?, sys::GROUP, group.0.to_be_bytes());
+            generation.write(batch)?;
+            generation.flush()?;
+        }
+        generation.check_group(group)?;
+        Ok(generation)
+    }
+
+    /// Opens a checkpoint without writing to it.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        let mut options = options::state_db();
+        options.create_if_missing(false);
+        options.create_missing_column_families(false);
+        let db = DB::open_cf_descriptors_read_only(&options, path, options::state_families(), false)
+            .map_err(StoreError::rocks("open checkpoint", path))?;
+        Ok(Self { db, path: path.to_owned(), retired: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Column family of a kind of row.
+    pub(crate) fn family(&self, family: Family) -> Result<&ColumnFamily, StoreError> {
+        self.db.cf_handle(family.name()).ok_or_else(|| StoreError::Corrupt {
+            what: format!("column family `{}`", family.name()),
+            path: self.path.clone(),
+            reason: "it is missing".into(),
+            hint: HINT_STATE,
+        })
+    }
+
+    /// Value of a key.
+    pub(crate) fn get(
+        &self,
+        family: Family,
+        key: &[u8],
+        options: &ReadOptions,
+    ) -> Result<Option<DBPinnableSlice<'_>>, StoreError> {
+        let found = self.db.get_pinned_cf_opt(self.family(family)?, key, options);
+        found.map_err(StoreError::rocks("read", &self.path))
+    }
+
+    /// Iterator over a family; the caller sets bounds and order in the options, and seeks.
+    pub(crate) fn iterate(&self, family: Family, options: ReadOptions) -> Result<DBRawIterator<'_>, StoreError> {
+        Ok(self.db.raw_iterator_cf_opt(self.family(family)?, options))
+    }
+
+    /// Says why an iterator stopped, when it did not come to its end.
+    pub(crate) fn finished(&self, iterator: &DBRawIterator<'_>) -> Result<(), StoreError> {
+        iterator.status().map_err(StoreError::rocks("scan", &self.path))
+    }
+
+    /// Writes without WAL: the Raft log is this database's WAL.
+    pub(crate) fn write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
+        let mut options = rocksdb::WriteOptions::default();
+        options.disable_wal(true);
+        self.db.write_opt(batch, &options).map_err(StoreError::rocks("write", &self.path))
+    }
+
+    /// Flushes all families as one.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        let mut families = Vec::with_capacity(Family::ALL.len());
+        for family in Family::ALL {
+            families.push(self.family(family)?);
+        }
+        let mut options = rocksdb::FlushOptions::default();
+        options.set_wait(true);
+        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks("flush", &self.path))
+    }
+
+    /// A row that does not decode.
+    pub(crate) fn corrupt(&self, family: Family) -> impl FnOnce(holdfast_wire::DecodeError) -> StoreError {
+        StoreError::row(family.name(), &self.path)
+    }
+
+    /// Deletes the directory when the last reader is gone.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// Refuses the database of another group.
+    pub(crate) fn check_group(&self, group: GroupId) -> Result<(), StoreError> {
+        match self.group()? {
+            Some(found) if found == group => Ok(()),
+            found => Err(StoreError::Mismatch {
+                what: format!("{} holds {found:?}, not {group:?}", self.path.display()),
+                hint: "use a state or snapshot of this group",
+            }),
+        }
+    }
+
+    fn group(&self) -> Result<Option<GroupId>, StoreError> {
+        let Some(value) = self.get(Family::Sys, &sys::GROUP, &ReadOptions::default())? else { return Ok(None) };
+        match <[u8; 4]>::try_from(&value[..]) {
+            Ok(bytes) => Ok(Some(GroupId(u32::from_be_bytes(bytes)))),
+            Err(_) => Err(self.corrupt(Family::Sys)(holdfast_wire::DecodeError::new("group", "not 4 bytes"))),
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.retired.load(Ordering::Acquire) {
+            // Its files are unlinked while still open; a failure leaves an orphan for the next start.
+            self.db.cancel_all_background_work(true);
+            drop(files::remove_dir(&self.path));
+        }
+    }
+}
+
+/// The directory `state/<group>/`.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupDir {
+    dir: PathBuf,
+}
+
+impl GroupDir {
+    /// Makes the directory when it is not there.
+    pub(crate) fn open(data: &Path, group: GroupId) -> Result<Self, StoreError> {
+        let dir = data.join("state").join(group.0.to_string());
+        files::create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// Path of the current database, after finishing what a crash left; `None` before the first one.
+    pub(crate) fn recover(&self) -> Result<Option<PathBuf>, StoreError> {
+        let Some(number) = self.current()? else {
+            if let Some(name) = files::names(&self.dir)?.into_iter().find(|name| name.starts_with("db-")) {
+                return Err(StoreError::Mismatch {
+                    what: format!("{} has {name} but no {CURRENT}, which no crash leaves", self.dir.display()),
+                    hint: HINT_STATE,
+                });
+            }
+            self.delete_orphans(None)?;
+            return Ok(None);
+        };
+        let (built, named) = (self.building(number), self.named(number));
+        if !named.exists() && built.exists() {
+            files::rename(&built, &named)?;
+        }
+        if !named.exists() {
+            return Err(StoreError::Corrupt {
+                what: "the state pointer".into(),
+                path: self.dir.join(CURRENT),
+                reason: format!("it names db-{number}, which is not there"),
+                hint: HINT_STATE,
+            });
+        }
+        self.delete_orphans(Some(number))?;
+        Ok(Some(named))
+    }
+
+    /// An empty directory to build the next database in, and its number.
+    pub(crate) fn next(&self) -> Result<(u64, PathBuf), StoreError> {
+        let number = self.current()?.unwrap_or(0) + 1;
+        let path = self.building(number);
+        files::remove_dir(&path)?;
+        files::create_dir(&path)?;
+        Ok((number, path))
+    }
+
+    /// Makes `building-<number>` the state. The caller has closed it, complete and durable. Returns its new path.
+    pub(crate) fn switch(&self, number: u64) -> Result<PathBuf, StoreError> {
+        files::sync_dir(&self.building(number))?;
+        files::sync_dir(&self.dir)?;
+        let name = format!("db-{number}\n");
+        let crc = crc32c::crc32c(name.as_bytes());
+        files::replace_file(&self.dir.join(CURRENT), format!("{name}{crc:08x}\n").as_bytes())?;
+        files::rename(&self.building(number), &self.named(number))?;
+        Ok(self.named(number))
+    }
+
+    fn current(&self) -> Result<Option<u64>, StoreError> {
+        let path = self.dir.join(CURRENT);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        let parsed = text.split_once('\n').and_then(|(name, crc)| {
+            let crc = u32::from_str_radix(crc.trim_end(), 16).ok()?;
+            let whole = crc32c::crc32c(format!("{name}\n").as_bytes()) == crc;
+            name.strip_prefix("db-").filter(|_| whole)?.parse().ok()
+        });
+        parsed.map(Some).ok_or_else(|| StoreError::Corrupt {
+            what: "the state pointer".into(),
+            path,
+            reason: "it does not parse, or its checksum does not match".into(),
+            hint: HINT_STATE,
+        })
+    }
+
+    fn delete_orphans(&self, kept: Option<u64>) -> Result<(), StoreError> {
+        let kept = kept.map(|number| format!("db-{number}"));
+        for name in files::names(&self.dir)? {
+            let ours = name.starts_with("db-") || name.starts_with("building-");
+            if ours && Some(&name) != kept.as_ref() {
+                files::remove_dir(&self.dir.join(name))?;
+            }
+        }
+        files::sync_dir(&self.dir)
+    }
+
+    fn building(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("building-{number}"))
+    }
+
+    fn named(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("db-{number}"))
+    }
+}

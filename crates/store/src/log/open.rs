@@ -1,0 +1,378 @@
+//! The database of the log, and what opening it proves.
+//!
+//! RocksDB's WAL does not prove that it is whole: a flipped length or a zeroed header drops the rest of a block without
+//! a word. So opening walks every entry: contiguous, terms not decreasing, each linked to the one before by checksum.
+//!
+//! Invariants: what is broken is cut off durably before anything is appended, and the floor is raised over it first, so
+//! that a node which lost entries stays recovering through any number of restarts.
+
+use std::path::{Path, PathBuf};
+
+use bytes::BufMut;
+use holdfast_model::id::GroupId;
+use rocksdb::{ColumnFamily, DB, ReadOptions, WriteBatch};
+
+use crate::error::{HINT_LOG, StoreError};
+use crate::files;
+use crate::log::floor::{Floor, FloorFile, FloorKeeper, Found};
+use crate::log::frame;
+use crate::log::tail::{Link, TailState};
+use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
+use crate::marker::DataDir;
+use crate::options;
+
+const LOG: &str = "log";
+const META: &str = "meta";
+const VOTE: u8 = 1;
+const COMMITTED: u8 = 2;
+const PURGED: u8 = 3;
+
+/// `raft/`: entries under `group | index`, facts under `group | tag`.
+pub(crate) struct LogDb {
+    db: DB,
+    path: PathBuf,
+}
+
+/// A log ready for use.
+pub(crate) struct Opened {
+    pub(crate) db: LogDb,
+    pub(crate) state: TailState,
+    pub(crate) floor: FloorKeeper,
+}
+
+/// What the database holds of a group.
+struct Walked {
+    vote: Option<VoteRecord>,
+    committed: Option<LogPosition>,
+    purged: Link,
+    last: Link,
+    /// First broken entry, the highest position known to have been there, and what is broken.
+    broken: Option<(u64, LogPosition, String)>,
+}
+
+pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Result<(Opened, LogReport), StoreError> {
+    let floor_dir = options.floor_dir.as_deref().unwrap_or(data.path());
+    let (mut floor_file, found) = FloorFile::open(floor_dir, &data.identity(), group)?;
+    let mut report = LogReport::default();
+    let mut reasons = Vec::new();
+    let (db, walked) = open_or_quarantine(data, group, found, &mut report, &mut reasons)?;
+
+    if let Some((index, seen, reason)) = &walked.broken {
+        reasons.push(format!("entry {index} {reason}; it and all after it were cut off"));
+        report.truncated_from = Some(*index);
+        let Floor { position, vote } = floor_file.floor();
+        floor_file.write(Floor { position: position.max(Some(*seen)), vote })?;
+        let mut batch = WriteBatch::default();
+        db.delete_range(&mut batch, group, *index, u64::MAX)?;
+        db.write(batch)?;
+    }
+    let mut vote = walked.vote;
+    if floor_file.floor().vote > vote {
+        reasons.push("the stored vote is older than the one on the floor".into());
+        vote = floor_file.floor().vote;
+        let mut batch = WriteBatch::default();
+        if let Some(vote) = vote {
+            db.put_vote(&mut batch, group, vote)?;
+        }
+        db.write(batch)?;
+    }
+    if found == Found::Damaged {
+        reasons.push("both slots of the floor are damaged".into());
+        floor_file.write(Floor { position: walked.last.position, vote })?;
+    }
+    report.floor_missing = found == Found::Missing && walked.last.position.is_some();
+    let floor = floor_file.floor().position;
+    if walked.last.position < floor {
+        reasons.push(format!("the log ends at {:?}, the floor says {floor:?} was fsynced", walked.last.position));
+    }
+    // What was read is durable from here on, whatever the kernel still held back.
+    db.sync()?;
+    report.floor = floor;
+    report.recovering = (!reasons.is_empty()).then(|| reasons.join("; "));
+    let Walked { committed, purged, last, .. } = walked;
+    let first = purged.position.map_or(0, |purged| purged.index + 1);
+    report.entries = last.position.map_or(0, |last| last.index + 1) - first;
+    let state = TailState::opened(purged, last, vote, committed);
+    Ok((Opened { db, state, floor: FloorKeeper::new(floor_file) }, report))
+}
+
+/// A database that does not open, or whose tables are damaged, is set aside; the floor keeps the node from forgetting.
+fn open_or_quarantine(
+    data: &DataDir,
+    group: GroupId,
+    found: Found,
+    report: &mut LogReport,
+    reasons: &mut Vec<String>,
+) -> Result<(LogDb, Walked), StoreError> {
+    let path = data.path().join("raft");
+    let walk = |db: LogDb| db.walk(group).map(|walked| (db, walked));
+    match LogDb::open(&path).and_then(walk) {
+        Err(StoreError::Corrupt { reason, .. }) if found == Found::Floor => {
+            reasons.push(format!("the log database is damaged and was set aside: {reason}"));
+            report.quarantined = Some(files::quarantine(data.path(), &path)?);
+            files::create_dir(&path)?;
+            LogDb::open(&path).and_then(walk)
+        }
+        other => other,
+    }
+}
+
+impl LogDb {
+    fn open(path: &Path) -> Result<Self, StoreError> {
+        let db = DB::open_cf_descriptors(&options::log_db(), path, options::log_families(&[LOG, META, "default"]))
+            .map_err(StoreError::rocks("open", path))?;
+        Ok(Self { db, path: path.to_owned() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Hands a batch to the operating system's care with the next [`LogDb::sync`], not before.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        self.db.write(batch).map_err(StoreError::rocks("write", &self.path))
+    }
+
+    /// One `write` and one `fdatasync` for all that was written before.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.db.flush_wal(true).map_err(StoreError::rocks("fsync", &self.path))
+    }
+
+    pub(crate) fn put_entry(
+        &self,
+        batch: &mut WriteBatch,
+        group: GroupId,
+        index: u64,
+        frame: &[u8],
+    ) -> Result<(), StoreError> {
+        batch.put_cf(self.family(LOG)?, entry_key(group, index), frame);
+        Ok(())
+    }
+
+    /// Deletes entries `[from, to)`.
+    pub(crate) fn delete_range(
+        &self,
+        batch: &mut WriteBatch,
+        group: GroupId,
+        from: u64,
+        to: u64,
+    ) -> Result<(), StoreError> {
+        batch.delete_range_cf(self.family(LOG)?, entry_key(group, from), entry_key(group, to));
+        Ok(())
+    }
+
+    pub(crate) fn put_vote(&self, batch: &mut WriteBatch, group: GroupId, vote: VoteRecord) -> Result<(), StoreError> {
+        let mut value = Vec::new();
+        value.put_u64(vote.term);
+        value.put_u64(vote.node);
+        value.put_u8(vote.committed.into());
+        self.put_fact(batch, group, VOTE, value)
+    }
+
+    pub(crate) fn put_committed(
+        &self,
+        batch: &mut WriteBatch,
+        group: GroupId,
+        committed: Option<LogPosition>,
+    ) -> Result<(), StoreError> {
+        let mut value = Vec::new();
+        if let Some(position) = committed {
+            put_position(&mut value, position);
+        }
+        self.put_fact(batch, group, COMMITTED, value)
+    }
+
+    /// The purge marker, with the checksum that the first kept entry links to.
+    pub(crate) fn put_purged(
+        &self,
+        batch: &mut WriteBatch,
+        group: GroupId,
+        purged: LogPosition,
+        crc: u32,
+    ) -> Result<(), StoreError> {
+        let mut value = Vec::new();
+        put_position(&mut value, purged);
+        value.put_u32(crc);
+        self.put_fact(batch, group, PURGED, value)
+    }
+
+    /// Entries `[start, end)` that must all be there, up to `bytes_max` but at least one.
+    pub(crate) fn read(
+        &self,
+        group: GroupId,
+        start: u64,
+        end: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(entry_key(group, end).to_vec());
+        let mut rows = self.db.raw_iterator_cf_opt(self.family(LOG)?, options);
+        rows.seek(entry_key(group, start));
+        let mut out = Vec::new();
+        let mut bytes = 0;
+        for index in start..end {
+            let Some((key, value)) = rows.item() else {
+                rows.status().map_err(StoreError::rocks("scan", &self.path))?;
+                return Err(self.bad_entry(index, "it is missing"));
+            };
+            if key != entry_key(group, index) {
+                return Err(self.bad_entry(index, "it is missing"));
+            }
+            let framed = frame::decode(index, value).map_err(|reason| self.bad_entry(index, reason))?;
+            bytes += framed.entry.bytes.len();
+            if bytes > bytes_max && !out.is_empty() {
+                break;
+            }
+            out.push(framed.entry);
+            rows.next();
+        }
+        Ok(out)
+    }
+
+    /// One entry and its checksum.
+    pub(crate) fn read_one(&self, group: GroupId, index: u64) -> Result<Option<(StoredEntry, u32)>, StoreError> {
+        let value = self.db.get_pinned_cf(self.family(LOG)?, entry_key(group, index));
+        let Some(value) = value.map_err(StoreError::rocks("read", &self.path))? else { return Ok(None) };
+        let framed = frame::decode(index, &value).map_err(|reason| self.bad_entry(index, reason))?;
+        Ok(Some((framed.entry, framed.crc)))
+    }
+
+    /// Reads the facts and walks all entries.
+    fn walk(&self, group: GroupId) -> Result<Walked, StoreError> {
+        let vote = self.fact(group, VOTE)?.map(|value| parse_vote(&value).ok_or_else(|| self.bad_fact("vote")));
+        let purged = self.fact(group, PURGED)?.map(|value| parse_purged(&value).ok_or_else(|| self.bad_fact("marker")));
+        let committed = self.fact(group, COMMITTED)?;
+        let purged = purged.transpose()?.unwrap_or_default();
+        let mut walked = Walked {
+            vote: vote.transpose()?,
+            // Only a hint: without it the node learns it from the leader.
+            committed: committed.and_then(|value| parse_position(&value).map(|(position, _)| position)),
+            purged,
+            last: purged,
+            broken: None,
+        };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(entry_key(group, u64::MAX).to_vec());
+        options.fill_cache(false);
+        let mut rows = self.db.raw_iterator_cf_opt(self.family(LOG)?, options);
+        rows.seek(entry_key(group, purged.position.map_or(0, |purged| purged.index + 1)));
+        while let Some((key, value)) = rows.item() {
+            walked.step(parse_entry_key(key), value);
+            rows.next();
+        }
+        rows.status().map_err(StoreError::rocks("walk", &self.path))?;
+        Ok(walked)
+    }
+
+    fn put_fact(&self, batch: &mut WriteBatch, group: GroupId, tag: u8, mut value: Vec<u8>) -> Result<(), StoreError> {
+        let crc = crc32c::crc32c(&value);
+        value.put_u32(crc);
+        batch.put_cf(self.family(META)?, fact_key(group, tag), value);
+        Ok(())
+    }
+
+    fn fact(&self, group: GroupId, tag: u8) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.db.get_cf(self.family(META)?, fact_key(group, tag));
+        let Some(value) = value.map_err(StoreError::rocks("read", &self.path))? else { return Ok(None) };
+        match value.split_last_chunk::<4>() {
+            Some((body, crc)) if crc32c::crc32c(body) == u32::from_be_bytes(*crc) => Ok(Some(body.to_vec())),
+            _ => Err(self.bad_fact("fact")),
+        }
+    }
+
+    fn family(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
+        self.db.cf_handle(name).ok_or_else(|| self.bad_fact("column family"))
+    }
+
+    fn bad_entry(&self, index: u64, reason: &str) -> StoreError {
+        StoreError::Corrupt {
+            what: format!("log entry {index}"),
+            path: self.path.clone(),
+            reason: reason.into(),
+            hint: HINT_LOG,
+        }
+    }
+
+    fn bad_fact(&self, what: &str) -> StoreError {
+        StoreError::Corrupt {
+            what: format!("a {what} of the log"),
+            path: self.path.clone(),
+            reason: "it does not decode".into(),
+            hint: HINT_LOG,
+        }
+    }
+}
+
+impl Walked {
+    /// Takes the next row, in order of keys. After the first break it only looks for how far the log once went.
+    fn step(&mut self, index: Option<u64>, value: &[u8]) {
+        let expected = self.last.position.map_or(0, |last| last.index + 1);
+        let framed = index.ok_or("its key does not parse").and_then(|index| frame::decode(index, value));
+        if let Some((_, seen, _)) = &mut self.broken {
+            if let Ok(framed) = framed {
+                *seen = (*seen).max(framed.entry.position);
+            }
+            return;
+        }
+        let term = self.last.position.map_or(0, |last| last.term);
+        let fault = match &framed {
+            Err(reason) => Some(*reason),
+            Ok(framed) if framed.entry.position.index != expected => Some("is missing"),
+            Ok(framed) if framed.previous_crc != self.last.crc => Some("does not link to the one before"),
+            Ok(framed) if framed.entry.position.term < term => Some("is of an older term than the one before"),
+            Ok(_) => None,
+        };
+        match (fault, framed) {
+            (None, Ok(framed)) => self.last = Link { position: Some(framed.entry.position), crc: framed.crc },
+            (fault, framed) => {
+                // At least this much was there once; the node that wrote it is not known any more.
+                let node = self.last.position.map_or(0, |last| last.node);
+                let least = LogPosition { term, node, index: expected };
+                let seen = framed.map_or(least, |framed| framed.entry.position.max(least));
+                self.broken = Some((expected, seen, fault.unwrap_or("is broken").to_owned()));
+            }
+        }
+    }
+}
+
+fn entry_key(group: GroupId, index: u64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&group.0.to_be_bytes());
+    key[4..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn parse_entry_key(key: &[u8]) -> Option<u64> {
+    key.get(4..)?.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn fact_key(group: GroupId, tag: u8) -> [u8; 5] {
+    let [a, b, c, d] = group.0.to_be_bytes();
+    [a, b, c, d, tag]
+}
+
+fn put_position(out: &mut Vec<u8>, position: LogPosition) {
+    out.put_u64(position.term);
+    out.put_u64(position.node);
+    out.put_u64(position.index);
+}
+
+fn parse_position(value: &[u8]) -> Option<(LogPosition, &[u8])> {
+    let (term, rest) = value.split_first_chunk::<8>()?;
+    let (node, rest) = rest.split_first_chunk::<8>()?;
+    let (index, rest) = rest.split_first_chunk::<8>()?;
+    let [term, node, index] = [term, node, index].map(|bytes| u64::from_be_bytes(*bytes));
+    Some((LogPosition { term, node, index }, rest))
+}
+
+fn parse_purged(value: &[u8]) -> Option<Link> {
+    let (position, crc) = parse_position(value)?;
+    Some(Link { position: Some(position), crc: u32::from_be_bytes(crc.try_into().ok()?) })
+}
+
+fn parse_vote(value: &[u8]) -> Option<VoteRecord> {
+    let (term, rest) = value.split_first_chunk::<8>()?;
+    let (node, rest) = rest.split_first_chunk::<8>()?;
+    let [committed @ (0 | 1)] = *rest else { return None };
+    Some(VoteRecord { term: u64::from_be_bytes(*term), node: u64::from_be_bytes(*node), committed: committed == 1 })
+}

@@ -1,0 +1,228 @@
+//! The replicated state of one group: what is applied, and the database that holds it.
+//!
+//! Invariants:
+//! - Rows, group facts, applied position, membership and chains of a batch are one write; without a WAL, a crash falls
+//!   back to the last atomic flush as a whole, and the Raft log replays from there.
+//! - One writer at a time; a batch is written only on the state it was begun on, and only forwards.
+//! - [`StateStore::durable_applied`] never exceeds what a power cut leaves.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use holdfast_model::id::GroupId;
+use holdfast_model::state::Sys;
+use holdfast_wire::durable::{self, AppliedRecord};
+use holdfast_wire::internal::v1::LogId;
+use rocksdb::{ReadOptions, ReadTier};
+
+use crate::batch::ApplyBatch;
+use crate::error::StoreError;
+use crate::generation::{Generation, GroupDir};
+use crate::keyspace::{Family, sys};
+use crate::log::LogPosition;
+use crate::marker::DataDir;
+use crate::view::View;
+
+/// Attempts at a view between two batches, before it waits for the writer.
+const VIEW_TRIES: usize = 16;
+
+/// How far a state is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Applied {
+    /// Last entry applied.
+    pub position: Option<LogPosition>,
+    /// Encoded internal `StoredMembership`; empty = none.
+    pub membership: Bytes,
+    /// Chain over the entries.
+    pub entry_chain: [u8; 32],
+    /// Chain over the effects.
+    pub effect_chain: [u8; 32],
+}
+
+impl Applied {
+    /// Index of the last entry; 0 when there is none.
+    pub fn index(&self) -> u64 {
+        self.position.map_or(0, |position| position.index)
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let Self { position, membership, entry_chain, effect_chain } = self.clone();
+        let position = position.map(|at| LogId { term: at.term, node: at.node, index: at.index });
+        durable::encode_applied(&AppliedRecord { position, membership, entry_chain, effect_chain })
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, holdfast_wire::DecodeError> {
+        let AppliedRecord { position, membership, entry_chain, effect_chain } = durable::decode_applied(bytes)?;
+        let position = position.map(|at| LogPosition { term: at.term, node: at.node, index: at.index });
+        Ok(Self { position, membership, entry_chain, effect_chain })
+    }
+}
+
+/// Applied position and group facts as the database has them. Before the first batch there are none.
+pub(crate) fn read_heads(generation: &Generation, options: &ReadOptions) -> Result<(Applied, Sys), StoreError> {
+    let applied = match generation.get(Family::Sys, &sys::APPLIED, options)? {
+        Some(value) => Applied::decode(&value).map_err(generation.corrupt(Family::Sys))?,
+        None => Applied::default(),
+    };
+    let facts = match generation.get(Family::Sys, &sys::FACTS, options)? {
+        Some(value) => durable::decode_sys(&value).map_err(generation.corrupt(Family::Sys))?,
+        None => Sys::default(),
+    };
+    Ok((applied, facts))
+}
+
+/// What readers see: a database, and its heads as of a sequence number.
+pub(crate) struct Published {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) sequence: u64,
+    pub(crate) applied: Arc<Applied>,
+    pub(crate) sys: Arc<Sys>,
+}
+
+impl Published {
+    pub(crate) fn load(generation: Generation) -> Result<Self, StoreError> {
+        let (applied, sys) = read_heads(&generation, &ReadOptions::default())?;
+        let sequence = generation.db().latest_sequence_number();
+        Ok(Self { generation: Arc::new(generation), sequence, applied: Arc::new(applied), sys: Arc::new(sys) })
+    }
+}
+
+/// The state of one group. Cheap to clone.
+#[derive(Clone)]
+pub struct StateStore(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) group: GroupId,
+    pub(crate) dir: GroupDir,
+    pub(crate) published: ArcSwap<Published>,
+    /// Held by whoever writes or replaces the database.
+    writer: Mutex<()>,
+}
+
+/// Figures of a state database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateStats {
+    /// Bytes not flushed yet.
+    pub memtable_bytes: u64,
+    /// Bytes of table files.
+    pub table_bytes: u64,
+    /// Bytes of blob files.
+    pub blob_bytes: u64,
+    /// Bytes that compaction still has to rewrite.
+    pub compaction_pending_bytes: u64,
+    /// Last applied index.
+    pub applied_index: u64,
+    /// Last applied index that a power cut leaves.
+    pub durable_index: u64,
+}
+
+impl StateStore {
+    /// Opens the state of a group, or makes an empty one. Finishes or removes what a crash left half done.
+    pub fn open(data: &DataDir, group: GroupId) -> Result<Self, StoreError> {
+        let dir = GroupDir::open(data.path(), group)?;
+        let path = match dir.recover()? {
+            Some(path) => path,
+            None => {
+                let (number, building) = dir.next()?;
+                drop(Generation::open(&building, group)?);
+                dir.switch(number)?
+            }
+        };
+        let published = Published::load(Generation::open(&path, group)?)?;
+        let published = ArcSwap::from_pointee(published);
+        Ok(Self(Arc::new(Inner { group, dir, published, writer: Mutex::new(()) })))
+    }
+
+    /// How far it is.
+    pub fn applied(&self) -> Applied {
+        Applied::clone(&self.0.published.load().applied)
+    }
+
+    /// Group facts.
+    pub fn sys(&self) -> Arc<Sys> {
+        Arc::clone(&self.0.published.load().sys)
+    }
+
+    /// Begins a batch on the present state.
+    pub fn begin(&self) -> ApplyBatch {
+        ApplyBatch::new(&self.0.published.load())
+    }
+
+    /// Writes a batch as one. Fails without effect when the state moved on since [`StateStore::begin`].
+    pub fn commit(&self, batch: ApplyBatch) -> Result<(), StoreError> {
+        let _writer = self.lock();
+        let current = self.0.published.load_full();
+        let ready = batch.finish(&current)?;
+        current.generation.write(ready.writes)?;
+        self.0.published.store(Arc::new(Published {
+            generation: Arc::clone(&current.generation),
+            sequence: current.generation.db().latest_sequence_number(),
+            applied: Arc::new(ready.applied),
+            sys: ready.sys,
+        }));
+        Ok(())
+    }
+
+    /// Makes all that is applied durable. Blocks for the flush, not the writers.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.0.published.load_full().generation.flush()
+    }
+
+    /// Index up to which the state survives a power cut, so the log may be purged to it; 0 = nothing. Read from the
+    /// persisted tier of the database, so flushes that RocksDB chose itself count.
+    pub fn durable_applied(&self) -> u64 {
+        self.durable_position().ok().flatten().map_or(0, |position| position.index)
+    }
+
+    /// As [`StateStore::durable_applied`], with term and node, and telling nothing from index 0.
+    pub fn durable_position(&self) -> Result<Option<LogPosition>, StoreError> {
+        let current = self.0.published.load_full();
+        let mut options = ReadOptions::default();
+        // Without a WAL, this tier skips the memtables: what it finds is in synced table files.
+        options.set_read_tier(ReadTier::Persisted);
+        let value = current.generation.get(Family::Sys, &sys::APPLIED, &options)?;
+        let applied = value.map(|value| Applied::decode(&value).map_err(current.generation.corrupt(Family::Sys)));
+        Ok(applied.transpose()?.and_then(|applied| applied.position))
+    }
+
+    /// A consistent view; later batches and installs do not change it.
+    pub fn view(&self) -> View {
+        for _ in 0..VIEW_TRIES {
+            let current = self.0.published.load();
+            let view = View::new(&current);
+            if view.in_step(&current) {
+                return view;
+            }
+            // A batch is written and about to be published: a matter of microseconds.
+            std::thread::yield_now();
+        }
+        let _writer = self.lock();
+        View::new(&self.0.published.load())
+    }
+
+    /// Figures for metrics.
+    pub fn stats(&self) -> StateStats {
+        let current = self.0.published.load_full();
+        let sum = |property: &str| {
+            let of = |family: Family| {
+                let handle = current.generation.family(family).ok()?;
+                current.generation.db().property_int_value_cf(handle, property).ok().flatten()
+            };
+            Family::ALL.into_iter().filter_map(of).sum()
+        };
+        StateStats {
+            memtable_bytes: sum("rocksdb.cur-size-all-mem-tables"),
+            table_bytes: sum("rocksdb.total-sst-files-size"),
+            blob_bytes: sum("rocksdb.total-blob-file-size"),
+            compaction_pending_bytes: sum("rocksdb.estimate-pending-compaction-bytes"),
+            applied_index: current.applied.index(),
+            durable_index: self.durable_applied(),
+        }
+    }
+
+    /// Excludes other writers.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.0.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,384 @@
+//! The state database: what a crash leaves, checkpoints, installs, loads, and what a scrub sees.
+
+#[path = "support/commands.rs"]
+mod commands;
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use holdfast_model::id::Version;
+use holdfast_model::state::{Effect, Effects, StateRead};
+use holdfast_store::keyspace::Family;
+use holdfast_store::{Applied, ApplyBatch, RawRow, StateLoader, StateStore, StoreError, open_checkpoint};
+use support::{GROUP, data, image};
+
+use commands::{apply, collection, founded, key, put, rows, rows_of, user};
+
+fn open(path: &Path) -> StateStore {
+    StateStore::open(&data(path), GROUP).expect("the state opens")
+}
+
+/// Commits one entry that puts a record.
+fn write(store: &StateStore, index: u64, id: &str, size: usize) {
+    let mut batch = store.begin();
+    apply(&mut batch, index, &put("ann", "notes", id, size, index));
+    store.commit(batch).expect("committed");
+}
+
+fn dbs(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir.join("state/0"))
+        .expect("list")
+        .map(|item| item.expect("item").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_crash_falls_back_to_the_last_flush_as_a_whole() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    assert_eq!((store.applied(), store.durable_position().expect("read")), (Applied::default(), None));
+    founded(&store);
+    write(&store, 2, "a", 10);
+    store.flush().expect("flushed");
+    let flushed = store.applied();
+    write(&store, 3, "b", 5000);
+    assert_eq!((store.applied().index(), store.durable_applied()), (3, 2));
+
+    let copy = tempfile::tempdir().expect("tempdir");
+    image(dir.path(), copy.path());
+    let again = open(copy.path());
+    assert_eq!((again.applied(), again.durable_applied()), (flushed, 2));
+    let view = again.view();
+    let ann = view.uid(&user("ann")).expect("read").expect("known");
+    assert!(view.record(ann, &key("notes", "a")).expect("read").is_some());
+    assert!(view.record(ann, &key("notes", "b")).expect("read").is_none());
+    assert!(view.scrub().expect("read").is_clean());
+
+    store.flush().expect("flushed");
+    assert_eq!(store.durable_applied(), 3);
+    let copy = tempfile::tempdir().expect("tempdir");
+    image(dir.path(), copy.path());
+    assert_eq!(rows(&open(copy.path())), rows(&store));
+}
+
+#[test]
+fn a_batch_counts_once_and_only_forwards() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    let (mut first, mut second) = (store.begin(), store.begin());
+    apply(&mut first, 2, &put("ann", "notes", "a", 3, 2));
+    apply(&mut second, 2, &put("ann", "notes", "a", 4, 2));
+    store.commit(first).expect("committed");
+    assert!(store.commit(second).is_err(), "it was begun before the first");
+    let before = rows(&store);
+    let mut back = store.begin();
+    apply(&mut back, 2, &put("ann", "notes", "a", 5, 9));
+    assert!(store.commit(back).is_err(), "index 2 is applied already");
+    assert_eq!(rows(&store), before);
+}
+
+#[test]
+fn a_view_does_not_move() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    write(&store, 2, "a", 3);
+    let view = store.view();
+    write(&store, 3, "a", 4);
+    write(&store, 4, "b", 4);
+    let ann = view.uid(&user("ann")).expect("read").expect("known");
+    assert_eq!((view.applied().index(), view.user(ann).expect("read").expect("there").head.counter()), (2, 1));
+    assert_eq!(view.record(ann, &key("notes", "a")).expect("read").expect("there").payload.len(), 3);
+    assert!(view.record(ann, &key("notes", "b")).expect("read").is_none());
+    assert_eq!(view.changes(ann, Version(0), 100, 1 << 20).expect("read").rows.len(), 1);
+    let sent = std::thread::spawn(move || view.scrub().expect("read").is_clean());
+    assert!(sent.join().expect("joined"));
+}
+
+#[test]
+fn lists_and_changes_are_paged_by_whole_commits() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    let mut batch = store.begin();
+    for index in 2..12 {
+        apply(&mut batch, index, &commands::put_many("ann", &[("notes", "n"), ("events", "e")], index));
+        apply(&mut batch, index + 100, &put("bob", "notes", "n", 3, index + 100));
+    }
+    store.commit(batch).expect("committed");
+    let view = store.view();
+    let ann = view.uid(&user("ann")).expect("read").expect("known");
+    let head = view.user(ann).expect("read").expect("there").head;
+
+    let page = view.changes(ann, Version(0), 3, usize::MAX).expect("read");
+    assert_eq!((page.rows.len(), page.more), (4, true), "commits of two are not split");
+    let (mut seen, mut after) = (Vec::new(), Version(0));
+    loop {
+        let page = view.changes_with_records(ann, after, 5, 1).expect("read");
+        after = page.changes.last().expect("at least one commit").version;
+        seen.extend(page.changes.iter().map(|change| (change.version, change.ordinal)));
+        assert!(page.changes.iter().all(|change| change.record.row.version == change.version));
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!((after, seen.len(), seen.is_sorted()), (head, 20, true));
+    assert_eq!(view.changes(ann, head, 10, 1000).expect("read"), Default::default());
+    assert_eq!(view.changes(ann, Version(u64::MAX), 10, 1000).expect("read"), Default::default());
+
+    let notes = collection("notes");
+    let page = view.list(ann, &notes, None, 4, false, true).expect("read");
+    let rest = view.list(ann, &notes, page.records.last().map(|last| &last.id), 100, false, false).expect("read");
+    assert_eq!((page.records.len(), page.more, rest.records.len(), rest.more), (4, true, 6, false));
+    assert!(page.records.iter().all(|listed| !listed.record.payload.is_empty()));
+    assert!(rest.records.iter().all(|listed| listed.record.payload.is_empty()));
+    let newest = view.list_newest(ann, &notes, None, 3, false, true).expect("read");
+    let last = &newest.records[2].record.row;
+    let older = view.list_newest(ann, &notes, Some((last.version, last.ordinal)), 100, false, true).expect("read");
+    let versions: Vec<_> = newest.records.iter().chain(&older.records).map(|it| it.record.row.version).collect();
+    assert_eq!((versions.len(), newest.more, older.more), (10, true, false));
+    assert!(versions.is_sorted_by(|newer, older| newer > older));
+    let users: Vec<_> = view.users().expect("read").collect::<Result<_, _>>().expect("read");
+    assert!(users.contains(&(user("ann"), ann)) && users.len() == 2);
+}
+
+#[test]
+fn a_checkpoint_speaks_for_itself_and_installs_whole() {
+    let (dir, other) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+    let store = open(dir.path());
+    founded(&store);
+    write(&store, 2, "a", 9000);
+    let path = dir.path().join("snapshots/two");
+    let info = store.checkpoint(&path).expect("taken");
+    assert_eq!(info.applied, store.applied());
+    let taken = rows(&store);
+    write(&store, 3, "b", 10);
+    assert_eq!(rows_of(&open_checkpoint(&path).expect("opened")), taken);
+    assert!(info.files.iter().all(|(name, length)| fs::metadata(path.join(name)).expect("there").len() == *length));
+
+    let target = open(other.path());
+    founded(&target);
+    write(&target, 2, "old", 10);
+    let view = target.view();
+    target.install(&path).expect("installed");
+    assert_eq!((rows(&target), target.applied(), target.durable_applied()), (taken.clone(), info.applied.clone(), 2));
+    assert!(view.scrub().expect("an old view stays readable").is_clean());
+    assert_eq!(dbs(other.path()), ["CURRENT", "db-1", "db-2"]);
+    drop(view);
+    assert_eq!(dbs(other.path()), ["CURRENT", "db-2"]);
+    write(&target, 3, "c", 10);
+    target.install(&path).expect("the checkpoint is left as it was");
+    drop(target);
+    assert_eq!((dbs(other.path()), rows(&open(other.path()))), (vec!["CURRENT".into(), "db-3".into()], taken));
+}
+
+#[test]
+fn a_checkpoint_of_another_group_or_with_damage_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    write(&store, 2, "a", 10);
+    let foreign = tempfile::tempdir().expect("tempdir");
+    let seven = StateStore::open(&data(foreign.path()), holdfast_model::id::GroupId(7)).expect("opened");
+    let path = foreign.path().join("snapshots/seven");
+    seven.checkpoint(&path).expect("taken");
+    let before = rows(&store);
+    assert!(matches!(store.install(&path), Err(StoreError::Mismatch { .. })));
+
+    let path = dir.path().join("snapshots/own");
+    store.checkpoint(&path).expect("taken");
+    let table = fs::read_dir(&path).expect("list").map(|item| item.expect("item").path());
+    let table = table.filter(|path| path.extension().is_some_and(|ext| ext == "sst")).max().expect("a table");
+    let bytes = fs::read(&table).expect("read");
+    // A new file: the table itself is shared with the store.
+    fs::remove_file(&table).expect("removed");
+    fs::write(&table, &bytes[..bytes.len() / 2]).expect("written");
+    assert!(store.install(&path).is_err(), "a table is cut short");
+    assert_eq!(rows(&store), before);
+    write(&store, 3, "b", 10);
+}
+
+/// An install or a load may stop after any step; the next start has the old state or the new one, never neither.
+#[test]
+fn an_install_cut_short_leaves_one_state_or_the_other() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    write(&store, 2, "a", 10);
+    let path = dir.path().join("snapshots/two");
+    store.checkpoint(&path).expect("taken");
+    let new = rows(&store);
+    write(&store, 3, "b", 10);
+    store.flush().expect("flushed");
+    let old = rows(&store);
+    drop(store);
+    let pointer = dir.path().join("state/0/CURRENT");
+    let old_pointer = fs::read(&pointer).expect("read");
+    let before = tempfile::tempdir().expect("tempdir");
+    image(dir.path(), before.path());
+    {
+        let store = open(dir.path());
+        // Held to the end, so that the old database is not deleted.
+        let _view = store.view();
+        store.install(&path).expect("installed");
+        let after = tempfile::tempdir().expect("tempdir");
+        image(dir.path(), after.path());
+        let group = |dir: &Path| dir.join("state/0");
+        // Built, not switched to.
+        fs::write(group(after.path()).join("CURRENT"), &old_pointer).expect("written");
+        fs::rename(group(after.path()).join("db-2"), group(after.path()).join("building-2")).expect("renamed");
+        image(after.path(), &before.path().join("not-switched"));
+        // Switched to, not renamed.
+        let renamed = before.path().join("not-renamed");
+        image(after.path(), &renamed);
+        fs::copy(&pointer, group(&renamed).join("CURRENT")).expect("copied");
+    }
+    let reopened = open(&before.path().join("not-switched"));
+    assert_eq!(
+        (rows(&reopened), dbs(&before.path().join("not-switched"))),
+        (old, vec!["CURRENT".into(), "db-1".into()])
+    );
+    let reopened = open(&before.path().join("not-renamed"));
+    assert_eq!(
+        (rows(&reopened), dbs(&before.path().join("not-renamed"))),
+        (new, vec!["CURRENT".into(), "db-2".into()])
+    );
+}
+
+#[test]
+fn a_lost_or_damaged_pointer_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(open(dir.path()));
+    let pointer = dir.path().join("state/0/CURRENT");
+    let whole = fs::read(&pointer).expect("read");
+    for at in 0..whole.len() - 1 {
+        let mut torn = whole.clone();
+        torn[at] ^= 0x04;
+        fs::write(&pointer, torn).expect("written");
+        assert!(StateStore::open(&data(dir.path()), GROUP).is_err(), "byte {at}");
+    }
+    fs::remove_file(&pointer).expect("removed");
+    let error = StateStore::open(&data(dir.path()), GROUP).err().expect("there is a db-1");
+    assert!(error.to_string().contains("no crash leaves"), "{error}");
+}
+
+fn loader(dir: &Path) -> StateLoader {
+    StateLoader::create(&data(dir), GROUP).expect("created")
+}
+
+#[test]
+fn rows_load_back_into_the_same_state() {
+    let (dir, other) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+    let store = open(dir.path());
+    founded(&store);
+    for index in 2..30 {
+        write(&store, index, &format!("r{index}"), index as usize * 400);
+    }
+    let all = rows(&store);
+    assert!(all.is_sorted_by_key(|row| (row.family, row.key.clone())));
+
+    let mut cut_short = loader(other.path());
+    for row in &all[..all.len() / 2] {
+        cut_short.put(row.clone()).expect("put");
+    }
+    drop(cut_short);
+    assert!(rows(&open(other.path())).is_empty(), "half a restore is none");
+    assert_eq!(dbs(other.path()), ["CURRENT", "db-1"]);
+
+    let mut whole = loader(other.path());
+    for row in all.iter().rev() {
+        whole.put(row.clone()).expect("put");
+    }
+    let mut unknown = all[0].clone();
+    unknown.family = 6;
+    assert!(whole.put(unknown).is_err(), "a family of another build");
+    let broken = RawRow { family: Family::Usr.tag(), key: vec![1; 10], value: vec![0xff; 3] };
+    assert!(whole.put(broken).is_err(), "a row that does not decode");
+    let path: PathBuf = whole.finish().expect("finished");
+    assert!(path.ends_with("db-2"));
+    let restored = open(other.path());
+    assert_eq!((rows(&restored), restored.applied()), (all, store.applied()));
+    assert!(restored.view().scrub().expect("read").is_clean());
+}
+
+#[test]
+fn a_scrub_sees_what_digests_do_not_cover() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    write(&store, 2, "a", 10);
+    write(&store, 3, "b", 10);
+    let all = rows(&store);
+    let family = |tag: Family| all.iter().position(|row| row.family == tag.tag()).expect("a row");
+    type Damage = Box<dyn Fn(&mut Vec<RawRow>)>;
+    let (record, change, user_row) = (family(Family::Rec), family(Family::Chg), family(Family::Usr));
+    let cases: [(&str, Damage); 5] = [
+        ("payload is not", Box::new(move |rows| *rows[record].value.last_mut().expect("bytes") ^= 1)),
+        ("has no record", Box::new(move |rows| drop(rows.remove(record)))),
+        ("no change row", Box::new(move |rows| drop(rows.remove(change)))),
+        ("another record", Box::new(move |rows| rows[change].value = rows[change + 1].value.clone())),
+        ("without a user row", Box::new(move |rows| drop(rows.remove(user_row)))),
+    ];
+    for (expected, damage) in cases {
+        let other = tempfile::tempdir().expect("tempdir");
+        let mut damaged = all.clone();
+        damage(&mut damaged);
+        let mut loader = loader(other.path());
+        for row in damaged {
+            loader.put(row).expect("put");
+        }
+        loader.finish().expect("finished");
+        let report = open(other.path()).view().scrub().expect("read");
+        assert!(report.faults.iter().any(|fault| fault.what.contains(expected)), "{expected}: {report:?}");
+    }
+}
+
+#[test]
+fn a_row_that_does_not_decode_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = {
+        let store = open(dir.path());
+        founded(&store);
+        write(&store, 2, "a", 10);
+        dir.path().join("state/0/db-1")
+    };
+    {
+        let names = Family::ALL.map(Family::name).into_iter().chain(["default"]);
+        let db = rocksdb::DB::open_cf(&rocksdb::Options::default(), &path, names).expect("opened");
+        let records = db.cf_handle("rec").expect("cf");
+        let (key, _) = db.iterator_cf(records, rocksdb::IteratorMode::Start).next().expect("one").expect("read");
+        db.put_cf(records, key, b"\x02nonsense").expect("put");
+    }
+    let store = open(dir.path());
+    let view = store.view();
+    let ann = view.uid(&user("ann")).expect("read").expect("known");
+    let error = view.record(ann, &key("notes", "a")).expect_err("it does not decode");
+    assert!(matches!(&error, StoreError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("`rec`") && error.to_string().contains("reinstall"), "{error}");
+    assert!(view.list(ann, &collection("notes"), None, 10, false, false).is_err());
+    assert!(view.scrub().is_err());
+    assert!(StateRead::record(&store.begin(), ann, &key("notes", "a")).is_err());
+}
+
+#[test]
+fn what_a_record_says_of_its_payload_must_be_so() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    let mut batch = store.begin();
+    let effects = {
+        let mut seen = commands::judge(&batch, 2, &put("ann", "notes", "a", 10, 2));
+        for effect in &mut seen.rows {
+            if let Effect::PutRecord(.., row, _) = effect {
+                row.payload_len += 1;
+            }
+        }
+        seen
+    };
+    assert!(ApplyBatch::apply_effects(&mut batch, &effects).is_err());
+    assert!(ApplyBatch::apply_effects(&mut batch, &Effects::default()).is_ok());
+}

@@ -1,0 +1,276 @@
+//! Log entries and proposals: the bytes that go to disk, to peers and into segments, encoded once.
+//!
+//! Invariants: `decode_x(encode_x(v)) == v`; the encoding of a value is unique (prost writes fields in order and the
+//! messages hold no maps), so chains over the bytes agree on every node.
+
+use bytes::Bytes;
+use holdfast_model::command::{
+    Command, Content, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, Proposal, SnapshotBarrier,
+    WriteBatch,
+};
+use holdfast_model::id::{
+    Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
+};
+
+use crate::internal::v1 as pb;
+use crate::{DecodeError, decode, encode, fixed, required};
+
+/// Identity of an entry.
+pub type LogId = pb::LogId;
+
+/// A decoded entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Identity.
+    pub id: LogId,
+    /// Content.
+    pub payload: EntryPayload,
+}
+
+/// Content of an entry.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EntryPayload {
+    /// Opens a term.
+    Blank,
+    /// An encoded [`Proposal`].
+    Proposal(Bytes),
+    /// Membership change.
+    Membership(pb::Membership),
+}
+
+/// Encodes an entry.
+pub fn encode_entry(entry: &Entry) -> Bytes {
+    let payload = match &entry.payload {
+        EntryPayload::Blank => pb::entry::Payload::Blank(pb::Empty {}),
+        EntryPayload::Proposal(bytes) => pb::entry::Payload::Proposal(bytes.clone()),
+        EntryPayload::Membership(membership) => pb::entry::Payload::Membership(membership.clone()),
+    };
+    encode(&pb::Entry { id: Some(entry.id), payload: Some(payload) })
+}
+
+/// Decodes an entry; a proposal's bytes are shared with the input, not copied.
+pub fn decode_entry(bytes: &Bytes) -> Result<Entry, DecodeError> {
+    let message: pb::Entry = decode("log entry", bytes.clone())?;
+    let payload = match required("log entry", "payload", message.payload)? {
+        pb::entry::Payload::Blank(_) => EntryPayload::Blank,
+        pb::entry::Payload::Proposal(bytes) => EntryPayload::Proposal(bytes),
+        pb::entry::Payload::Membership(membership) => EntryPayload::Membership(membership),
+    };
+    Ok(Entry { id: required("log entry", "id", message.id)?, payload })
+}
+
+/// Next link of the entry chain: `c_i = BLAKE3(c_{i-1} ‖ entry bytes)`, `c_0` = zeros. The bytes hold the log id.
+pub fn entry_chain(prev: [u8; 32], entry_bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&prev);
+    hasher.update(entry_bytes);
+    *hasher.finalize().as_bytes()
+}
+
+/// Encodes a proposal.
+pub fn encode_proposal(proposal: &Proposal) -> Bytes {
+    let command = match &proposal.command {
+        Command::WriteBatch(batch) => pb::proposal::Command::WriteBatch(write_batch_to(batch)),
+        Command::Genesis(genesis) => pb::proposal::Command::Genesis(genesis_to(genesis)),
+        Command::OffsiteFact(fact) => pb::proposal::Command::OffsiteFact(offsite_fact_to(fact)),
+        Command::SnapshotBarrier(barrier) => {
+            pb::proposal::Command::SnapshotBarrier(pb::SnapshotBarrier { operation_id: barrier.operation_id.clone() })
+        }
+        Command::Expire => pb::proposal::Command::Expire(pb::Expire {}),
+        Command::SetOperation(operation) => pb::proposal::Command::SetOperation(operation_to(operation)),
+    };
+    encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
+}
+
+/// Decodes a proposal.
+pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
+    let message: pb::Proposal = decode("proposal", bytes.clone())?;
+    let command = match required("proposal", "command", message.command)? {
+        pb::proposal::Command::WriteBatch(batch) => Command::WriteBatch(write_batch_from(batch)?),
+        pb::proposal::Command::Genesis(genesis) => Command::Genesis(genesis_from(genesis)?),
+        pb::proposal::Command::OffsiteFact(fact) => Command::OffsiteFact(offsite_fact_from(fact)?),
+        pb::proposal::Command::SnapshotBarrier(barrier) => {
+            Command::SnapshotBarrier(SnapshotBarrier { operation_id: barrier.operation_id })
+        }
+        pb::proposal::Command::Expire(_) => Command::Expire,
+        pb::proposal::Command::SetOperation(operation) => Command::SetOperation(operation_from(operation)),
+    };
+    let rules = u16::try_from(message.rules).map_err(|_| DecodeError::new("proposal", "rules out of range"))?;
+    Ok(Proposal { rules, stamp: Millis(message.stamp_ms), command })
+}
+
+/// True when the proposal is a snapshot barrier; looks at the tag of the command only.
+pub fn is_snapshot_barrier(bytes: &Bytes) -> bool {
+    // A barrier is tiny; anything larger need not be decoded.
+    bytes.len() < 256
+        && matches!(decode_proposal(bytes), Ok(Proposal { command: Command::SnapshotBarrier(_), .. }))
+}
+
+fn write_batch_to(batch: &WriteBatch) -> pb::WriteBatch {
+    pb::WriteBatch {
+        user_id: batch.user.as_str().to_owned(),
+        request_id: Bytes::copy_from_slice(&batch.request_id.0),
+        fingerprint: Bytes::copy_from_slice(&batch.fingerprint),
+        first_sent_ms: batch.first_sent.map(|at| at.0),
+        device_id: batch.device.as_ref().map(|device| device.as_str().to_owned()).unwrap_or_default(),
+        if_head: batch.if_head.map(|version| version.0),
+        if_incarnation: batch.if_incarnation.map_or(0, |incarnation| incarnation.0),
+        mutations: batch.mutations.iter().map(mutation_to).collect(),
+    }
+}
+
+fn mutation_to(mutation: &Mutation) -> pb::Mutation {
+    pb::Mutation {
+        collection: mutation.key.collection.as_str().to_owned(),
+        record_id: mutation.key.record_id.as_str().to_owned(),
+        op: Some(match &mutation.op {
+            Op::Put(content) => pb::mutation::Op::Put(pb::Content {
+                content_type: content.content_type.clone(),
+                payload: content.payload.clone(),
+            }),
+            Op::Delete => pb::mutation::Op::Delete(pb::Empty {}),
+        }),
+        guard: match mutation.guard {
+            Guard::None => None,
+            Guard::Version(version) => Some(pb::mutation::Guard::Version(version.0)),
+            Guard::Absent => Some(pb::mutation::Guard::Absent(pb::Empty {})),
+            Guard::Exists => Some(pb::mutation::Guard::Exists(pb::Empty {})),
+        },
+    }
+}
+
+fn write_batch_from(batch: pb::WriteBatch) -> Result<WriteBatch, DecodeError> {
+    const WHAT: &str = "write batch";
+    let bad = |error| DecodeError::new(WHAT, error);
+    Ok(WriteBatch {
+        user: UserId::new(&batch.user_id).map_err(bad)?,
+        request_id: RequestId(fixed(WHAT, "request_id", &batch.request_id)?),
+        fingerprint: fixed(WHAT, "fingerprint", &batch.fingerprint)?,
+        first_sent: batch.first_sent_ms.map(Millis),
+        device: match batch.device_id.as_str() {
+            "" => None,
+            device => Some(DeviceId::new(device).map_err(bad)?),
+        },
+        if_head: batch.if_head.map(Version),
+        if_incarnation: (batch.if_incarnation != 0).then_some(Incarnation(batch.if_incarnation)),
+        mutations: batch.mutations.into_iter().map(mutation_from).collect::<Result<_, _>>()?,
+    })
+}
+
+fn mutation_from(mutation: pb::Mutation) -> Result<Mutation, DecodeError> {
+    const WHAT: &str = "mutation";
+    let bad = |error| DecodeError::new(WHAT, error);
+    Ok(Mutation {
+        key: RecordKey {
+            collection: Collection::new(&mutation.collection).map_err(bad)?,
+            record_id: RecordId::new(&mutation.record_id).map_err(bad)?,
+        },
+        op: match required(WHAT, "op", mutation.op)? {
+            pb::mutation::Op::Put(content) => {
+                Op::Put(Content { content_type: content.content_type, payload: content.payload })
+            }
+            pb::mutation::Op::Delete(_) => Op::Delete,
+        },
+        guard: match mutation.guard {
+            None => Guard::None,
+            Some(pb::mutation::Guard::Version(version)) => Guard::Version(Version(version)),
+            Some(pb::mutation::Guard::Absent(_)) => Guard::Absent,
+            Some(pb::mutation::Guard::Exists(_)) => Guard::Exists,
+        },
+    })
+}
+
+fn genesis_to(genesis: &Genesis) -> pb::Genesis {
+    pb::Genesis {
+        cluster_id: Bytes::copy_from_slice(&genesis.cluster_id),
+        cluster_name: genesis.cluster_name.clone(),
+        incarnation: genesis.incarnation.0,
+        epoch: genesis.epoch.into(),
+        parent: genesis.parent.as_ref().map(parent_to),
+        members: genesis.members.iter().map(|member| member.0).collect(),
+    }
+}
+
+fn genesis_from(genesis: pb::Genesis) -> Result<Genesis, DecodeError> {
+    const WHAT: &str = "genesis";
+    Ok(Genesis {
+        cluster_id: fixed(WHAT, "cluster_id", &genesis.cluster_id)?,
+        cluster_name: genesis.cluster_name,
+        incarnation: Incarnation(genesis.incarnation),
+        epoch: u16::try_from(genesis.epoch).map_err(|_| DecodeError::new(WHAT, "epoch out of range"))?,
+        parent: genesis.parent.map(parent_from).transpose()?,
+        members: genesis.members.into_iter().map(NodeId).collect(),
+    })
+}
+
+/// Encodes the history that a restore continues.
+pub fn parent_to(parent: &Parent) -> pb::Parent {
+    pb::Parent {
+        cluster_id: Bytes::copy_from_slice(&parent.cluster_id),
+        incarnation: parent.incarnation.0,
+        snapshot_index: parent.snapshot_index,
+        index: parent.index,
+        chain: Bytes::copy_from_slice(&parent.chain),
+    }
+}
+
+/// Decodes the history that a restore continues.
+pub fn parent_from(parent: pb::Parent) -> Result<Parent, DecodeError> {
+    const WHAT: &str = "parent history";
+    Ok(Parent {
+        cluster_id: fixed(WHAT, "cluster_id", &parent.cluster_id)?,
+        incarnation: Incarnation(parent.incarnation),
+        snapshot_index: parent.snapshot_index,
+        index: parent.index,
+        chain: fixed(WHAT, "chain", &parent.chain)?,
+    })
+}
+
+/// Encodes an offsite fact.
+pub fn offsite_fact_to(fact: &OffsiteFact) -> pb::OffsiteFact {
+    pb::OffsiteFact {
+        destination: fact.destination.clone(),
+        index: fact.index,
+        chain: Bytes::copy_from_slice(&fact.chain),
+        verifier: fact.verifier.0,
+        at_ms: fact.at.0,
+    }
+}
+
+/// Decodes an offsite fact.
+pub fn offsite_fact_from(fact: pb::OffsiteFact) -> Result<OffsiteFact, DecodeError> {
+    Ok(OffsiteFact {
+        destination: fact.destination,
+        index: fact.index,
+        chain: fixed("offsite fact", "chain", &fact.chain)?,
+        verifier: NodeId(fact.verifier),
+        at: Millis(fact.at_ms),
+    })
+}
+
+/// Encodes a job's state.
+pub fn operation_to(operation: &Operation) -> pb::Operation {
+    pb::Operation {
+        id: operation.id.clone(),
+        done: operation.done,
+        stage: operation.stage.clone(),
+        done_units: operation.done_units,
+        total_units: operation.total_units,
+        error: operation.error.clone(),
+    }
+}
+
+/// Decodes a job's state.
+pub fn operation_from(operation: pb::Operation) -> Operation {
+    Operation {
+        id: operation.id,
+        done: operation.done,
+        stage: operation.stage,
+        done_units: operation.done_units,
+        total_units: operation.total_units,
+        error: operation.error,
+    }
+}
+
+#[cfg(test)]
+mod tests;

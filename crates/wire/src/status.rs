@@ -1,0 +1,339 @@
+//! Refusals: every error a caller can meet, with what to do about it. Each becomes a `google.rpc.Status` with an
+//! `ErrorInfo` of domain `holdfast`; one that may be retried carries `RetryInfo`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use holdfast_model::outcome::{Conflict, Rejection};
+use prost::Message;
+use prost_types::Any;
+use tonic::{Code, Status};
+use tonic_types::pb as rpc;
+
+use crate::token::TokenError;
+use crate::v1;
+
+/// Domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "holdfast";
+
+/// A malformed field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Path of the field.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+/// Why a call was refused, by what the caller should do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Refusal {
+    /// Fix these fields.
+    Invalid(Vec<Violation>),
+    /// Reconcile by manifest, or use the right token.
+    Token(TokenError),
+    /// The rules refused; with the evaluation point for `ConflictInfo`.
+    Rejected(Rejection, Option<v1::ResponseHeader>),
+    /// Nobody leads; try again.
+    NoLeader,
+    /// This replica is behind what was asked for; try again or elsewhere.
+    ReplicaBehind,
+    /// This node is going down; try elsewhere.
+    Draining,
+    /// The node holds no cluster yet.
+    NotFounded,
+    /// The write may or may not take effect: retry with the same request id only. True: the caller's deadline ended.
+    OutcomeUnknown {
+        /// The deadline ended.
+        deadline: bool,
+    },
+    /// Too much is waiting; try again after this long.
+    Overloaded(Duration),
+    /// The service has no room for more data; deletes still work.
+    DiskFull,
+    /// Built later.
+    Unsupported(&'static str),
+    /// No such thing.
+    NotFound(String),
+    /// An operation cannot be done as things are; says why and what clears it.
+    Precondition {
+        /// Stable reason.
+        reason: &'static str,
+        /// Evidence and remedy.
+        message: String,
+    },
+    /// Stored data does not match its checksum.
+    Corrupt(String),
+    /// A defect or a failing disk of this node.
+    Internal(String),
+}
+
+impl Refusal {
+    /// One malformed field.
+    pub fn field(field: impl Into<String>, description: impl ToString) -> Self {
+        Self::Invalid(vec![Violation { field: field.into(), description: description.to_string() }])
+    }
+
+    fn parts(&self) -> (Code, &'static str, String, Option<Duration>) {
+        let retry = Some(Duration::from_millis(100));
+        let text = |text: &str| text.to_owned();
+        match self {
+            Self::Invalid(violations) => {
+                let list: Vec<String> =
+                    violations.iter().map(|one| format!("{} {}", one.field, one.description)).collect();
+                (Code::InvalidArgument, "INVALID_FIELD", list.join("; "), None)
+            }
+            Self::Token(error) => {
+                let reason = match error {
+                    TokenError::Malformed => "TOKEN_MALFORMED",
+                    TokenError::OtherUser => "TOKEN_OTHER_USER",
+                    TokenError::FilterChanged => "FILTER_CHANGED",
+                };
+                (Code::InvalidArgument, reason, format!("{error}; start from an empty token or reconcile"), None)
+            }
+            Self::Rejected(rejection, _) => {
+                let (code, reason, message) = rejection_parts(rejection);
+                (code, reason, message, None)
+            }
+            Self::NoLeader => {
+                (Code::Unavailable, "NO_LEADER", text("no leader is known; nothing was proposed; try again"), retry)
+            }
+            Self::ReplicaBehind => (
+                Code::Unavailable,
+                "REPLICA_BEHIND",
+                text("this replica has not applied what was asked for; try again or ask another node"),
+                retry,
+            ),
+            Self::Draining => {
+                (Code::Unavailable, "DRAINING", text("this node is shutting down; ask another node"), retry)
+            }
+            Self::NotFounded => (
+                Code::Unavailable,
+                "NOT_FOUNDED",
+                text("this node belongs to no cluster yet; run `holdfast cluster init`"),
+                Some(Duration::from_secs(1)),
+            ),
+            Self::OutcomeUnknown { deadline } => {
+                let code = if *deadline { Code::DeadlineExceeded } else { Code::Unavailable };
+                (
+                    code,
+                    "OUTCOME_UNKNOWN",
+                    text("the write may or may not take effect; retry with the same request id only"),
+                    retry,
+                )
+            }
+            Self::Overloaded(after) => {
+                (Code::ResourceExhausted, "OVERLOADED", text("too much is waiting; nothing was proposed"), Some(*after))
+            }
+            Self::DiskFull => (
+                Code::ResourceExhausted,
+                "DISK_FULL",
+                text("the disk is nearly full; nothing was proposed; deletes are still taken"),
+                Some(Duration::from_secs(5)),
+            ),
+            Self::Unsupported(what) => {
+                (Code::Unimplemented, "UNSUPPORTED", format!("{what} is not built yet"), None)
+            }
+            Self::NotFound(what) => (Code::NotFound, "NOT_FOUND", format!("{what} does not exist"), None),
+            Self::Precondition { reason, message } => (Code::FailedPrecondition, reason, message.clone(), None),
+            Self::Corrupt(message) => (Code::DataLoss, "CHECKSUM", message.clone(), None),
+            Self::Internal(message) => (Code::Internal, "INTERNAL", message.clone(), None),
+        }
+    }
+
+    /// Stable reason, as in `ErrorInfo`.
+    pub fn reason(&self) -> &'static str {
+        self.parts().1
+    }
+}
+
+fn rejection_parts(rejection: &Rejection) -> (Code, &'static str, String) {
+    let parts = |code, reason, text: &str| (code, reason, text.to_owned());
+    match rejection {
+        Rejection::VersionMismatch { .. } => parts(
+            Code::Aborted,
+            "VERSION_MISMATCH",
+            "a guard failed and nothing was applied; refetch, merge, send again with a new request id",
+        ),
+        Rejection::RequestIdReused => parts(
+            Code::InvalidArgument,
+            "REQUEST_ID_REUSED",
+            "this request id was committed with another body; use a new one for a new request",
+        ),
+        Rejection::RequestTooOld => parts(
+            Code::FailedPrecondition,
+            "REQUEST_TOO_OLD",
+            "first_sent_time is beyond the dedup window: the outcome is unknown; compare the content hash",
+        ),
+        Rejection::RequestFromFuture => parts(
+            Code::InvalidArgument,
+            "REQUEST_FROM_FUTURE",
+            "first_sent_time is more than 5 minutes ahead of server_time; derive it from server_time",
+        ),
+        Rejection::IncarnationMismatch => parts(
+            Code::FailedPrecondition,
+            "INCARNATION_MISMATCH",
+            "the guards speak of another history; sync first, then guard with the current incarnation",
+        ),
+        Rejection::NotFounded => {
+            parts(Code::FailedPrecondition, "NOT_FOUNDED", "the cluster is not founded, or already is")
+        }
+        Rejection::UnknownRules(rules) => (
+            Code::FailedPrecondition,
+            "UNKNOWN_RULES",
+            format!("the entry was written under rules {rules}, newer than this binary; upgrade this node"),
+        ),
+        Rejection::Poisoned => parts(
+            Code::Internal,
+            "POISONED",
+            "the rules failed on this request (a defect); it had no effect on any replica",
+        ),
+    }
+}
+
+fn any(name: &str, message: &impl Message) -> Any {
+    Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}
+
+/// `ConflictInfo` of a failed guard.
+pub fn conflict_info(conflicts: &[Conflict], header: Option<v1::ResponseHeader>) -> v1::ConflictInfo {
+    v1::ConflictInfo {
+        conflicts: conflicts
+            .iter()
+            .map(|conflict| v1::Conflict {
+                index: conflict.index,
+                current_version: conflict.current_version.0,
+                deleted: conflict.deleted,
+                content_hash: conflict
+                    .content_hash
+                    .map(|hash| bytes::Bytes::copy_from_slice(&hash.0))
+                    .unwrap_or_default(),
+            })
+            .collect(),
+        header,
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let (code, reason, message, retry) = refusal.parts();
+        let info = rpc::ErrorInfo {
+            reason: reason.to_owned(),
+            domain: DOMAIN.to_owned(),
+            metadata: HashMap::new(),
+        };
+        let mut details = vec![any("google.rpc.ErrorInfo", &info)];
+        if let Some(delay) = retry {
+            let delay = prost_types::Duration { seconds: delay.as_secs() as i64, nanos: delay.subsec_nanos() as i32 };
+            details.push(any("google.rpc.RetryInfo", &rpc::RetryInfo { retry_delay: Some(delay) }));
+        }
+        match &refusal {
+            Refusal::Invalid(violations) => {
+                let field_violations = violations
+                    .iter()
+                    .take(32)
+                    .map(|one| rpc::bad_request::FieldViolation {
+                        field: one.field.clone(),
+                        description: one.description.clone(),
+                        ..Default::default()
+                    })
+                    .collect();
+                details.push(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations }));
+            }
+            Refusal::Rejected(Rejection::VersionMismatch { conflicts, .. }, header) => {
+                details.push(any("holdfast.v1.ConflictInfo", &conflict_info(conflicts, header.clone())));
+            }
+            _ => {}
+        }
+        let status = rpc::Status { code: code as i32, message: message.clone(), details };
+        Self::with_details(code, message, status.encode_to_vec().into())
+    }
+}
+
+/// What a client reads back from a `Status`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ErrorDetails {
+    /// Stable reason; empty when the status came from elsewhere.
+    pub reason: String,
+    /// Wait this long before a retry; `None` = do not retry.
+    pub retry_after: Option<Duration>,
+    /// Failed guards.
+    pub conflicts: Option<v1::ConflictInfo>,
+}
+
+/// Reads the details of a status; anything unreadable is left out.
+pub fn details_of(status: &Status) -> ErrorDetails {
+    let mut out = ErrorDetails::default();
+    let Ok(message) = rpc::Status::decode(status.details()) else { return out };
+    for detail in message.details {
+        match detail.type_url.rsplit('/').next() {
+            Some("google.rpc.ErrorInfo") => {
+                if let Ok(info) = rpc::ErrorInfo::decode(&detail.value[..])
+                    && info.domain == DOMAIN
+                {
+                    out.reason = info.reason;
+                }
+            }
+            Some("google.rpc.RetryInfo") => {
+                out.retry_after = rpc::RetryInfo::decode(&detail.value[..])
+                    .ok()
+                    .and_then(|info| info.retry_delay)
+                    .and_then(|delay| Duration::try_from(delay).ok());
+            }
+            Some("holdfast.v1.ConflictInfo") => {
+                out.conflicts = v1::ConflictInfo::decode(&detail.value[..]).ok();
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_survives_the_way_to_the_client() {
+        let conflict = Conflict {
+            index: 1,
+            current_version: holdfast_model::id::Version(9),
+            deleted: false,
+            content_hash: None,
+        };
+        let rejection = Rejection::VersionMismatch { conflicts: vec![conflict], head: None };
+        let status = Status::from(Refusal::Rejected(rejection, None));
+        assert_eq!(status.code(), Code::Aborted);
+        let details = details_of(&status);
+        assert_eq!(details.reason, "VERSION_MISMATCH");
+        assert_eq!(details.retry_after, None);
+        assert_eq!(details.conflicts.expect("there").conflicts[0].current_version, 9);
+    }
+
+    #[test]
+    fn what_may_be_retried_says_when() {
+        for refusal in [
+            Refusal::NoLeader,
+            Refusal::ReplicaBehind,
+            Refusal::Draining,
+            Refusal::OutcomeUnknown { deadline: true },
+            Refusal::Overloaded(Duration::from_millis(20)),
+        ] {
+            let details = details_of(&Status::from(refusal.clone()));
+            assert!(details.retry_after.is_some(), "{refusal:?}");
+            assert_eq!(details.reason, refusal.reason());
+        }
+    }
+
+    #[test]
+    fn trailers_stay_small_with_the_most_conflicts() {
+        let conflict = Conflict {
+            index: u32::MAX,
+            current_version: holdfast_model::id::Version(u64::MAX),
+            deleted: true,
+            content_hash: Some(holdfast_model::id::ContentHash([255; 16])),
+        };
+        let rejection = Rejection::VersionMismatch { conflicts: vec![conflict; 32], head: None };
+        assert!(Status::from(Refusal::Rejected(rejection, None)).details().len() <= 4096);
+    }
+}

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Installs everything that building Holdfast needs from the system, and nothing twice.
+#
+#   deploy/install-deps.sh           what the build needs
+#   deploy/install-deps.sh --test    also what `make lint` and `make test` need
+#   deploy/install-deps.sh --check   install nothing; exit 1 and say what is missing (may stand with --test)
+#
+# Debian and Ubuntu only; elsewhere it lists what to install. Rust itself comes from rustup and is only checked.
+set -euo pipefail
+
+rust_min=1.95
+
+with_test=
+check_only=
+for arg in "$@"; do
+    case "$arg" in
+        --test) with_test=1 ;;
+        --check) check_only=1 ;;
+        -h | --help)
+            sed -n '2,8s/^# \{0,1\}//p' "$0"
+            exit 0
+            ;;
+        *)
+            echo "install-deps: unknown argument '$arg' (known: --test, --check, --help)" >&2
+            exit 2
+            ;;
+    esac
+done
+
+say() { echo "install-deps: $*"; }
+complain() { echo "install-deps: $*" >&2; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# bindgen loads libclang at build time to read RocksDB's header, and needs the compiler's own headers beside it.
+has_libclang() {
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    { PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep 'libclang[-0-9.]*\.so' >/dev/null; } ||
+        compgen -G '/usr/lib*/llvm*/lib/libclang*.so*' >/dev/null || return 1
+    compgen -G '/usr/lib*/llvm*/lib/clang/*/include/stddef.h' >/dev/null ||
+        compgen -G '/usr/lib*/clang/*/include/stddef.h' >/dev/null
+}
+
+missing=()
+# The C and C++ inside RocksDB, zstd, lz4 and jemalloc.
+has c++ && has cc || missing+=(g++)
+has make || missing+=(make)
+has_libclang || missing+=(libclang-dev)
+# A clean build of RocksDB takes minutes; with ccache only the first one does.
+has ccache || missing+=(ccache)
+# cargo checks the certificate of the package registry.
+[ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing+=(ca-certificates)
+if [ -n "$with_test" ]; then
+    # Tests slow down and fail single system calls of a node.
+    has strace || missing+=(strace)
+    # `make lint` keeps buf in a virtual environment.
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing+=(python3 python3-venv)
+fi
+
+check_rust() {
+    if ! has cargo; then
+        complain "no cargo found. Install Rust $rust_min or newer with rustup (https://rustup.rs), open a new shell, and run this again."
+        return 1
+    fi
+    local version
+    version=$(cargo --version | awk '{print $2}')
+    if [ "$(printf '%s\n' "$rust_min" "$version" | sort -V | head -n 1)" != "$rust_min" ]; then
+        complain "cargo is $version; Holdfast needs Rust $rust_min or newer: run 'rustup update stable'."
+        return 1
+    fi
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        env DEBIAN_FRONTEND=noninteractive "$@"
+    else
+        sudo env DEBIAN_FRONTEND=noninteractive "$@"
+    fi
+}
+
+# apt-get is quiet unless it fails; then its whole output is shown.
+apt_quiet() {
+    local log status=0
+    log=$(mktemp)
+    as_root apt-get "$@" >"$log" 2>&1 </dev/null || status=$?
+    [ "$status" = 0 ] || cat "$log" >&2
+    rm -f "$log"
+    return "$status"
+}
+
+knows_all() {
+    local package
+    for package in "$@"; do
+        apt-cache policy "$package" 2>/dev/null | grep 'Candidate: [^(]' >/dev/null || return 1
+    done
+}
+
+install_missing() {
+    if ! has apt-get; then
+        complain "this system has no apt-get. Install these yourself, by the names your system uses: ${missing[*]}"
+        complain "(Fedora: gcc-c++ make clang-devel ccache strace python3; Arch: gcc make clang ccache strace python; then run this again)"
+        return 1
+    fi
+    if [ "$(id -u)" != 0 ] && ! has sudo; then
+        complain "not root and no sudo. As root: apt-get install ${missing[*]}"
+        return 1
+    fi
+    local updated=
+    if ! knows_all "${missing[@]}"; then
+        say "updating the package lists"
+        apt_quiet update
+        updated=1
+    fi
+    say "installing ${missing[*]}"
+    if ! apt_quiet install -y --no-install-recommends "${missing[@]}"; then
+        [ -z "$updated" ] || return 1
+        say "that failed; updating the package lists and trying once more"
+        apt_quiet update
+        apt_quiet install -y --no-install-recommends "${missing[@]}"
+    fi
+    say "installed ${missing[*]}"
+}
+
+status=0
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ -n "$check_only" ]; then
+        complain "missing: ${missing[*]}. Run deploy/install-deps.sh${with_test:+ --test}"
+        status=1
+    else
+        install_missing || status=1
+    fi
+fi
+check_rust || status=1
+exit "$status"
