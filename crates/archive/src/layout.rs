@@ -223,6 +223,27 @@ mod tests {
     }
 
     #[test]
+    fn other_spellings_are_no_names() {
+        let id = "01010101010101010101010101010101/000000000000feed";
+        let good = [format!("{id}/log/0/L0/00000000000000000009"), format!("{id}/log/0/L0/00000000000000000009.r2")];
+        assert!(good.iter().all(|path| ObjectName::parse(path).is_some()));
+        let bad = [
+            "log/0/L0/+0000000000000000009",
+            "log/0/L0/9",
+            "log/00/L0/00000000000000000009",
+            "log/0/L00/00000000000000000009",
+            "log/0/L0/00000000000000000009.r0",
+            "log/0/L0/00000000000000000009.r02",
+            "gen/02945/chunk/ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
+            "snap/0/12/MANIFEST",
+            "LINEAGE/",
+        ];
+        for rest in bad {
+            assert_eq!(ObjectName::parse(&format!("{id}/{rest}")), None, "{rest}");
+        }
+    }
+
+    #[test]
     fn weeks_begin_on_monday() {
         let day = |day: u64| Millis(day * 86_400_000);
         assert_eq!((week_of(day(0)), week_of(day(3)), week_of(day(4))), (0, 0, 1));

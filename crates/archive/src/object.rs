@@ -253,6 +253,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_good_seal_does_not_vouch_for_the_body() {
+        let sealed = seal(&LINEAGE, chunk_kind(), Compression::None, b"some rows").expect("seals").bytes;
+        let mut bytes = sealed[..sealed.len() - SEAL_BYTES].to_vec();
+        *bytes.last_mut().expect("a body") ^= 1;
+        let seal = *blake3::hash(&bytes).as_bytes();
+        bytes.extend_from_slice(&seal);
+        let error = open("x/y", &LINEAGE, &bytes.into()).expect_err("another body");
+        assert!(error.to_string().contains("hash in its header"), "{error}");
+    }
+
+    #[test]
     fn another_lineage_and_a_newer_format_are_named() {
         let sealed = seal(&LINEAGE, chunk_kind(), Compression::Zstd, b"rows").expect("seals");
         let other = LineageId { incarnation: Incarnation(1), ..LINEAGE };

@@ -227,13 +227,9 @@ impl Stages {
                 reason: format!("lineage {} holds neither a snapshot nor a log", lineage.id),
             });
         };
-        // A last segment wholly inside the snapshot has nothing to replay.
-        for log in &mut self.log {
-            let through = log.through;
-            log.segments.retain(|found| found.first <= last.index && found.first <= through);
-            if Some(last.index) == held {
-                log.segments.clear();
-            }
+        if Some(last.index) == held {
+            // The snapshot holds it all.
+            self.log.iter_mut().for_each(|log| log.segments.clear());
         }
         let destination = destination.config().url.clone();
         Ok(RestorePlan {

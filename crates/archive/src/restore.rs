@@ -4,7 +4,8 @@
 //! - Every object is read and checked, and the entry chain followed from the snapshot to the end, before the first
 //!   row is written; and again as it is used. A bad object stops the restore with no directory usable.
 //! - From before the first row until after the last check, each directory carries a mark that says "half"
-//!   ([`crate::marker`]). Killed anywhere, the same call begins again in the same directories; others are refused.
+//!   ([`crate::marker`]). Killed anywhere, the same call begins again in the same directories, until a node has run
+//!   there; other directories are refused.
 //! - Entries are applied by the code that a live node applies them with, and all directories end with equal chains.
 
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ const QUEUED_MAX: usize = 2;
 /// A data directory to fill.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreTarget {
-    /// Where; missing, empty, or half filled by an earlier run.
+    /// Where; missing, empty, or filled by an earlier run and never used.
     pub path: PathBuf,
     /// Node that it is for.
     pub node_id: u64,
@@ -265,17 +266,16 @@ fn half(plan: &RestorePlan) -> RestoreMark {
     }
 }
 
-/// Fresh, or half filled by an earlier run: anything else holds somebody's data.
+/// Fresh, or filled by an earlier run and never used: anything else holds somebody's data.
 fn open_target(target: &RestoreTarget, mark: &RestoreMark) -> Result<DataDir, ArchiveError> {
     let directory = DataDir::open_or_create(&target.path, target.node_id, target.identity)
         .map_err(ArchiveError::store(&target.path))?;
     let refused = |reason: &str| Err(ArchiveError::Target { path: target.path.clone(), reason: reason.to_owned() });
     match marker::read(&target.path)? {
-        Some(found) if found.opening.is_some() => {
-            refused("it was restored already; start its node, or restore into an empty directory")
-        }
         Some(found) if found.group != mark.group => refused("another group is being restored into it"),
-        Some(_) => Ok(directory),
+        // Nothing was served from it yet, so nothing is lost by beginning again.
+        Some(_) if is_empty(&target.path.join("raft"))? => Ok(directory),
+        Some(_) => refused("it was restored and its node has run since; restore into an empty directory"),
         None if is_fresh(&target.path)? => Ok(directory),
         None => refused("it holds a node's log or state; restore into an empty directory"),
     }
@@ -283,15 +283,19 @@ fn open_target(target: &RestoreTarget, mark: &RestoreMark) -> Result<DataDir, Ar
 
 fn is_fresh(path: &Path) -> Result<bool, ArchiveError> {
     for name in ["raft", "state", "snapshots"] {
-        let path = path.join(name);
-        match std::fs::read_dir(&path).map(|mut found| found.next().is_some()) {
-            Ok(true) => return Ok(false),
-            Ok(false) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(ArchiveError::disk("list", &path)(error)),
+        if !is_empty(&path.join(name))? {
+            return Ok(false);
         }
     }
     Ok(true)
+}
+
+fn is_empty(path: &Path) -> Result<bool, ArchiveError> {
+    match std::fs::read_dir(path).map(|mut found| found.next().is_none()) {
+        Ok(empty) => Ok(empty),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(ArchiveError::disk("list", path)(error)),
+    }
 }
 
 /// All directories are whole and equal: says so in each.

@@ -96,11 +96,7 @@ impl Client {
         self.write_one(record, v1::mutation::Op::Delete(v1::DeleteOp {})).await
     }
 
-    async fn write_one(
-        &self,
-        record: RecordRef<'_>,
-        op: v1::mutation::Op,
-    ) -> Result<v1::BatchWriteResponse, Error> {
+    async fn write_one(&self, record: RecordRef<'_>, op: v1::mutation::Op) -> Result<v1::BatchWriteResponse, Error> {
         let mutation = v1::Mutation { key: Some(record.key()), op: Some(op), precondition: None };
         let user_id = record.user.to_owned();
         self.write(v1::BatchWriteRequest { user_id, mutations: vec![mutation], ..Default::default() }).await

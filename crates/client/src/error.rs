@@ -199,7 +199,9 @@ mod tests {
             Error::Conflict { info, .. } => assert_eq!(info.conflicts[0].current_version, 3),
             other => panic!("{other:?}"),
         }
-        assert!(matches!(of(Refusal::field("user_id", "is empty")), Error::Invalid { reason, .. } if reason == "INVALID_FIELD"));
+        assert!(
+            matches!(of(Refusal::field("user_id", "is empty")), Error::Invalid { reason, .. } if reason == "INVALID_FIELD")
+        );
         assert!(matches!(of(Refusal::NoLeader), Error::Unavailable { reason, .. } if reason == "NO_LEADER"));
         assert!(matches!(of(Refusal::Corrupt("x".into())), Error::Corrupt { .. }));
         assert!(matches!(of(Refusal::NotFound("x".into())), Error::NotFound { .. }));

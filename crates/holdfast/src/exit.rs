@@ -95,9 +95,10 @@ fn remedy(exit: Exit) -> Option<&'static str> {
     match exit {
         Exit::Unreachable => Some("is the cluster running? name its addresses with --endpoint"),
         Exit::Unknown => Some("treat this as not done: look before you repeat it"),
-        Exit::Conflict => Some("fetch what is there, merge, and try again"),
         Exit::Integrity => Some("nothing was changed; keep the damaged bytes for a look, and use another copy"),
-        Exit::Ok | Exit::Error | Exit::Usage | Exit::Forbidden | Exit::NotFound | Exit::Partial => None,
+        Exit::Ok | Exit::Error | Exit::Usage | Exit::Forbidden | Exit::NotFound | Exit::Conflict | Exit::Partial => {
+            None
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use holdfast_model::command::Genesis;
 use holdfast_model::id::{GroupId, Millis, NodeId, UserId, Version};
 use holdfast_model::state::Sys;
-use holdfast_store::{DataDir, LogOptions, LogStats, LogStore, StateStore, StoreError, View};
+use holdfast_store::{DataDir, LogOptions, LogStats, LogStore, StateStore, StoreError, View, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
@@ -91,6 +91,7 @@ pub(crate) struct Core {
     admission: Admission,
     applied: watch::Receiver<u64>,
     recovering: AtomicBool,
+    stopping: AtomicBool,
     recover_to: u64,
     options: Options,
     hooks: Arc<Hooks>,
@@ -169,6 +170,7 @@ impl Replica {
             adopt_members(&state, members)?;
         }
         agree(&log, &state)?;
+        raise_vote(&log, &state).await.map_err(|error| StartError::Raft(error.to_string()))?;
         let mut recovering = report.recovering.clone();
         let mut recover_to = report.floor.map_or(0, |floor| floor.index);
 
@@ -224,6 +226,7 @@ impl Replica {
             admission,
             applied,
             recovering: AtomicBool::new(recovering.is_some()),
+            stopping: AtomicBool::new(false),
             recover_to,
             options,
             hooks,
@@ -351,6 +354,7 @@ impl Replica {
 
     /// Ends Raft's tasks and closes the log.
     pub async fn shutdown(&self) {
+        self.core.stopping.store(true, Ordering::Release);
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(event = "raft.shutdown", %error, "consensus did not end cleanly");
         }
@@ -362,6 +366,11 @@ impl Replica {
         if let Ok(Err(error)) = closed.await {
             tracing::warn!(event = "state.flush", %error, "the state is replayed from the log at the next start");
         }
+    }
+
+    /// The end of Raft is wanted now, and no failure.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.core.stopping.load(Ordering::Acquire)
     }
 
     pub(crate) fn raft(&self) -> &Raft {
@@ -490,6 +499,25 @@ fn agree(log: &LogStore, state: &StateStore) -> Result<(), StoreError> {
         log.reset_to(applied)?;
     }
     Ok(())
+}
+
+/// No term of this node may be older than what its state holds: a restored directory has entries of the old cluster's
+/// terms and no vote yet, and a leader elected below them could append nothing. Node 0 is nobody's candidate.
+async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::Result<()> {
+    let Some(applied) = state.applied().position else { return Ok(()) };
+    if log.vote().is_some_and(|vote| vote.term >= applied.term) {
+        return Ok(());
+    }
+    let vote = VoteRecord { term: applied.term + 1, node: 0, committed: false };
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    log.save_vote(
+        vote,
+        Box::new(move |result| {
+            // The receiver waits right below.
+            let _ = tx.send(result);
+        }),
+    );
+    rx.await.map_err(|_| std::io::Error::other("the log's flush thread ended"))?
 }
 
 /// Replaces the members in a restored state, durably, before its log begins.

@@ -8,8 +8,8 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 
 use holdfast_store::{LogStore, StoreError};
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::oneshot;
 
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id_of, position_of, vote_of, vote_record};

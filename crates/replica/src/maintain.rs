@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use holdfast_model::command::Command;
 use holdfast_model::state::{StateRead, Sys};
-use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::handle::Replica;
@@ -24,7 +23,13 @@ pub(crate) fn start(replica: &Replica) {
         let mut last_hello = Instant::now();
         loop {
             tick.tick().await;
-            if let Some(reason) = fatal(&replica) {
+            if replica.is_stopping() {
+                return;
+            }
+            if let Some(reason) = fatal(&replica).await {
+                if replica.is_stopping() {
+                    return;
+                }
                 (replica.hooks().on_fatal)(reason);
                 return;
             }
@@ -39,10 +44,9 @@ pub(crate) fn start(replica: &Replica) {
     });
 }
 
-fn fatal(replica: &Replica) -> Option<String> {
-    let metrics = replica.raft().metrics();
-    let metrics = metrics.borrow_watched();
-    metrics.running_state.as_ref().err().map(ToString::to_string)
+/// Asks the core itself: one that panicked no longer updates its metrics.
+async fn fatal(replica: &Replica) -> Option<String> {
+    replica.raft().is_initialized().await.err().map(|error| error.to_string())
 }
 
 /// The cluster's id comes with the first entry of its history.
@@ -115,11 +119,8 @@ async fn checkpoint_and_purge(replica: &Replica) {
 
 /// Highest index that may be purged.
 fn purge_target(snapshot: u64, applied: u64, keep: u64, sys: &Sys, required: &[String]) -> Option<u64> {
-    let offsite = required
-        .iter()
-        .map(|name| sys.offsite.get(name).map_or(0, |fact| fact.index))
-        .min()
-        .unwrap_or(u64::MAX);
+    let offsite =
+        required.iter().map(|name| sys.offsite.get(name).map_or(0, |fact| fact.index)).min().unwrap_or(u64::MAX);
     let target = snapshot.min(applied.saturating_sub(keep)).min(offsite);
     (target > 0).then_some(target)
 }

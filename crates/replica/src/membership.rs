@@ -63,11 +63,7 @@ impl Replica {
             to if status.voters.contains(&to) => to,
             to => return Err(MembershipError::Refused(format!("node {to} is no voter of this group"))),
         };
-        self.raft()
-            .trigger()
-            .transfer_leader(to)
-            .await
-            .map_err(|error| MembershipError::Refused(error.to_string()))?;
+        self.raft().trigger().transfer_leader(to).await.map_err(|error| MembershipError::Refused(error.to_string()))?;
         let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
             if self.leader_hint() == Some(to) {

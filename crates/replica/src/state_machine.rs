@@ -178,10 +178,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
 fn snapshot_of(dir: SnapshotDir) -> io::Result<SnapshotOf> {
     let applied = dir.applied();
     let last_membership = stored_membership_decode(&applied.membership).map_err(io::Error::other)?;
-    Ok(Snapshot {
-        meta: SnapshotMeta { last_log_id: applied.position.map(log_id_of), last_membership },
-        snapshot: dir,
-    })
+    Ok(Snapshot { meta: SnapshotMeta { last_log_id: applied.position.map(log_id_of), last_membership }, snapshot: dir })
 }
 
 /// Takes a checkpoint of the state. The index is read from inside the checkpoint, never before it.
@@ -208,8 +205,6 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
 }
 
 /// Encoded membership of the state, for a snapshot offer.
-pub fn membership_message(
-    membership: &StoredMembership,
-) -> holdfast_wire::internal::v1::StoredMembership {
+pub fn membership_message(membership: &StoredMembership) -> holdfast_wire::internal::v1::StoredMembership {
     stored_membership_to(membership)
 }

@@ -112,9 +112,7 @@ impl Entry {
             let payload = match &self.payload {
                 EntryPayload::Blank => wire_log::EntryPayload::Blank,
                 EntryPayload::Normal(proposal) => wire_log::EntryPayload::Proposal(proposal.0.clone()),
-                EntryPayload::Membership(membership) => {
-                    wire_log::EntryPayload::Membership(membership_to(membership))
-                }
+                EntryPayload::Membership(membership) => wire_log::EntryPayload::Membership(membership_to(membership)),
             };
             wire_log::encode_entry(&wire_log::Entry { id: log_id_to(&self.log_id), payload })
         });
@@ -127,9 +125,7 @@ impl Entry {
         let payload = match entry.payload {
             wire_log::EntryPayload::Blank => EntryPayload::Blank,
             wire_log::EntryPayload::Proposal(bytes) => EntryPayload::Normal(ProposalBytes(bytes)),
-            wire_log::EntryPayload::Membership(membership) => {
-                EntryPayload::Membership(membership_from(membership)?)
-            }
+            wire_log::EntryPayload::Membership(membership) => EntryPayload::Membership(membership_from(membership)?),
         };
         Ok(Self { log_id: log_id_from(&entry.id), payload, encoded: Some(bytes) })
     }
@@ -222,11 +218,7 @@ pub fn member_to(id: u64, member: &Member) -> pb::Member {
         peer_address: member.peer_address.clone(),
         admin_address: member.admin_address.clone(),
         http_address: member.http_address.clone(),
-        labels: member
-            .labels
-            .iter()
-            .map(|(key, value)| pb::Label { key: key.clone(), value: value.clone() })
-            .collect(),
+        labels: member.labels.iter().map(|(key, value)| pb::Label { key: key.clone(), value: value.clone() }).collect(),
         identity: member.identity.clone(),
     }
 }

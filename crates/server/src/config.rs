@@ -106,7 +106,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("limits.inflight_bytes_max", "bytes of proposals in flight (default 67108864)"),
     ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),
     ("insecure_plaintext", "allow binds beyond loopback without TLS (default false)"),
-    ("log.filter", "log filter, for example info or holdfast_replica=debug (default info)"),
+    ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=warn)"),
     ("drain_ms", "time for calls to end at shutdown (default 5000)"),
 ];
 
@@ -132,9 +132,8 @@ impl Config {
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| ConfigError(format!("cannot read {}: {error}", path.display())))?;
-            let table: toml::Table = text
-                .parse()
-                .map_err(|error| ConfigError(format!("{} is not valid TOML: {error}", path.display())))?;
+            let table: toml::Table =
+                text.parse().map_err(|error| ConfigError(format!("{} is not valid TOML: {error}", path.display())))?;
             values.read_table("", &table)?;
         }
         for (name, value) in std::env::vars() {
@@ -252,7 +251,7 @@ impl Values {
             inflight_bytes_max: self.number("limits.inflight_bytes_max", 64 << 20, 1 << 20..=16 << 30)?,
             default_deadline_ms: self.number("limits.default_deadline_ms", 10_000, 100..=600_000)?,
             insecure_plaintext: self.flag("insecure_plaintext")?,
-            log_filter: self.text("log.filter", "info"),
+            log_filter: self.text("log.filter", "info,openraft=warn"),
             drain_ms: self.number("drain_ms", 5000, 0..=60_000)?,
             listen,
             advertise,
@@ -268,7 +267,8 @@ impl Values {
             let key = format!("{table}.{name}");
             let default = default.cloned().unwrap_or_else(|| format!("127.0.0.1:{port}"));
             let text = self.text(&key, &default);
-            let port_ok = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            let port_ok =
+                text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
             if port_ok { Ok(text) } else { Err(wrong(&key, format!("{text:?} is not host:port"))) }
         };
         Ok(Addresses {
@@ -290,7 +290,9 @@ fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> {
             .ok_or_else(|| wrong("offsite", format!("needs a text {key}")))
     };
     if let Some(key) = table.keys().find(|key| !["name", "url", "required", "labels"].contains(&key.as_str())) {
-        return Err(ConfigError(format!("unknown configuration key \"offsite.{key}\"; known: name, url, required, labels")));
+        return Err(ConfigError(format!(
+            "unknown configuration key \"offsite.{key}\"; known: name, url, required, labels"
+        )));
     }
     let labels = match table.get("labels") {
         None => BTreeMap::new(),

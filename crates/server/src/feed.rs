@@ -150,13 +150,7 @@ mod tests {
     }
 
     fn row(head: Version, forks: Vec<Fork>) -> UserRow {
-        UserRow {
-            head,
-            tombstone_horizon: Version(0),
-            usage: Usage::default(),
-            collections: BTreeMap::new(),
-            forks,
-        }
+        UserRow { head, tombstone_horizon: Version(0), usage: Usage::default(), collections: BTreeMap::new(), forks }
     }
 
     fn token(incarnation: u64, version: Version) -> SyncToken {

@@ -188,7 +188,10 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
         Family::new(out, "holdfast_offsite_lag_entries", "gauge", "Applied entries not known at a destination.");
     for destination in shared.shipper.destinations() {
         let index = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
-        lag.value(&format!("dest=\"{}\"", destination.name.replace(['"', '\\', '\n'], "_")), applied.saturating_sub(index));
+        lag.value(
+            &format!("dest=\"{}\"", destination.name.replace(['"', '\\', '\n'], "_")),
+            applied.saturating_sub(index),
+        );
     }
 }
 

@@ -39,7 +39,9 @@ const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A listener.
-    #[error("cannot listen on {key} = {address}: {source}; stop what uses the port or choose another with --set {key}=…")]
+    #[error(
+        "cannot listen on {key} = {address}: {source}; stop what uses the port or choose another with --set {key}=…"
+    )]
     Listen {
         /// Configuration key.
         key: &'static str,
@@ -129,8 +131,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let runtime = runtime("serve", 2)?;
     let listeners = Listeners::bind(&config)?;
     let mut identity = [0; 16];
-    getrandom::fill(&mut identity)
-        .map_err(|error| RunError::System { action: "get randomness", source: std::io::Error::other(error.to_string()) })?;
+    getrandom::fill(&mut identity).map_err(|error| RunError::System {
+        action: "get randomness",
+        source: std::io::Error::other(error.to_string()),
+    })?;
     let mark = marker::read(&config.data_dir)?;
     let opening = mark.as_ref().map(|mark| mark.opening(&config.data_dir)).transpose()?.map(|one| one.genesis.clone());
     let data = Arc::new(DataDir::open_or_create(&config.data_dir, config.node_id, identity)?);
@@ -244,8 +248,9 @@ async fn serve(shared: Arc<Shared>, listeners: Listeners, raft_runtime: &Runtime
                     .max_encoding_message_size(MESSAGE_BYTES_MAX),
             ),
     )?;
-    let admin =
-        reflected(server().add_service(health_service).add_service(AdminServiceServer::new(Admin::new(shared.clone()))))?;
+    let admin = reflected(
+        server().add_service(health_service).add_service(AdminServiceServer::new(Admin::new(shared.clone()))),
+    )?;
     let client = tokio::spawn(client.serve_with_incoming_shutdown(incoming(listeners.client)?, ended(stopped.clone())));
     let admin = tokio::spawn(admin.serve_with_incoming_shutdown(incoming(listeners.admin)?, ended(stopped.clone())));
     let http = axum::serve(listener(listeners.http)?, crate::http::router(shared.clone()))

@@ -170,8 +170,7 @@ pub fn batch_write(request: v1::BatchWriteRequest) -> Result<WriteBatch, Refusal
     }
     let user = reader.take("user_id", UserId::new(&request.user_id));
     let request_id = reader.take("request_id", RequestId::parse(&request.request_id));
-    let first_sent =
-        request.first_sent_time.as_ref().and_then(|time| reader.take("first_sent_time", millis(time)));
+    let first_sent = request.first_sent_time.as_ref().and_then(|time| reader.take("first_sent_time", millis(time)));
     let device = match request.device_id.as_str() {
         "" => None,
         device => reader.take("device_id", DeviceId::new(device)),
@@ -250,8 +249,7 @@ fn read_mutation(reader: &mut Reader, index: usize, mutation: v1::Mutation) -> R
                     format!("has {} bytes, at most {} are allowed", put.payload.len(), limits::PAYLOAD_BYTES_MAX),
                 );
             }
-            if put.content_type.len() > limits::CONTENT_TYPE_BYTES_MAX
-                || put.content_type.chars().any(char::is_control)
+            if put.content_type.len() > limits::CONTENT_TYPE_BYTES_MAX || put.content_type.chars().any(char::is_control)
             {
                 reader.bad(field("put.content_type"), "must be at most 128 bytes without control characters");
             }
@@ -279,8 +277,7 @@ pub fn batch_get(request: v1::BatchGetRecordsRequest) -> Result<GetQuery, Refusa
     let mut reader = Reader::default();
     let user = reader.take("user_id", UserId::new(&request.user_id));
     if request.keys.is_empty() || request.keys.len() > limits::GET_KEYS_MAX {
-        reader
-            .bad("keys", format!("has {} entries, 1 to {} are allowed", request.keys.len(), limits::GET_KEYS_MAX));
+        reader.bad("keys", format!("has {} entries, 1 to {} are allowed", request.keys.len(), limits::GET_KEYS_MAX));
         return reader.finish(None);
     }
     let keys = request

@@ -48,7 +48,10 @@ impl DecodeError {
 }
 
 /// Decodes a generated message; `what` names it in the error.
-pub fn decode<M: prost::Message + Default>(what: &'static str, bytes: impl prost::bytes::Buf) -> Result<M, DecodeError> {
+pub fn decode<M: prost::Message + Default>(
+    what: &'static str,
+    bytes: impl prost::bytes::Buf,
+) -> Result<M, DecodeError> {
     M::decode(bytes).map_err(|error| DecodeError::new(what, error))
 }
 

@@ -102,8 +102,7 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
 /// True when the proposal is a snapshot barrier; looks at the tag of the command only.
 pub fn is_snapshot_barrier(bytes: &Bytes) -> bool {
     // A barrier is tiny; anything larger need not be decoded.
-    bytes.len() < 256
-        && matches!(decode_proposal(bytes), Ok(Proposal { command: Command::SnapshotBarrier(_), .. }))
+    bytes.len() < 256 && matches!(decode_proposal(bytes), Ok(Proposal { command: Command::SnapshotBarrier(_), .. }))
 }
 
 fn write_batch_to(batch: &WriteBatch) -> pb::WriteBatch {

@@ -59,10 +59,7 @@ fn rejection_to(rejection: &Rejection) -> pb::Rejection {
                     index: conflict.index,
                     current_version: conflict.current_version.0,
                     deleted: conflict.deleted,
-                    content_hash: conflict
-                        .content_hash
-                        .map(|hash| Bytes::copy_from_slice(&hash.0))
-                        .unwrap_or_default(),
+                    content_hash: conflict.content_hash.map(|hash| Bytes::copy_from_slice(&hash.0)).unwrap_or_default(),
                 })
                 .collect();
             1
@@ -121,12 +118,8 @@ mod tests {
 
     #[test]
     fn every_outcome_round_trips() {
-        let conflict = Conflict {
-            index: 3,
-            current_version: Version(8),
-            deleted: true,
-            content_hash: Some(ContentHash([7; 16])),
-        };
+        let conflict =
+            Conflict { index: 3, current_version: Version(8), deleted: true, content_hash: Some(ContentHash([7; 16])) };
         let outcomes = [
             Outcome::Done,
             Outcome::Written(Receipt {

@@ -131,9 +131,7 @@ impl Refusal {
                 text("the disk is nearly full; nothing was proposed; deletes are still taken"),
                 Some(Duration::from_secs(5)),
             ),
-            Self::Unsupported(what) => {
-                (Code::Unimplemented, "UNSUPPORTED", format!("{what} is not built yet"), None)
-            }
+            Self::Unsupported(what) => (Code::Unimplemented, "UNSUPPORTED", format!("{what} is not built yet"), None),
             Self::NotFound(what) => (Code::NotFound, "NOT_FOUND", format!("{what} does not exist"), None),
             Self::Precondition { reason, message } => (Code::FailedPrecondition, reason, message.clone(), None),
             Self::Corrupt(message) => (Code::DataLoss, "CHECKSUM", message.clone(), None),
@@ -217,11 +215,7 @@ pub fn conflict_info(conflicts: &[Conflict], header: Option<v1::ResponseHeader>)
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let (code, reason, message, retry) = refusal.parts();
-        let info = rpc::ErrorInfo {
-            reason: reason.to_owned(),
-            domain: DOMAIN.to_owned(),
-            metadata: HashMap::new(),
-        };
+        let info = rpc::ErrorInfo { reason: reason.to_owned(), domain: DOMAIN.to_owned(), metadata: HashMap::new() };
         let mut details = vec![any("google.rpc.ErrorInfo", &info)];
         if let Some(delay) = retry {
             let delay = prost_types::Duration { seconds: delay.as_secs() as i64, nanos: delay.subsec_nanos() as i32 };
@@ -295,12 +289,8 @@ mod tests {
 
     #[test]
     fn a_conflict_survives_the_way_to_the_client() {
-        let conflict = Conflict {
-            index: 1,
-            current_version: holdfast_model::id::Version(9),
-            deleted: false,
-            content_hash: None,
-        };
+        let conflict =
+            Conflict { index: 1, current_version: holdfast_model::id::Version(9), deleted: false, content_hash: None };
         let rejection = Rejection::VersionMismatch { conflicts: vec![conflict], head: None };
         let status = Status::from(Refusal::Rejected(rejection, None));
         assert_eq!(status.code(), Code::Aborted);

@@ -49,9 +49,7 @@ impl SyncToken {
     pub fn encode(&self) -> String {
         let mut bytes = Vec::with_capacity(57);
         bytes.push(FORMAT);
-        for field in
-            [self.incarnation.0, self.user_tag, self.uid.0, self.version.0, self.filter, self.issued.0]
-        {
+        for field in [self.incarnation.0, self.user_tag, self.uid.0, self.version.0, self.filter, self.issued.0] {
             bytes.extend_from_slice(&field.to_be_bytes());
         }
         seal(bytes)

@@ -89,6 +89,18 @@ fn another_chunk_under_the_name_is_found() {
 }
 
 #[test]
+fn rows_that_are_not_what_the_header_says_are_refused() {
+    let plain = cut([row(1, "a", "one"), row(1, "b", "two")]).remove(0).plain;
+    let swapped = [&plain[plain.len() / 2..], &plain[..plain.len() / 2]].concat();
+    for (rows, body, good) in [(2, &plain, true), (1, &plain, false), (3, &plain, false), (2, &swapped, false)] {
+        let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows });
+        let sealed = object::seal(&LINEAGE, kind, Compression::Zstd, body).expect("seals");
+        let name = *blake3::hash(body).as_bytes();
+        assert_eq!(Chunk::open("o", &LINEAGE, &name, &sealed.bytes).is_ok(), good, "{rows}");
+    }
+}
+
+#[test]
 fn rows_out_of_order_are_refused() {
     for (first, second) in [((1, "b"), (1, "a")), ((1, "a"), (1, "a")), ((2, "a"), (1, "b"))] {
         let mut chunker = Chunker::default();

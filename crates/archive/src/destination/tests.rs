@@ -216,6 +216,8 @@ fn a_store_that_hangs_is_given_up() {
         store.set(Fault::Hangs);
         let error = destination.put_new("o", &bytes("one")).await.expect_err("gives up");
         assert!(matches!(&error, ArchiveError::Timeout { object, .. } if object == "o"), "{error}");
+        store.set(Fault::None);
+        assert_eq!(destination.put_new("o", &bytes("one")).await.expect("works again"), Put::Created);
     });
 }
 

@@ -133,13 +133,21 @@ fn a_continued_history_is_restored_through_its_parent_until_it_has_a_snapshot() 
         run(async {
             let destination = archive.folder.destination();
             let first = archive.history.last().index + 1;
-            after.ship(&after.open(&destination).await, first, 9).await;
+            let lineage = after.open(&destination).await;
+            after.ship(&lineage, first, 9).await;
+            let old = Node::new();
+            old.apply(&after.entries);
+            ship_snapshot(&lineage, GROUP, &old.checkpoint(), &|_, _| {}).await.expect("ships");
             child.ship(&child.open(&destination).await, first, 9).await;
             // Opened, and nothing shipped: adds nothing.
             History::continued(&child, 7).open(&destination).await;
         });
         let plan = archive.plan().expect("plans");
         assert_eq!((plan.lineage.id, plan.last, plan.log.len()), (child.facts.id, child.last(), 2));
+        let cut = archive.history.last().index;
+        assert!(plan.snapshot_index() <= cut && (plan.snapshot_index() > 0) == parent_has_snapshot);
+        assert_eq!(plan.log[0].through, cut);
+        assert!(plan.log[0].segments.iter().all(|found| found.first <= cut));
         let targets = targets(&archive.folder, 1);
         let report = archive.restore(&targets).expect("restores");
         assert_eq!(report.genesis.epoch, 3);
@@ -216,7 +224,7 @@ fn a_segment_of_another_history_is_named() {
 }
 
 #[test]
-fn a_killed_restore_begins_again_and_a_whole_one_does_not() {
+fn a_killed_restore_begins_again_and_a_used_directory_is_left_alone() {
     let archive = Archive::new(true);
     let (plan, targets) = (archive.plan().expect("plans"), targets(&archive.folder, 2));
     // Killed after the directories were opened and one of them was loaded with nonsense.
@@ -229,8 +237,29 @@ fn a_killed_restore_begins_again_and_a_whole_one_does_not() {
     for target in &targets {
         assert_eq!(rows_of(&target.path, target.node_id), archive.rows);
     }
-    let error = archive.restore(&targets).expect_err("whole already");
-    assert!(error.to_string().contains("restored already"), "{error}");
+    // Whole, but no node has run: killed before it could be used, it begins again too.
+    archive.restore(&targets).expect("restores again");
+    assert_eq!(rows_of(&targets[1].path, 2), archive.rows);
+    std::fs::write(targets[1].path.join("raft/CURRENT"), "x").expect("writes");
+    let error = archive.restore(&targets).expect_err("used");
+    assert!(error.to_string().contains("its node has run"), "{error}");
+}
+
+#[test]
+fn a_directory_that_did_not_get_everything_is_not_whole() {
+    let archive = Archive::new(true);
+    let whole = archive.plan().expect("plans");
+    let log_only = RestorePlan { snapshot: None, ..whole.clone() };
+    for (plan, expected) in [(whole, "is not the manifest"), (log_only, "is not the end of the plan")] {
+        let opened = run(open_targets(&plan, &targets(&archive.folder, 1))).expect("opens");
+        let (sender, receiver) = mpsc::channel(1);
+        sender.blocking_send(Part::End).expect("sends");
+        let error = load::fill(&opened[0], &plan, receiver).expect_err("empty").to_string();
+        assert!(error.contains(expected), "{error}");
+        let (sender, receiver) = mpsc::channel(1);
+        drop(sender);
+        assert!(matches!(load::fill(&opened[0], &plan, receiver), Err(ArchiveError::Stopped { .. })));
+    }
 }
 
 #[test]

@@ -37,6 +37,9 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
         rows.extend(run(read_chunk(&destination, lineage.id(), line)).expect("reads").rows());
     }
     assert_eq!(rows, rows_of_checkpoint(&node.checkpoint()));
+    let other = ManifestChunk { first_key: b"another".to_vec(), ..manifest.chunks[0].clone() };
+    let error = run(read_chunk(&destination, lineage.id(), &other)).expect_err("not as said");
+    assert!(error.to_string().contains("what the manifest says"), "{error}");
     assert!(report.bytes > 12_000_000 && report.new_bytes > 10_000_000 && report.chunks > 5, "{report:?}");
 }
 

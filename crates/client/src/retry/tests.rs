@@ -13,7 +13,9 @@ fn conflict() -> Error {
 #[test]
 fn a_write_that_may_have_happened_is_never_a_clean_failure() {
     let unavailable = || Error::unavailable("gone");
-    assert!(matches!(conclude(write(true), true, unavailable()), Error::OutcomeUnknown { request_id, .. } if request_id == "id-1"));
+    assert!(
+        matches!(conclude(write(true), true, unavailable()), Error::OutcomeUnknown { request_id, .. } if request_id == "id-1")
+    );
     assert!(matches!(conclude(write(true), false, unavailable()), Error::Unavailable { .. }));
     assert!(matches!(conclude(Effect::Read, true, unavailable()), Error::Unavailable { .. }));
     assert!(matches!(conclude(write(true), true, conflict()), Error::Conflict { .. }));

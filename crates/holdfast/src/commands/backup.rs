@@ -214,7 +214,8 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
         bytes += report.bytes;
         bad.extend(report.bad);
     }
-    let faults: Vec<_> = bad.iter().map(|(object, reason)| serde_json::json!({"object": object, "reason": reason})).collect();
+    let faults: Vec<_> =
+        bad.iter().map(|(object, reason)| serde_json::json!({"object": object, "reason": reason})).collect();
     let value = serde_json::json!({
         "v": 1, "from": args.from.from, "lineages": lineages.len(), "objects": objects, "bytes": bytes, "bad": faults,
     });

@@ -169,8 +169,7 @@ async fn ask_all(first: &v1::GetStatusResponse, args: &AdminArgs) -> BTreeMap<u6
 }
 
 fn nodes(first: &v1::GetStatusResponse, answers: &BTreeMap<u64, v1::GetStatusResponse>) -> Vec<NodeAnswer> {
-    let mut members: BTreeMap<u64, v1::Node> =
-        first.nodes.iter().map(|node| (node.node_id, node.clone())).collect();
+    let mut members: BTreeMap<u64, v1::Node> = first.nodes.iter().map(|node| (node.node_id, node.clone())).collect();
     for (id, status) in answers {
         if let Some(node) = &status.self_ {
             let role = members.get(id).map_or(node.role, |member| member.role);

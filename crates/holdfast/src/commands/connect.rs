@@ -76,7 +76,9 @@ impl AdminArgs {
         let leader = status.nodes.iter().find(|node| node.node_id == leader_id);
         match leader.filter(|leader| !leader.admin_address.is_empty()) {
             Some(leader) => Ok((AdminClient::new(&leader.admin_address)?, leader_id)),
-            None => anyhow::bail!("node {leader_id} leads, but its admin address is not known; name it with --endpoint"),
+            None => {
+                anyhow::bail!("node {leader_id} leads, but its admin address is not known; name it with --endpoint")
+            }
         }
     }
 }

@@ -157,7 +157,9 @@ fn print(cluster: &Cluster, ready: &ReadyFile) -> anyhow::Result<()> {
     table.print()?;
     output::text("Ctrl-C stops it. From another terminal, for example:")?;
     let endpoints = spec.clients().join(",");
-    output::text(format!("  holdfast record put --endpoint {endpoints} --user ada --collection notes --id n1 --file …"))?;
+    output::text(format!(
+        "  holdfast record put --endpoint {endpoints} --user ada --collection notes --id n1 --file …"
+    ))?;
     output::text(format!("  holdfast cluster status --endpoint {}", spec.nodes[0].admin))?;
     Ok(())
 }
@@ -176,7 +178,11 @@ async fn watch(cluster: &mut Cluster) -> anyhow::Result<&'static str> {
             if let Some(status) = node.ended().filter(|_| !*noted) {
                 *noted = true;
                 let spec = node.spec();
-                eprintln!("holdfast: node {} ended with {status}; it is not started again; see {}", spec.id, spec.log.display());
+                eprintln!(
+                    "holdfast: node {} ended with {status}; it is not started again; see {}",
+                    spec.id,
+                    spec.log.display()
+                );
             }
         }
     }

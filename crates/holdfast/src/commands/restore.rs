@@ -262,9 +262,8 @@ impl PlanAnswer {
         };
         let lost = match (&self.last_time, self.loss_window_ms) {
             (Some(time), Some(ms)) => format!(
-                "what was acknowledged after {time}, {:.1} s ago, is not in this archive and is lost unless devices \
-                 upload it again",
-                ms as f64 / 1000.0
+                "what was acknowledged after {time}, {ms} ms before now, is not in this archive and is lost unless \
+                 devices upload it again"
             ),
             _ => "the archive holds no time stamp: how much is lost is unknown".to_owned(),
         };

@@ -64,8 +64,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Some(file) => Some(file.as_path()),
         None => (!args.no_config && default.exists()).then_some(default),
     };
-    let config = holdfast_server::config::Config::load(file, &overrides(args))
-        .map_err(|error| failure(Exit::Usage, error))?;
+    let config =
+        holdfast_server::config::Config::load(file, &overrides(args)).map_err(|error| failure(Exit::Usage, error))?;
     match holdfast_server::run(config) {
         Ok(()) => Ok(Exit::Ok),
         Err(error) => {

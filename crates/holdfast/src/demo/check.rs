@@ -70,9 +70,7 @@ fn differing(sent: &[Sent], found: &[v1::Record]) -> Vec<u64> {
         .collect();
     let is_there = |record: &MadeRecord| {
         by_key.get(&(record.collection, record.record_id.as_str())).is_some_and(|found| {
-            found.delete_time.is_none()
-                && found.payload == record.payload
-                && found.content_type == record.content_type
+            found.delete_time.is_none() && found.payload == record.payload && found.content_type == record.content_type
         })
     };
     sent.iter().filter(|(_, record)| !is_there(record)).map(|(number, _)| *number).collect()

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use holdfast_archive::layout::hex;
 use serde::Serialize;
 
+use crate::atomic_file;
 use crate::clock;
 use crate::demo::load::people_in_order;
-use crate::atomic_file;
 
 /// An acknowledged record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,8 @@ pub mod tests {
         ledger.add(ack(30, 11, start, 7));
         ledger.write(&path, 7).expect("writes");
         let text = std::fs::read_to_string(&path).expect("reads");
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["commit_index"], 9);
         assert_eq!(lines[0]["time"], "1970-01-01T00:00:00.005Z");

@@ -11,6 +11,7 @@ mod report;
 mod sabotage;
 mod story;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 use crate::commands::backup::{self, GROUP};
 use crate::commands::restore;
 use crate::exit::{Exit, exit_of, failure};
-use crate::launch::{Cluster, ClusterSpec, free_base};
+use crate::launch::{Cluster, ClusterSpec, free_base, is_free};
 use ledger::Ledger;
 use load::Load;
 use report::Report;
@@ -163,10 +164,8 @@ async fn before_the_disaster(
 ) -> anyhow::Result<SystemTime> {
     let mut spec = ClusterSpec::new(&place.array(), NODES, base, CLUSTER_NAME)?;
     let url = folder_url(&place.offsite())?;
-    for (node, rack) in spec.nodes.iter_mut().zip(1..) {
-        node.labels = [("array", "san-07".to_owned()), ("rack", format!("r{rack}")), ("site", "east".to_owned())]
-            .map(|(key, value)| (key.to_owned(), value))
-            .into();
+    label(&mut spec, |number| [("array", "san-07".to_owned()), ("rack", format!("r{number}"))].into());
+    for node in &mut spec.nodes {
         node.offsite = vec![url.clone()];
     }
     let mut cluster = Cluster::start(spec).await?;
@@ -230,7 +229,10 @@ async fn after_the_disaster(
     report.restored_index = plan.last.index;
     story.plan(&restore::PlanAnswer::new(&plan, disaster_at));
 
-    let spec = ClusterSpec::new(&place.restored(), NODES, base, CLUSTER_NAME)?;
+    // The old ports, unless somebody took them meanwhile.
+    let base = if args.port_base.is_none() && !is_free(NODES, base) { free_base(NODES)? } else { base };
+    let mut spec = ClusterSpec::new(&place.restored(), NODES, base, CLUSTER_NAME)?;
+    label(&mut spec, |number| [("array", format!("san-{}", 10 + number)), ("site", "west".to_owned())].into());
     let filled = restore::fill(&destination, &plan, &spec.nodes, CLUSTER_NAME).await?;
     if let Some(object) = &report.sabotaged_object {
         anyhow::bail!("the restore did not find the damage in {object}: this is a defect");
@@ -248,6 +250,13 @@ async fn after_the_disaster(
     report.judge(&all, &found, plan.last.index, disaster_at);
     cluster.stop().await;
     Ok(())
+}
+
+/// Gives every node its failure domains; they are numbered from 1.
+fn label(spec: &mut ClusterSpec, domains: impl Fn(usize) -> BTreeMap<&'static str, String>) {
+    for (node, number) in spec.nodes.iter_mut().zip(1..) {
+        node.labels = domains(number).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    }
 }
 
 async fn plan(destination: &Destination) -> anyhow::Result<RestorePlan> {

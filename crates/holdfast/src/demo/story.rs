@@ -80,7 +80,10 @@ impl Story {
 
     pub fn backup_taken(&self, took: Duration) {
         self.step(3, "a snapshot goes offsite while clients write");
-        self.line(format!("shipped and read back in {:.1} s; the log follows it, a segment a second", took.as_secs_f64()));
+        self.line(format!(
+            "shipped and read back in {:.1} s; the log follows it, a segment a second",
+            took.as_secs_f64()
+        ));
     }
 
     pub fn array_lost(&self, acknowledged: u64) {

@@ -71,7 +71,8 @@ impl Cluster {
             for (index, node) in self.spec.nodes.iter().enumerate() {
                 let admin = AdminClient::new(&node.admin)?;
                 let status = admin.with_deadline(Duration::from_secs(1)).status().await;
-                let leads = |status: v1::GetStatusResponse| status.groups.iter().any(|group| group.leader_id == node.id);
+                let leads =
+                    |status: v1::GetStatusResponse| status.groups.iter().any(|group| group.leader_id == node.id);
                 if status.is_ok_and(leads) {
                     return Ok((index, admin));
                 }
@@ -125,12 +126,14 @@ impl Cluster {
         for index in 0..self.nodes.len() {
             all.push(self.status(index).await?);
         }
-        if !all.iter().all(is_new) {
+        // Founding twice has no effect, so that one which did not end is brought to its end here.
+        if !all.iter().all(|status| status.cluster_id.is_empty()) {
             return Ok(());
         }
-        let voters = all.into_iter().zip(&self.spec.nodes).map(|(status, node)| {
-            status.self_.unwrap_or_else(|| NodeSpec::member(node))
-        });
+        let voters = all
+            .into_iter()
+            .zip(&self.spec.nodes)
+            .map(|(status, node)| status.self_.unwrap_or_else(|| NodeSpec::member(node)));
         let admin = self.spec.nodes[0].admin.clone();
         found(&admin, &self.spec.name, voters.collect()).await.context("found the cluster")?;
         Ok(())
@@ -157,10 +160,4 @@ impl Cluster {
             }
         }
     }
-}
-
-/// Neither founded nor restored: it knows no cluster, and holds nothing.
-fn is_new(status: &v1::GetStatusResponse) -> bool {
-    let empty = |group: &v1::GroupStatus| group.last_log_index == 0 && group.applied_index == 0;
-    status.cluster_id.is_empty() && status.groups.iter().all(empty) && status.nodes.len() <= 1
 }

@@ -27,12 +27,16 @@ pub fn check_free(spec: &ClusterSpec) -> anyhow::Result<()> {
 pub fn free_base(count: usize) -> anyhow::Result<u16> {
     let bases = (DEFAULT_PORT_BASE..).step_by(1000).take(20);
     for base in bases {
-        let Ok(spec) = ClusterSpec::new(std::path::Path::new("/"), count, base, "") else { continue };
-        if check_free(&spec).is_ok() {
+        if is_free(count, base) {
             return Ok(base);
         }
     }
     anyhow::bail!("found no free ports for {count} nodes at 7470, 8470, …; choose some with --port-base")
+}
+
+/// Whether `count` nodes find all their ports free from `base` on.
+pub fn is_free(count: usize, base: u16) -> bool {
+    ClusterSpec::new(std::path::Path::new("/"), count, base, "").is_ok_and(|spec| check_free(&spec).is_ok())
 }
 
 #[cfg(test)]

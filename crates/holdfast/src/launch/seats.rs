@@ -52,6 +52,12 @@ pub fn reseat(spec: &ClusterSpec) -> anyhow::Result<()> {
         let data = open(node)?;
         let state = StateStore::open(&data, GROUP)?;
         let applied = state.applied();
+        anyhow::ensure!(
+            !applied.membership.is_empty(),
+            "{} was not stopped in order, and its log still names the old ports; start the cluster at those, stop it \
+             with Ctrl-C, then move it",
+            node.data_dir.display()
+        );
         if let Some(membership) = moved(&applied, &spec.nodes)? {
             let mut batch = state.begin();
             batch.set_applied(Applied { membership: holdfast_wire::encode(&membership), ..applied });
@@ -62,11 +68,8 @@ pub fn reseat(spec: &ClusterSpec) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The members at their new addresses; `None` = they are there already, or nothing names members yet.
+/// The members at their new addresses; `None` = they are there already.
 fn moved(applied: &Applied, nodes: &[NodeSpec]) -> anyhow::Result<Option<pb::StoredMembership>> {
-    if applied.membership.is_empty() {
-        return Ok(None);
-    }
     let stored: pb::StoredMembership = holdfast_wire::decode("stored membership", applied.membership.clone())?;
     let mut moved = stored.clone();
     for member in moved.membership.iter_mut().flat_map(|membership| &mut membership.members) {
@@ -116,6 +119,5 @@ mod tests {
         let applied = Applied { membership: holdfast_wire::encode(&stored(&old)), ..Applied::default() };
         assert_eq!(moved(&applied, &old).expect("reads"), None);
         assert_eq!(moved(&applied, &new).expect("reads"), Some(stored(&new)));
-        assert_eq!(moved(&Applied::default(), &new).expect("reads"), None);
     }
 }

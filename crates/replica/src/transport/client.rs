@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::peer_service_client::PeerServiceClient;
+use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
@@ -20,7 +21,6 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
-use openraft::OptionalSend;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -275,9 +275,7 @@ fn stream_result(response: pb::AppendResponse) -> StreamItem {
     match response.result {
         Some(pb::append_response::Result::Matched(matched)) => Ok(Ok(matched.last.as_ref().map(log_id_from))),
         Some(pb::append_response::Result::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(log_id_from(&id)))),
-        Some(pb::append_response::Result::HigherVote(vote)) => {
-            Ok(Err(StreamAppendError::HigherVote(vote_from(&vote))))
-        }
+        Some(pb::append_response::Result::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote_from(&vote)))),
         None => Err(broken("an append was answered with nothing")),
     }
 }
@@ -389,11 +387,7 @@ impl Network {
         request.set_timeout(option.soft_ttl());
         let response = self.client.vote(request).await.map_err(|status| unreachable(&status))?.into_inner();
         let vote = response.vote.ok_or_else(|| broken("a vote was answered without a vote"))?;
-        Ok(VoteResponse::new(
-            vote_from(&vote),
-            response.last_log_id.as_ref().map(log_id_from),
-            response.granted,
-        ))
+        Ok(VoteResponse::new(vote_from(&vote), response.last_log_id.as_ref().map(log_id_from), response.granted))
     }
 
     async fn send_snapshot(
@@ -456,8 +450,7 @@ fn read_chunks(
         if n == 0 && offset > 0 {
             return Ok(true);
         }
-        let chunk =
-            pb::SnapshotChunk { group_id, last_log_id, name: name.to_owned(), offset, data: data.into() };
+        let chunk = pb::SnapshotChunk { group_id, last_log_id, name: name.to_owned(), offset, data: data.into() };
         if out.blocking_send(chunk).is_err() {
             return Ok(false);
         }

@@ -21,9 +21,7 @@ use crate::propose::ProposeError;
 use crate::snapshot::{Incoming, SnapshotDir};
 use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from};
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
-use crate::types::{
-    TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to,
-};
+use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
 
 /// Peer protocol of this build.
 const PROTOCOL: u32 = 1;
@@ -198,10 +196,8 @@ impl PeerService for Service {
         let offer = request.into_inner();
         self.check_group(offer.group_id)?;
         let incoming = self.replica.incoming();
-        let needed = tokio::task::spawn_blocking(move || incoming.prepare(&offer.files))
-            .await
-            .map_err(fatal)?
-            .map_err(fatal)?;
+        let needed =
+            tokio::task::spawn_blocking(move || incoming.prepare(&offer.files)).await.map_err(fatal)?.map_err(fatal)?;
         Ok(Response::new(pb::SnapshotOfferReply { needed }))
     }
 
@@ -251,8 +247,7 @@ impl PeerService for Service {
             snapshot: SnapshotDir::received(path, applied),
         };
         tracing::info!(event = "snapshot.received", index = offer.last_log_id.map(|id| id.index), "installing");
-        let answer =
-            self.replica.raft().install_full_snapshot(vote_from(&vote), snapshot).await.map_err(fatal)?;
+        let answer = self.replica.raft().install_full_snapshot(vote_from(&vote), snapshot).await.map_err(fatal)?;
         Ok(Response::new(pb::SnapshotCommitReply { vote: Some(vote_to(&answer.vote)) }))
     }
 

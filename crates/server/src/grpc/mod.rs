@@ -20,8 +20,8 @@ use tonic::Request;
 
 use crate::config::Config;
 use crate::feed::Feed;
-use crate::shipper::Shipper;
 use crate::http::Metrics;
+use crate::shipper::Shipper;
 
 pub use admin::Admin;
 pub use records::Records;
@@ -83,9 +83,7 @@ pub fn unread(error: ReadError) -> Refusal {
     match error {
         ReadError::NoLeader => Refusal::NoLeader,
         ReadError::Behind => Refusal::ReplicaBehind,
-        ReadError::OtherHistory => {
-            Refusal::Rejected(holdfast_model::outcome::Rejection::IncarnationMismatch, None)
-        }
+        ReadError::OtherHistory => Refusal::Rejected(holdfast_model::outcome::Rejection::IncarnationMismatch, None),
         ReadError::NotFounded => Refusal::NotFounded,
     }
 }

@@ -39,11 +39,8 @@ impl Records {
             shared.metrics.rejected("inflight_bytes");
             Refusal::Overloaded(error.retry_after)
         })?;
-        let applied = shared
-            .replica
-            .propose(Command::WriteBatch(batch), admitted, deadline)
-            .await
-            .map_err(unproposed)?;
+        let applied =
+            shared.replica.propose(Command::WriteBatch(batch), admitted, deadline).await.map_err(unproposed)?;
         let header = shared.header(&shared.replica.sys(), applied.index);
         match applied.outcome {
             Outcome::Written(receipt) => Ok(reply::batch_write(receipt, header)),

@@ -46,7 +46,8 @@ impl Sync {
     async fn changes(&self, request: Request<v1::GetChangesRequest>) -> Result<v1::GetChangesResponse, Refusal> {
         let shared = &self.shared;
         shared.check_serving()?;
-        let deadline = deadline_of(&request, shared.default_deadline() + Duration::from_millis(limits::LONG_POLL_MS_MAX));
+        let deadline =
+            deadline_of(&request, shared.default_deadline() + Duration::from_millis(limits::LONG_POLL_MS_MAX));
         let query = Arc::new(api::changes(request.into_inner())?);
         let read_deadline = (Instant::now() + shared.default_deadline()).min(deadline);
         // Leave time to answer: a long poll that ends with its caller's deadline would look like a failure.
@@ -93,7 +94,11 @@ fn look(shared: &Shared, view: &View, query: &ChangesQuery) -> Result<Look, Refu
         Verdict::Continue(after) => after,
         Verdict::RolledBack { .. } | Verdict::UnknownIncarnation | Verdict::FromFuture | Verdict::Expired => {
             let info = resync(verdict, query, sys, user, row.as_ref());
-            return Ok(Look { answer: answer(Outcome::Resync(info)), empty: false, ahead: verdict == Verdict::FromFuture });
+            return Ok(Look {
+                answer: answer(Outcome::Resync(info)),
+                empty: false,
+                ahead: verdict == Verdict::FromFuture,
+            });
         }
     };
     let page = page(view, query, user, row.as_ref(), after)?;
@@ -113,9 +118,8 @@ fn page(
     let mut page = v1::ChangesPage { backed_up_version: 0, ..Default::default() };
     let mut reached = head;
     if let (Some(user), true) = (user, after < head) {
-        let changes = view
-            .changes_with_records(user, after, query.page_records, limits::PAGE_BYTES_MAX)
-            .map_err(storage)?;
+        let changes =
+            view.changes_with_records(user, after, query.page_records, limits::PAGE_BYTES_MAX).map_err(storage)?;
         if changes.more {
             page.more = true;
             reached = changes.changes.last().map_or(head, |change| change.version);

@@ -1,5 +1,5 @@
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 
@@ -18,12 +18,7 @@ fn put(collection: &str, id: &str, payload: &[u8]) -> v1::Mutation {
 }
 
 fn write(mutations: Vec<v1::Mutation>) -> v1::BatchWriteRequest {
-    v1::BatchWriteRequest {
-        user_id: "alice".into(),
-        request_id: UUID.into(),
-        mutations,
-        ..Default::default()
-    }
+    v1::BatchWriteRequest { user_id: "alice".into(), request_id: UUID.into(), mutations, ..Default::default() }
 }
 
 fn fields(result: Result<WriteBatch, Refusal>) -> Vec<String> {
@@ -74,8 +69,7 @@ fn one_key_twice_is_refused() {
 #[test]
 fn a_version_guard_needs_its_history() {
     let mut request = write(vec![put("notes", "a", b"1")]);
-    request.mutations[0].precondition =
-        Some(v1::Precondition { check: Some(v1::precondition::Check::Version(4)) });
+    request.mutations[0].precondition = Some(v1::Precondition { check: Some(v1::precondition::Check::Version(4)) });
     assert_eq!(fields(batch_write(request.clone())), ["if_incarnation"]);
     request.if_incarnation = 5;
     assert!(batch_write(request).is_ok());
@@ -88,8 +82,7 @@ fn unset_oneofs_and_false_checks_are_refused() {
     request.mutations[0].precondition = Some(v1::Precondition { check: None });
     assert_eq!(fields(batch_write(request.clone())), ["mutations[0].op", "mutations[0].precondition"]);
     request.mutations[0] = put("notes", "a", b"1");
-    request.mutations[0].precondition =
-        Some(v1::Precondition { check: Some(v1::precondition::Check::Absent(false)) });
+    request.mutations[0].precondition = Some(v1::Precondition { check: Some(v1::precondition::Check::Absent(false)) });
     assert_eq!(fields(batch_write(request)), ["mutations[0].precondition"]);
 }
 

@@ -108,7 +108,8 @@ proptest! {
 
 #[test]
 fn the_bytes_of_an_entry_are_frozen() {
-    let entry = Entry { id: LogId { term: 2, node: 1, index: 300 }, payload: EntryPayload::Proposal(vec![1, 2, 3].into()) };
+    let entry =
+        Entry { id: LogId { term: 2, node: 1, index: 300 }, payload: EntryPayload::Proposal(vec![1, 2, 3].into()) };
     assert_eq!(&encode_entry(&entry)[..], [10, 7, 8, 2, 16, 1, 24, 172, 2, 26, 3, 1, 2, 3]);
 }
 

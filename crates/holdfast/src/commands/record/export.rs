@@ -55,7 +55,11 @@ pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
     output::answer(format, &value, || {
         let listed = names.iter().filter(|name| !name.starts_with("files/")).copied().collect::<Vec<_>>().join(", ");
         let others = names.iter().filter(|name| name.starts_with("files/")).count();
-        format!("{count} records of {} in {}: {listed}, and {others} files under files/", args.user.user, args.out.display())
+        format!(
+            "{count} records of {} in {}: {listed}, and {others} files under files/",
+            args.user.user,
+            args.out.display()
+        )
     })?;
     Ok(if restoring.is_empty() { Exit::Ok } else { Exit::Partial })
 }

@@ -200,11 +200,8 @@ async fn store(
         })),
         precondition: None,
     });
-    let request = v1::BatchWriteRequest {
-        user_id: user.to_owned(),
-        mutations: mutations.collect(),
-        ..Default::default()
-    };
+    let request =
+        v1::BatchWriteRequest { user_id: user.to_owned(), mutations: mutations.collect(), ..Default::default() };
     let answer = client.write(request).await?;
     let written = answer.results.iter().filter(|result| result.changed).count() as u64;
     report.written += written;

@@ -88,7 +88,7 @@ fn parse_version(text: &str) -> Result<u64, String> {
         None => text.parse().map_err(|_| wrong()),
         Some((epoch, counter)) => {
             let epoch: u16 = epoch.parse().map_err(|_| wrong())?;
-            let counter: u64 = counter.parse().ok().filter(|counter| counter >> 48 == 0).ok_or_else(wrong)?;
+            let counter = counter.parse::<u64>().ok().filter(|counter| counter >> 48 == 0).ok_or_else(wrong)?;
             Ok(u64::from(epoch) << 48 | counter)
         }
     }
@@ -120,12 +120,7 @@ pub async fn remove(format: Format, args: &RmArgs) -> anyhow::Result<Exit> {
     write(format, &args.record, &args.guard, v1::mutation::Op::Delete(v1::DeleteOp {})).await
 }
 
-async fn write(
-    format: Format,
-    args: &RecordArgs,
-    guard: &GuardArgs,
-    op: v1::mutation::Op,
-) -> anyhow::Result<Exit> {
+async fn write(format: Format, args: &RecordArgs, guard: &GuardArgs, op: v1::mutation::Op) -> anyhow::Result<Exit> {
     let deleting = matches!(op, v1::mutation::Op::Delete(_));
     let record = args.record();
     let precondition = guard.check().map(|check| v1::Precondition { check: Some(check) });
