@@ -86,7 +86,7 @@ impl Table {
         };
         let to_right = |column: usize| {
             let mut cells = self.rows.iter().skip(1).filter_map(|row| row.get(column));
-            self.rows.len() > 1 && cells.all(|cell| is_number(cell))
+            self.rows.len() > 1 && cells.all(&is_number)
         };
         let shape: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), to_right(column))).collect();
         let line = |row: &Vec<String>| {

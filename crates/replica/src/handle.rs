@@ -28,12 +28,17 @@ use crate::types::{Member, TypeConfig, stored_membership_decode};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateAdapter>;
 
+/// Hears which users' heads moved.
+pub type OnTouched = Box<dyn Fn(&[(UserId, Version)]) + Send + Sync>;
+/// Hears of a barrier: its index, and the state exactly there.
+pub type OnBarrier = Box<dyn Fn(u64, &StateStore) + Send + Sync>;
+
 /// What the owner wants to hear of. Called from Raft's own runtime: quick, and never blocking for long.
 pub struct Hooks {
     /// Heads of these users moved.
-    pub on_touched: Box<dyn Fn(&[(UserId, Version)]) + Send + Sync>,
+    pub on_touched: OnTouched,
     /// A snapshot barrier was applied: the state is exactly at this index while the call lasts.
-    pub on_barrier: Box<dyn Fn(u64, &StateStore) + Send + Sync>,
+    pub on_barrier: OnBarrier,
     /// The whole state was replaced.
     pub on_installed: Box<dyn Fn() + Send + Sync>,
     /// The node cannot go on; must end the process.

@@ -15,8 +15,11 @@ mod state_machine;
 mod transport;
 mod types;
 
+#[cfg(test)]
+mod suite_tests;
+
 pub use admission::{Admission, Admitted, Overloaded};
-pub use handle::{Hooks, Options, Replica, ReplicaStatus, StartError};
+pub use handle::{Hooks, OnBarrier, OnTouched, Options, Replica, ReplicaStatus, StartError};
 pub use membership::MembershipError;
 pub use propose::{Applied, ProposeError};
 pub use read::{Level, ReadError};

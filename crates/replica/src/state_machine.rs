@@ -171,7 +171,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
         let dir = self.current.lock().ok().and_then(|current| current.clone());
-        dir.map(|dir| snapshot_of(dir)).transpose()
+        dir.map(snapshot_of).transpose()
     }
 }
 

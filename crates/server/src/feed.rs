@@ -190,11 +190,13 @@ mod tests {
         let feed = Arc::new(Feed::default());
         let user = UserId::new("alice").expect("valid");
         let waiter = feed.wait_for(&user);
-        let armed = waiter.armed();
-        tokio::pin!(armed);
-        armed.as_mut().enable();
-        feed.touched(&[(user.clone(), Version(1))]);
-        armed.await;
+        {
+            let armed = waiter.armed();
+            tokio::pin!(armed);
+            armed.as_mut().enable();
+            feed.touched(&[(user.clone(), Version(1))]);
+            armed.await;
+        }
         drop(waiter);
         assert!(feed.locked().is_empty(), "a wait that ended is forgotten");
     }

@@ -296,6 +296,24 @@ fn a_missing_or_foreign_entry_is_found_and_stays_found() {
     }
 }
 
+/// What is cut off is remembered even where the floor did not know of it.
+#[test]
+fn a_cut_raises_the_floor_over_what_it_cuts() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    {
+        let (log, _) = open_log(&data(dir.path()));
+        append(&log, (0..10).map(|index| entry(1, index)).collect());
+    }
+    fs::remove_file(dir.path().join("floor-0")).expect("removed");
+    let key = [&0u32.to_be_bytes()[..], &4u64.to_be_bytes()].concat();
+    tamper(dir.path(), |db| db.delete_cf(db.cf_handle("log").expect("cf"), &key).expect("deleted"));
+    let data = data(dir.path());
+    let (log, report) = open_log(&data);
+    assert_eq!((log.last(), report.floor), (Some(at(1, 3)), Some(at(1, 9))));
+    drop(log);
+    assert!(open_log(&data).1.recovering.is_some(), "a restart does not heal it");
+}
+
 /// An entry replaced by a sound one of another log: only the chain tells.
 #[test]
 fn a_spliced_entry_does_not_link() {

@@ -235,7 +235,7 @@ impl From<Refusal> for Status {
                 details.push(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations }));
             }
             Refusal::Rejected(Rejection::VersionMismatch { conflicts, .. }, header) => {
-                details.push(any("holdfast.v1.ConflictInfo", &conflict_info(conflicts, header.clone())));
+                details.push(any("holdfast.v1.ConflictInfo", &conflict_info(conflicts, *header)));
             }
             _ => {}
         }

@@ -19,8 +19,30 @@ const GROUP: GroupId = GroupId(0);
 /// Names `nodes` as the members, all of them voters, in the directory of each. For directories that were just restored
 /// and not started yet.
 pub fn seat(nodes: &[NodeSpec]) -> anyhow::Result<()> {
-    let members = nodes.iter().map(|node| {
-        let identity = open(node)?.identity().identity;
+    let members = members(nodes)?;
+    nodes.iter().try_for_each(|node| Ok(write_members(&node.data_dir, &members)?))
+}
+
+/// Moves the members to the addresses of `spec`.
+pub fn reseat(spec: &ClusterSpec) -> anyhow::Result<()> {
+    if !spec.nodes.iter().all(|node| node.data_dir.join("IDENTITY").exists()) {
+        return Ok(());
+    }
+    let members = members(&spec.nodes)?;
+    for node in &spec.nodes {
+        let data = open(node)?;
+        if data.identity().cluster_id.is_some() {
+            move_state(&data, &spec.nodes)?;
+        } else if marker::read(&node.data_dir)?.is_some_and(|mark| mark.opening.is_some()) {
+            write_members(&node.data_dir, &members)?;
+        }
+        // Neither: it holds nothing yet, or half a restore, and says so when it starts.
+    }
+    Ok(())
+}
+
+fn members(nodes: &[NodeSpec]) -> anyhow::Result<Vec<restored::NodeSpec>> {
+    let member = |node: &NodeSpec| {
         Ok(restored::NodeSpec {
             id: node.id,
             client: node.client.clone(),
@@ -28,42 +50,26 @@ pub fn seat(nodes: &[NodeSpec]) -> anyhow::Result<()> {
             admin: node.admin.clone(),
             http: node.http.clone(),
             labels: node.labels.clone().into_iter().collect(),
-            identity: layout::hex(&identity),
+            identity: layout::hex(&open(node)?.identity().identity),
         })
-    });
-    let members = members.collect::<anyhow::Result<Vec<_>>>()?;
-    nodes.iter().try_for_each(|node| Ok(write_members(&node.data_dir, &members)?))
+    };
+    nodes.iter().map(member).collect()
 }
 
-/// Moves the members to the addresses of `spec`, where the directories name others.
-pub fn reseat(spec: &ClusterSpec) -> anyhow::Result<()> {
-    if !spec.nodes.iter().all(|node| node.data_dir.join("IDENTITY").exists()) {
-        return Ok(());
-    }
-    let marks = spec.nodes.iter().map(|node| marker::read(&node.data_dir)).collect::<Result<Vec<_>, _>>()?;
-    if marks.iter().flatten().any(|mark| mark.opening.is_none()) {
-        // Half restored: the node itself says so, and what to do.
-        return Ok(());
-    }
-    if marks.iter().all(Option::is_some) {
-        return seat(&spec.nodes);
-    }
-    for node in &spec.nodes {
-        let data = open(node)?;
-        let state = StateStore::open(&data, GROUP)?;
-        let applied = state.applied();
-        anyhow::ensure!(
-            !applied.membership.is_empty(),
-            "{} was not stopped in order, and its log still names the old ports; start the cluster at those, stop it \
-             with Ctrl-C, then move it",
-            node.data_dir.display()
-        );
-        if let Some(membership) = moved(&applied, &spec.nodes)? {
-            let mut batch = state.begin();
-            batch.set_applied(Applied { membership: holdfast_wire::encode(&membership), ..applied });
-            state.commit(batch)?;
-            state.flush()?;
-        }
+fn move_state(data: &DataDir, nodes: &[NodeSpec]) -> anyhow::Result<()> {
+    let state = StateStore::open(data, GROUP)?;
+    let applied = state.applied();
+    anyhow::ensure!(
+        !applied.membership.is_empty(),
+        "{} was not stopped in order, and its log still names the old ports; start the cluster at those, stop it with \
+         Ctrl-C, then move it",
+        data.path().display()
+    );
+    if let Some(membership) = moved(&applied, nodes)? {
+        let mut batch = state.begin();
+        batch.set_applied(Applied { membership: holdfast_wire::encode(&membership), ..applied });
+        state.commit(batch)?;
+        state.flush()?;
     }
     Ok(())
 }

@@ -271,6 +271,7 @@ impl Network {
     }
 }
 
+#[expect(clippy::result_large_err, reason = "the error is openraft's")]
 fn stream_result(response: pb::AppendResponse) -> StreamItem {
     match response.result {
         Some(pb::append_response::Result::Matched(matched)) => Ok(Ok(matched.last.as_ref().map(log_id_from))),

@@ -89,7 +89,7 @@ fn look(shared: &Shared, view: &View, query: &ChangesQuery) -> Result<Look, Refu
         None => Verdict::Continue(Version(0)),
         Some(token) => judge(token, sys, row.as_ref()),
     };
-    let answer = |outcome| v1::GetChangesResponse { header: Some(header.clone()), outcome: Some(outcome) };
+    let answer = |outcome| v1::GetChangesResponse { header: Some(header), outcome: Some(outcome) };
     let after = match verdict {
         Verdict::Continue(after) => after,
         Verdict::RolledBack { .. } | Verdict::UnknownIncarnation | Verdict::FromFuture | Verdict::Expired => {
