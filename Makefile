@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill bench-load lint lint-proto fmt clean system
+.PHONY: help build demo test lint lint-proto fmt clean system
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -58,12 +58,6 @@ test: build ## All tests, real three-node clusters included
 	else set -x; \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-2} $(CARGO) test $(FLAGS) --no-fail-fast; \
 	fi
-
-jepsen-kill: build ## Kill nodes under load and check the history (KILL_ARGS=...)
-	$(BIN_DIR)/jepsen-tests test --holdfast $(BIN) $(KILL_ARGS)
-
-bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
-	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
 
 lint: system ## Formatting, protobuf rules, clippy without a warning
 	$(CARGO) fmt --all --check

@@ -15,9 +15,6 @@ mod state_machine;
 mod transport;
 mod types;
 
-#[cfg(test)]
-mod suite_tests;
-
 pub use admission::{Admission, Admitted, Overloaded};
 pub use handle::{Hooks, OnBarrier, OnTouched, Options, Replica, ReplicaStatus, StartError};
 pub use membership::MembershipError;

@@ -161,6 +161,7 @@ mod tests {
             version,
             filter: 0,
             issued: Millis(0),
+            fresh_until: Version(0),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Sync tokens and page tokens: opaque to callers, checked in full here, and they carry no authority.
 //!
-//! A sync token is base64url of {format, incarnation, user tag, uid, version, filter hash, issued} and a checksum, so
+//! A sync token is base64url of {format, incarnation, user tag, uid, version, filter hash, issued, start of a sync from zero} and a checksum, so
 //! that a flipped character, another user's token and another filter are each told apart.
 
 use base64::Engine;
@@ -42,14 +42,25 @@ pub struct SyncToken {
     pub filter: u64,
     /// Server time of issue.
     pub issued: Millis,
+    /// Head when this sync began from zero, while it is still paging: the device never had what was deleted at or
+    /// below it. 0 = not such a sync.
+    pub fresh_until: Version,
 }
 
 impl SyncToken {
     /// Text form.
     pub fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(57);
+        let mut bytes = Vec::with_capacity(65);
         bytes.push(FORMAT);
-        for field in [self.incarnation.0, self.user_tag, self.uid.0, self.version.0, self.filter, self.issued.0] {
+        for field in [
+            self.incarnation.0,
+            self.user_tag,
+            self.uid.0,
+            self.version.0,
+            self.filter,
+            self.issued.0,
+            self.fresh_until.0,
+        ] {
             bytes.extend_from_slice(&field.to_be_bytes());
         }
         seal(bytes)
@@ -59,7 +70,7 @@ impl SyncToken {
     pub fn decode(text: &str, user: &UserId, filter: u64) -> Result<Self, TokenError> {
         let body = unseal(text, FORMAT)?;
         let mut fields = body[1..].chunks_exact(8);
-        if body.len() != 1 + 6 * 8 {
+        if body.len() != 1 + 7 * 8 {
             return Err(TokenError::Malformed);
         }
         let mut next = || {
@@ -76,6 +87,7 @@ impl SyncToken {
             version: Version(next()),
             filter: next(),
             issued: Millis(next()),
+            fresh_until: Version(next()),
         };
         if token.user_tag != user_tag(user) {
             return Err(TokenError::OtherUser);
@@ -231,6 +243,7 @@ mod tests {
             version: Version::new(1, 5),
             filter: 0,
             issued: Millis(1234),
+            fresh_until: Version(0),
         }
     }
 

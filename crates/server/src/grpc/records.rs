@@ -163,6 +163,7 @@ fn head_token(view: &View, query: &ListQuery, user: Option<UserRef>) -> Result<S
         version: head,
         filter: 0,
         issued: sys.now,
+        fresh_until: Version(0),
     }
     .encode())
 }

@@ -117,6 +117,11 @@ fn page(
     let head = row.map_or(Version(0), |row| row.head);
     let mut page = v1::ChangesPage { backed_up_version: 0, ..Default::default() };
     let mut reached = head;
+    let fresh_until = match &query.token {
+        None => head,
+        Some(token) if token.version == Version(0) => head,
+        Some(token) => token.fresh_until,
+    };
     if let (Some(user), true) = (user, after < head) {
         let changes =
             view.changes_with_records(user, after, query.page_records, limits::PAGE_BYTES_MAX).map_err(storage)?;
@@ -124,20 +129,21 @@ fn page(
             page.more = true;
             reached = changes.changes.last().map_or(head, |change| change.version);
         }
-        let from_zero = query.token.is_none() || after == Version(0);
         for change in changes.changes {
             let collection = &change.row.key.collection;
             let wanted = query.collections.is_empty() || query.collections.contains(collection);
             let own = query.exclude_device.is_some() && query.exclude_device == change.row.device;
-            // A device that starts at zero has nothing to delete.
-            if !wanted || own || (from_zero && change.row.deleted) {
+            // A device that started at zero never had what was deleted before.
+            let never_had = change.row.deleted && change.version <= fresh_until;
+            if !wanted || own || never_had {
                 continue;
             }
             let payload = if query.metadata_only { Default::default() } else { change.record.payload };
             page.records.push(reply::record(&change.row.key, &change.record.row, payload));
         }
     }
-    page.next_sync_token = token(query, sys, user, reached)?;
+    let fresh_until = if page.more { fresh_until } else { Version(0) };
+    page.next_sync_token = token(query, sys, user, reached, fresh_until)?;
     if !page.more
         && let Some(row) = row
     {
@@ -151,7 +157,13 @@ fn page(
     Ok(page)
 }
 
-fn token(query: &ChangesQuery, sys: &Sys, user: Option<UserRef>, version: Version) -> Result<String, Refusal> {
+fn token(
+    query: &ChangesQuery,
+    sys: &Sys,
+    user: Option<UserRef>,
+    version: Version,
+    fresh_until: Version,
+) -> Result<String, Refusal> {
     let incarnation = sys.history.as_ref().map(|history| history.incarnation).ok_or(Refusal::NotFounded)?;
     Ok(SyncToken {
         incarnation,
@@ -160,6 +172,7 @@ fn token(query: &ChangesQuery, sys: &Sys, user: Option<UserRef>, version: Versio
         version,
         filter: query.filter,
         issued: sys.now,
+        fresh_until,
     }
     .encode())
 }
@@ -182,7 +195,7 @@ fn resync(
         reason: reason.into(),
         common_version: common.0,
         tombstone_horizon: row.map_or(0, |row| row.tombstone_horizon.0),
-        resume_token: token(query, sys, user, common).unwrap_or_default(),
+        resume_token: token(query, sys, user, common, Version(0)).unwrap_or_default(),
         start_after_ms: 0,
         collection_order: Collection::WELL_KNOWN.iter().map(|name| (*name).to_owned()).collect(),
     }
