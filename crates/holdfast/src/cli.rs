@@ -7,7 +7,7 @@ use crate::demo;
 use crate::output::Format;
 
 const EXITS: &str = "\
-Exit codes: 0 yes, 1 error, 2 usage, 3 no or unsafe, 4 unknown or stale (treat as no), 5 unreachable, 6 forbidden,
+Exit codes: 0 yes, 1 error, 2 usage, 3 no or unsafe, 4 unknown or stale (treat as no), 5 unreachable, 6 forbidden, \
 7 not found, 8 conflict, 9 integrity failure, 10 done in part.
 
 Examples:
@@ -18,10 +18,19 @@ Examples:
 
 /// A replicated record store for people's contacts and calendars, whose offsite copies survive the loss of every node.
 #[derive(Debug, Parser)]
-#[command(name = "holdfast", version, after_help = EXITS, disable_help_subcommand = true)]
+#[command(name = "holdfast", version, after_help = EXITS, disable_help_subcommand = true, max_term_width = 110)]
 pub struct Cli {
-    /// How answers are printed on stdout.
-    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t = Format::Table)]
+    /// How answers are printed on stdout: table, json or jsonl.
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_name = "FORMAT",
+        global = true,
+        value_enum,
+        default_value_t = Format::Table,
+        hide_possible_values = true,
+        display_order = 900
+    )]
     pub output: Format,
     /// What to do.
     #[command(subcommand)]

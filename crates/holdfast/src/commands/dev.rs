@@ -20,8 +20,8 @@ const WATCH: Duration = Duration::from_millis(200);
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Node i, from 0, keeps its data in DIR/n<i>, writes its log to DIR/log/n<i>.log, and listens on 127.0.0.1 at
-B+10·i for clients, +1 for peers, +2 for operators and +3 for HTTP. A directory that holds a cluster is opened again;
+Node i, from 0, keeps its data in DIR/n<i>, writes its log to DIR/log/n<i>.log, and listens on 127.0.0.1 at \
+B+10·i for clients, +1 for peers, +2 for operators and +3 for HTTP. A directory that holds a cluster is opened again; \
 one that `restore run` filled is opened as the new cluster.
 
 Example:

@@ -12,7 +12,7 @@ const DEFAULT_CONFIG: &str = "/etc/holdfast/holdfast.toml";
 /// Flags of `serve`. A flag wins over HOLDFAST_* variables, those over the file, that over the default.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every key of the configuration file can be set with --set, for example --set raft.heartbeat_ms=100, or by a variable,
+Every key of the configuration file can be set with --set, for example --set raft.heartbeat_ms=100, or by a variable, \
 for example HOLDFAST_RAFT_HEARTBEAT_MS=100. Unknown keys are refused.
 
 Example:

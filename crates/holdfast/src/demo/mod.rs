@@ -42,11 +42,11 @@ const BACKUP_AT: u64 = 55;
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Steps: three nodes and an offsite folder; 64 clients write people's records; the leader is killed under load; a
-snapshot is taken; then the array with all three nodes' disks is lost, at full load; a new cluster is made from the
+Steps: three nodes and an offsite folder; 64 clients write people's records; the leader is killed under load; a \
+snapshot is taken; then the array with all three nodes' disks is lost, at full load; a new cluster is made from the \
 offsite folder; every acknowledged record is compared byte for byte.
 
-Exit code 0 only if nothing was lost after the leader's death, and nothing beyond the announced loss window after the
+Exit code 0 only if nothing was lost after the leader's death, and nothing beyond the announced loss window after the \
 loss of every disk. With --sabotage the restore must refuse: exit code 9, and the name of the damaged object.")]
 pub struct Args {
     /// How many records to write.

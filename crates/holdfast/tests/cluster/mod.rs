@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -151,6 +152,7 @@ impl Cluster {
         // SAFETY: plain system call; the process is one this test started.
         unsafe { libc::kill(pid, libc::SIGKILL) };
         if let Some(mut child) = self.restarted.remove(&place) {
+            end_group(&child, libc::SIGKILL);
             child.wait().expect("reaped");
         }
         wait_until("the node's end", || !is_alive(pid));
@@ -166,6 +168,7 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            .process_group(0)
             .spawn()
             .expect("the node starts");
         self.nodes[place].pid = i32::try_from(child.id()).expect("pid");
@@ -194,9 +197,7 @@ impl Cluster {
     /// Ends dev with SIGTERM and waits for it and all nodes.
     pub fn stop(&mut self) {
         for (_, mut child) in std::mem::take(&mut self.restarted) {
-            let pid = i32::try_from(child.id()).expect("pid");
-            // SAFETY: as above.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
+            end_group(&child, libc::SIGTERM);
             child.wait().expect("reaped");
         }
         let pid = i32::try_from(self.dev.id()).expect("pid");
@@ -214,10 +215,38 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// What the nodes said last: a failed test in CI leaves nothing else behind.
+    fn show_logs(&self) {
+        let logs = (0..3).flat_map(|place| {
+            [self.dir.join(format!("log/n{place}.log")), self.dir.join(format!("restarted-{place}.log"))]
+        });
+        for log in logs {
+            let Ok(text) = std::fs::read_to_string(&log) else { continue };
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("--- {}", log.display());
+            for line in &lines[lines.len().saturating_sub(25)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// A node under strace is a group of two; strace's end alone would let it go on.
+fn end_group(child: &Child, signal: i32) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        // SAFETY: plain system call on a process group that this test made.
+        unsafe { libc::kill(-pid, signal) };
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
         for child in self.restarted.values_mut() {
-            let _ = child.kill();
+            end_group(child, libc::SIGKILL);
             let _ = child.wait();
         }
         if matches!(self.dev.try_wait(), Ok(None)) {

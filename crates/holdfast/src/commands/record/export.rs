@@ -19,7 +19,7 @@ use crate::portable::{ExportRecord, ExportSet, export_files};
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Writes contacts.vcf, calendar.ics, records.jsonl (everything, with hashes) and files/ for whatever is neither. Payloads
+Writes contacts.vcf, calendar.ics, records.jsonl (everything, with hashes) and files/ for whatever is neither. Payloads \
 come back byte for byte.")]
 pub struct Args {
     #[command(flatten)]

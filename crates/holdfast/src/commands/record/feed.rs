@@ -28,7 +28,8 @@ pub struct LsArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 With -o jsonl each record is a line, and the last line is {\"next_sync_token\": …}: give that token to the next call.
-A token that cannot be continued (the cluster was restored, or the token is too old) answers {\"resync\": …} with exit
+
+A token that cannot be continued (the cluster was restored, or the token is too old) answers {\"resync\": …} with exit \
 code 0: it is an outcome that says how to go on, and never means that anything should be deleted.")]
 pub struct ChangesArgs {
     #[command(flatten)]

@@ -25,8 +25,8 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-One record per card; one per calendar entry (UID), with its changed occurrences and time zones. What cannot be parsed
-is stored as it is in collection x-raw, named by file and line, and makes the exit code 10. Importing the same files
+One record per card; one per calendar entry (UID), with its changed occurrences and time zones. What cannot be parsed \
+is stored as it is in collection x-raw, named by file and line, and makes the exit code 10. Importing the same files \
 again changes nothing.")]
 pub struct Args {
     #[command(flatten)]
