@@ -106,7 +106,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("limits.inflight_bytes_max", "bytes of proposals in flight (default 67108864)"),
     ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),
     ("insecure_plaintext", "allow binds beyond loopback without TLS (default false)"),
-    ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=warn)"),
+    ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=error)"),
     ("drain_ms", "time for calls to end at shutdown (default 5000)"),
 ];
 
@@ -251,7 +251,7 @@ impl Values {
             inflight_bytes_max: self.number("limits.inflight_bytes_max", 64 << 20, 1 << 20..=16 << 30)?,
             default_deadline_ms: self.number("limits.default_deadline_ms", 10_000, 100..=600_000)?,
             insecure_plaintext: self.flag("insecure_plaintext")?,
-            log_filter: self.text("log.filter", "info,openraft=warn"),
+            log_filter: self.text("log.filter", "info,openraft=error"),
             drain_ms: self.number("drain_ms", 5000, 0..=60_000)?,
             listen,
             advertise,

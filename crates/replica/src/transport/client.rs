@@ -36,6 +36,8 @@ use crate::types::{
 const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
 /// A pipelined stream without an answer for this long is given up.
 const STREAM_IDLE: Duration = Duration::from_secs(2);
+/// Pause before an append stream that did not open is tried again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 /// Largest message between nodes: a batch of entries may hold several full write batches.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -312,10 +314,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
     {
         if self.pipelined {
             Box::pin(async move {
-                match tokio::time::timeout(option.soft_ttl().max(STREAM_IDLE), self.open_stream(input)).await {
-                    Ok(stream) => stream,
-                    Err(_) => Err(broken("the peer did not open the append stream in time")),
+                let opened =
+                    match tokio::time::timeout(option.soft_ttl().max(STREAM_IDLE), self.open_stream(input)).await {
+                        Ok(stream) => stream,
+                        Err(_) => Err(broken("the peer did not open the append stream in time")),
+                    };
+                if opened.is_err() {
+                    // openraft backs off from errors *on* a stream only; a dead peer would be called without a pause.
+                    tokio::time::sleep(REOPEN_PAUSE).await;
                 }
+                opened
             })
         } else {
             stream_append_sequential(self, input, option)
