@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test lint lint-proto fmt clean system
+.PHONY: help build demo test bench-load lint lint-proto fmt clean system
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -35,7 +35,6 @@ BUF := $(VENV)/bin/buf
 # Arguments for the programs, e.g. `make demo DEMO_ARGS="--records 20000"`.
 DEMO_ARGS ?=
 LOAD_ARGS ?=
-KILL_ARGS ?= -w register -n kill --time-limit 60
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +57,9 @@ test: build ## All tests, real three-node clusters included
 	else set -x; \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-2} $(CARGO) test $(FLAGS) --no-fail-fast; \
 	fi
+
+bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
+	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
 
 lint: system ## Formatting, protobuf rules, clippy without a warning
 	$(CARGO) fmt --all --check

@@ -1,0 +1,181 @@
+//! Puts load on a three-node cluster of real processes and prints rate, latency and the servers' CPU per put.
+//!
+//! Closed loop: each client sends its next put when the last one was answered. fsync is on; nothing is switched off.
+//! Absolute figures depend on the machine: compare within one run.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use holdfast_client::{Client, RecordRef};
+
+/// Load on a three-node cluster.
+#[derive(Parser)]
+struct Args {
+    /// The binary to measure.
+    #[arg(long, value_name = "FILE")]
+    holdfast: PathBuf,
+    /// Numbers of clients, one round each.
+    #[arg(long, value_delimiter = ',', default_value = "1,64,256")]
+    clients: Vec<usize>,
+    /// Seconds of a round, after two seconds of warm-up.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Bytes of a payload.
+    #[arg(long, default_value_t = 1024)]
+    payload_bytes: usize,
+    /// First port.
+    #[arg(long, default_value_t = 27470)]
+    port_base: u16,
+}
+
+#[derive(serde::Deserialize)]
+struct Ready {
+    nodes: Vec<Node>,
+}
+
+#[derive(serde::Deserialize)]
+struct Node {
+    pid: u32,
+    client: String,
+}
+
+/// `holdfast dev`, ended with this program.
+struct Dev(Child);
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            // SAFETY: a plain system call on a process that this program started and has not waited for.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
+        // Nothing can be done about a process that cannot be waited for.
+        let _ = self.0.wait();
+    }
+}
+
+fn start(args: &Args, dir: &Path) -> anyhow::Result<(Dev, Ready)> {
+    let ready = dir.join("ready.json");
+    let child = Command::new(&args.holdfast)
+        .args(["dev", "--nodes", "3", "--port-base", &args.port_base.to_string()])
+        .arg("--data")
+        .arg(dir.join("c"))
+        .arg("--ready-file")
+        .arg(&ready)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {}", args.holdfast.display()))?;
+    let mut dev = Dev(child);
+    let end = Instant::now() + Duration::from_secs(60);
+    while !ready.exists() {
+        if let Some(status) = dev.0.try_wait()? {
+            bail!("holdfast dev ended with {status}");
+        }
+        if Instant::now() > end {
+            bail!("the cluster was not ready within a minute");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok((dev, serde_json::from_str(&std::fs::read_to_string(&ready)?)?))
+}
+
+/// User and system time of the servers so far.
+fn cpu(nodes: &[Node]) -> anyhow::Result<Duration> {
+    // SAFETY: asks for a constant of the system.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?.max(1);
+    let mut ticks = 0u64;
+    for node in nodes {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // After the name: user time is field 12, system time field 13 (proc(5)).
+        for field in [11, 12] {
+            ticks += fields.get(field).context("short /proc stat")?.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_millis(ticks * 1000 / per_second))
+}
+
+struct Round {
+    puts: usize,
+    took: Duration,
+    cpu: Duration,
+    latencies: Vec<Duration>,
+}
+
+async fn round(client: &Client, nodes: &[Node], clients: usize, args: &Args) -> anyhow::Result<Round> {
+    let (counting, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let payload = vec![b'x'; args.payload_bytes];
+    let mut tasks = Vec::new();
+    for number in 0..clients {
+        let (client, counting, stop, payload) = (client.clone(), counting.clone(), stop.clone(), payload.clone());
+        tasks.push(tokio::spawn(async move {
+            let user = format!("load-{clients}-{number}");
+            let mut latencies = Vec::new();
+            let mut n = 0u64;
+            while !stop.load(Ordering::Acquire) {
+                n += 1;
+                let id = format!("r{n}");
+                let mut body = payload.clone();
+                // Each put changes something: an identical one would write nothing.
+                for (to, from) in body.iter_mut().zip(n.to_be_bytes()) {
+                    *to = from;
+                }
+                let record = RecordRef { user: &user, collection: "notes", record_id: &id };
+                let began = Instant::now();
+                client.put(record, "application/octet-stream", body).await?;
+                if counting.load(Ordering::Acquire) {
+                    latencies.push(began.elapsed());
+                }
+            }
+            anyhow::Ok(latencies)
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (cpu_before, began) = (cpu(nodes)?, Instant::now());
+    counting.store(true, Ordering::Release);
+    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
+    counting.store(false, Ordering::Release);
+    let (took, used) = (began.elapsed(), cpu(nodes)?.saturating_sub(cpu_before));
+    stop.store(true, Ordering::Release);
+    let mut latencies = Vec::new();
+    for task in tasks {
+        latencies.extend(task.await??);
+    }
+    latencies.sort_unstable();
+    Ok(Round { puts: latencies.len(), took, cpu: used, latencies })
+}
+
+fn percentile(sorted: &[Duration], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    let place = (last as f64 * share).round() as usize;
+    sorted.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let dir = tempfile::tempdir()?;
+    let (_dev, ready) = start(&args, dir.path())?;
+    let client = Client::builder().endpoints(ready.nodes.iter().map(|node| node.client.clone())).build()?;
+    println!("puts of {} bytes, three processes on loopback, fsync on", args.payload_bytes);
+    println!("{:>8} {:>10} {:>9} {:>9} {:>16}", "clients", "puts/s", "p50 ms", "p99 ms", "server µs CPU/put");
+    for clients in &args.clients {
+        let round = round(&client, &ready.nodes, *clients, &args).await?;
+        if round.puts == 0 {
+            bail!("not one put was answered");
+        }
+        println!(
+            "{clients:>8} {:>10.0} {:>9.2} {:>9.2} {:>16.0}",
+            round.puts as f64 / round.took.as_secs_f64(),
+            percentile(&round.latencies, 0.5),
+            percentile(&round.latencies, 0.99),
+            round.cpu.as_secs_f64() * 1e6 / round.puts as f64,
+        );
+    }
+    Ok(())
+}
