@@ -139,7 +139,7 @@ async fn the_archive_alone_brings_everything_back_and_old_tokens_are_answered_ex
         &base.to_string(),
     ]);
     assert_eq!(code, 0, "{stdout}{stderr}");
-    let cluster = Cluster::start_at(&second, base, &[]);
+    let cluster = Cluster::start_after(cluster, &second, &[]);
     let client = cluster.client();
     for n in 0..80 {
         let found = client.get(contact("alice", &format!("c{n}"))).await.expect("read").expect("restored");

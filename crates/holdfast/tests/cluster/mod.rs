@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_client::{AdminClient, Client, RecordRef};
@@ -33,7 +34,7 @@ struct Ready {
 pub struct Cluster {
     pub dir: PathBuf,
     pub nodes: Vec<Node>,
-    port_base: u16,
+    ports: Ports,
     args: Vec<String>,
     dev: Child,
     restarted: BTreeMap<usize, Child>,
@@ -57,28 +58,57 @@ pub async fn wait_for(what: &str, mut done: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Thirty ports in a row that are free now.
-fn free_port_base() -> u16 {
-    for _ in 0..200 {
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let base = probe.local_addr().expect("address").port();
-        let all = 0..30u16;
-        if base < 60_000 && all.clone().all(|n| n == 0 || std::net::TcpListener::bind(("127.0.0.1", base + n)).is_ok())
-        {
-            return base;
+/// Ports that this test has to itself as long as it lives.
+#[derive(Clone)]
+struct Ports {
+    base: u16,
+    /// Nodes use the first four of each ten; the tenth, bound here, tells other tests that these thirty are taken.
+    _claim: Arc<std::net::TcpListener>,
+}
+
+/// The ports that the system hands to outgoing connections. A node that is down for a moment could lose a port among
+/// them to any client on the machine.
+fn ephemeral() -> std::ops::RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text.split_whitespace().filter_map(|bound| bound.parse().ok());
+    bounds.next().unwrap_or(32_768)..=bounds.next().unwrap_or(60_999)
+}
+
+impl Ports {
+    /// Thirty ports in a row that nobody listens on, none of them ephemeral.
+    fn claim() -> Self {
+        let ephemeral = ephemeral();
+        let all: Vec<u16> = (10_000u16..65_000)
+            .step_by(30)
+            .filter(|base| base + 30 <= *ephemeral.start() || base > ephemeral.end())
+            .collect();
+        // Tests that run side by side begin at different places.
+        let first = std::process::id() as usize * 7 % all.len();
+        for base in all[first..].iter().chain(&all[..first]) {
+            let Ok(claim) = std::net::TcpListener::bind(("127.0.0.1", base + 9)) else { continue };
+            if (0..30).filter(|n| *n != 9).all(|n| std::net::TcpListener::bind(("127.0.0.1", base + n)).is_ok()) {
+                return Self { base: *base, _claim: Arc::new(claim) };
+            }
         }
+        panic!("no thirty free ports in a row");
     }
-    panic!("no thirty free ports in a row");
 }
 
 impl Cluster {
     /// Starts three nodes in `dir` with further arguments of `dev`.
     pub fn start(dir: &Path, args: &[&str]) -> Self {
-        Self::start_at(dir, free_port_base(), args)
+        Self::start_on(Ports::claim(), dir, args)
     }
 
-    /// Starts three nodes on known ports.
-    pub fn start_at(dir: &Path, port_base: u16, args: &[&str]) -> Self {
+    /// Starts three nodes in `dir` on the ports of a cluster that is gone.
+    pub fn start_after(gone: Self, dir: &Path, args: &[&str]) -> Self {
+        let ports = gone.ports.clone();
+        drop(gone);
+        Self::start_on(ports, dir, args)
+    }
+
+    fn start_on(ports: Ports, dir: &Path, args: &[&str]) -> Self {
+        let port_base = ports.base;
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let ready = dir.with_extension("ready.json");
         let _ = std::fs::remove_file(&ready);
@@ -101,11 +131,11 @@ impl Cluster {
         });
         let text = std::fs::read_to_string(&ready).expect("ready file");
         let ready: Ready = serde_json::from_str(&text).expect("ready file is JSON");
-        Self { dir: dir.to_owned(), nodes: ready.nodes, port_base, args, dev, restarted: BTreeMap::new() }
+        Self { dir: dir.to_owned(), nodes: ready.nodes, ports, args, dev, restarted: BTreeMap::new() }
     }
 
     pub fn port_base(&self) -> u16 {
-        self.port_base
+        self.ports.base
     }
 
     /// A client that knows all nodes.
@@ -210,7 +240,7 @@ impl Cluster {
     pub fn reopen(&mut self) {
         self.stop();
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        let fresh = Self::start_at(&self.dir.clone(), self.port_base, &args);
+        let fresh = Self::start_on(self.ports.clone(), &self.dir.clone(), &args);
         *self = fresh;
     }
 }
