@@ -15,6 +15,9 @@ mod state_machine;
 mod transport;
 mod types;
 
+#[cfg(test)]
+mod openraft_suite;
+
 pub use admission::{Admission, Admitted, Overloaded};
 pub use handle::{Hooks, OnBarrier, OnTouched, Options, Replica, ReplicaStatus, StartError};
 pub use membership::MembershipError;

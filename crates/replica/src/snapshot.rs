@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use holdfast_store::{Applied, StateStore};
@@ -73,15 +74,16 @@ impl SnapshotDir {
     }
 }
 
+/// A name that no other call of this process gets: a checkpoint and an install may run side by side.
 fn unique_dir(parent: &Path) -> io::Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     std::fs::create_dir_all(parent)?;
-    for n in 0u64.. {
-        let path = parent.join(format!("checkpoint-{n:08}"));
+    loop {
+        let path = parent.join(format!("checkpoint-{:08}", NEXT.fetch_add(1, Ordering::Relaxed)));
         if !path.exists() {
             return Ok(path);
         }
     }
-    Err(io::Error::other("no free name for a checkpoint"))
 }
 
 fn hash_file(path: &Path) -> io::Result<(u64, [u8; 32])> {

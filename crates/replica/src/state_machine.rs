@@ -24,8 +24,8 @@ use crate::types::{
     stored_membership_to,
 };
 
-type SnapshotOf = Snapshot<LeaderId, u64, Member, SnapshotDir>;
-type SnapshotMetaOf = SnapshotMeta<LeaderId, u64, Member>;
+pub(crate) type SnapshotOf = Snapshot<LeaderId, u64, Member, SnapshotDir>;
+pub(crate) type SnapshotMetaOf = SnapshotMeta<LeaderId, u64, Member>;
 
 /// Entries in one write batch.
 const APPLY_ENTRIES_MAX: usize = 512;
@@ -147,14 +147,17 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         let state = self.state.clone();
         let log = self.log.clone();
         let path = snapshot.path().to_owned();
-        // Flush what the log still holds before the state moves past it.
-        tokio::task::spawn_blocking(move || {
-            log.flush_wal()?;
-            state.install(&path)
+        let snapshots = self.snapshots.clone();
+        let installed = tokio::task::spawn_blocking(move || {
+            // Flush what the log still holds before the state moves past it.
+            log.flush_wal().map_err(io_error)?;
+            state.install(&path).map_err(io_error)?;
+            // What was received became the state itself. As a leader this node must be able to offer it on: the log
+            // below is gone.
+            SnapshotDir::checkpoint(&state, &snapshots)
         })
         .await
-        .map_err(io::Error::other)?
-        .map_err(io_error)?;
+        .map_err(io::Error::other)??;
         let applied = self.state.applied();
         if applied.position != meta.last_log_id.as_ref().map(position_of) {
             return Err(io::Error::other("the installed snapshot is not the one that was announced"));
@@ -164,7 +167,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         }
         (self.hooks.on_installed)();
         if let Ok(mut current) = self.current.lock() {
-            *current = None;
+            *current = Some(installed);
         }
         Ok(())
     }
