@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use holdfast_model::limits::MESSAGE_BYTES_MAX;
 use holdfast_model::outcome::{Conflict, Rejection};
 use prost::Message;
 use prost_types::Any;
@@ -51,6 +52,12 @@ pub enum Refusal {
     Overloaded(Duration),
     /// The service has no room for more data; deletes still work.
     DiskFull,
+    /// The message is larger than the service takes.
+    MessageTooLarge,
+    /// The bytes are not the message that the method takes.
+    MalformedMessage(String),
+    /// The call has a deadline so short that no answer could come in time.
+    DeadlineTooShort,
     /// Built later.
     Unsupported(&'static str),
     /// No such thing.
@@ -130,6 +137,24 @@ impl Refusal {
                 "DISK_FULL",
                 text("the disk is nearly full; nothing was proposed; deletes are still taken"),
                 Some(Duration::from_secs(5)),
+            ),
+            Self::MessageTooLarge => (
+                Code::ResourceExhausted,
+                "MESSAGE_TOO_LARGE",
+                format!("the message is larger than {MESSAGE_BYTES_MAX} bytes; send fewer mutations in one call"),
+                None,
+            ),
+            Self::MalformedMessage(why) => (
+                Code::InvalidArgument,
+                "MALFORMED_MESSAGE",
+                format!("the request cannot be read ({why}); nothing was done; check it against proto/holdfast/v1"),
+                None,
+            ),
+            Self::DeadlineTooShort => (
+                Code::DeadlineExceeded,
+                "DEADLINE_TOO_SHORT",
+                text("the deadline leaves no time for an answer; nothing was proposed; allow some milliseconds"),
+                retry,
             ),
             Self::Unsupported(what) => (Code::Unimplemented, "UNSUPPORTED", format!("{what} is not built yet"), None),
             Self::NotFound(what) => (Code::NotFound, "NOT_FOUND", format!("{what} does not exist"), None),
@@ -244,6 +269,25 @@ impl From<Refusal> for Status {
     }
 }
 
+/// The status of a call that ended before a handler of ours saw it, with the reason that every error carries. What has
+/// details stays as it is.
+pub fn explained(status: Status) -> Status {
+    if status.code() == Code::Ok || !status.details().is_empty() {
+        return status;
+    }
+    match status.code() {
+        // As tonic has it for a message beyond the limit.
+        Code::OutOfRange | Code::ResourceExhausted => Refusal::MessageTooLarge.into(),
+        Code::Unimplemented => Refusal::Unsupported("this method, or what the call asks of it,").into(),
+        // Handlers never return a bare INTERNAL: this one is about reading the request.
+        Code::Internal | Code::InvalidArgument | Code::Unknown => {
+            Refusal::MalformedMessage(status.message().to_owned()).into()
+        }
+        Code::NotFound => Refusal::NotFound("what the call names".into()).into(),
+        _ => status,
+    }
+}
+
 /// What a client reads back from a `Status`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ErrorDetails {
@@ -313,6 +357,15 @@ mod tests {
             assert!(details.retry_after.is_some(), "{refusal:?}");
             assert_eq!(details.reason, refusal.reason());
         }
+    }
+
+    #[test]
+    fn what_the_stack_refuses_gets_a_reason_and_what_has_one_keeps_it() {
+        let reason = |status| details_of(&explained(status)).reason;
+        assert_eq!(reason(Status::out_of_range("found 9 bytes, the limit is 8")), "MESSAGE_TOO_LARGE");
+        assert_eq!(reason(Status::internal("failed to decode Protobuf message")), "MALFORMED_MESSAGE");
+        assert_eq!(reason(Status::unimplemented("")), "UNSUPPORTED");
+        assert_eq!(reason(Refusal::Internal("disk".into()).into()), "INTERNAL");
     }
 
     #[test]

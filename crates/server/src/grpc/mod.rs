@@ -1,6 +1,7 @@
 //! The public services: each call is parsed by `wire::api`, judged by the replica, answered by `wire::reply`.
 
 mod admin;
+mod edge;
 mod records;
 mod sync;
 
@@ -24,6 +25,7 @@ use crate::http::Metrics;
 use crate::shipper::Shipper;
 
 pub use admin::Admin;
+pub use edge::Edge;
 pub use records::Records;
 pub use sync::Sync;
 
@@ -43,10 +45,17 @@ pub struct Shared {
     pub draining: AtomicBool,
 }
 
-/// Deadline of a call: the caller's (`grpc-timeout`), else the default; never more than five minutes and a bit.
+/// Deadline of a call: a little before the caller's (`grpc-timeout`), so that the caller still hears how the call
+/// stands; else the default; never more than five minutes and a bit.
 pub fn deadline_of<T>(request: &Request<T>, default: Duration) -> Instant {
     let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-    Instant::now() + asked.unwrap_or(default).min(Duration::from_secs(330))
+    let limit = asked.map_or(default, |asked| asked.saturating_sub(answer_margin(asked)));
+    Instant::now() + limit.min(Duration::from_secs(330))
+}
+
+/// Time kept back for the answer: a tenth, between what timers resolve and what a slow network takes.
+fn answer_margin(asked: Duration) -> Duration {
+    (asked / 10).clamp(edge::DEADLINE_MIN, Duration::from_millis(50))
 }
 
 /// The `grpc-timeout` header: up to eight digits and a unit.
@@ -152,6 +161,14 @@ pub async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_ends_before_its_caller_stops_listening() {
+        let mut request = Request::new(());
+        request.metadata_mut().insert("grpc-timeout", "200m".parse().expect("ascii"));
+        let left = deadline_of(&request, Duration::from_secs(10)) - Instant::now();
+        assert!(left <= Duration::from_millis(180) && left > Duration::from_millis(100), "{left:?}");
+    }
 
     #[test]
     fn timeouts_are_read_as_the_protocol_has_them() {
