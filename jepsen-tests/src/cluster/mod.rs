@@ -267,12 +267,17 @@ impl Cluster {
     /// # Panics
     /// When it cannot be started.
     pub fn restart_under(&mut self, place: usize, under: &[&str]) {
-        let argv: Vec<&str> = under.iter().copied().chain(self.nodes[place].argv.iter().map(String::as_str)).collect();
+        let mut argv: Vec<&str> = under.to_vec();
+        if !under.is_empty() {
+            // Told by the kernel of the other program's end, as that one is of ours: strace itself heeds no SIGTERM,
+            // and its end alone would let the node go on.
+            argv.extend(["setpriv", "--pdeathsig", "KILL"]);
+        }
+        argv.extend(self.nodes[place].argv.iter().map(String::as_str));
         let log = OpenOptions::new().create(true).append(true).open(self.log(place)).expect("log");
         let mut command = Command::new(argv[0]);
         command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let orphan = if under.is_empty() { Orphan::Killed } else { Orphan::Told };
-        let child = process::spawn(command, orphan).expect("the node starts");
+        let child = process::spawn(command, Orphan::Killed).expect("the node starts");
         self.nodes[place].pid = i32::try_from(child.id()).expect("pid");
         self.own.insert(place, child);
     }

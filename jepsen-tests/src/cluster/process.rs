@@ -14,9 +14,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 /// What the kernel sends a child whose starter died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Orphan {
-    /// SIGKILL: for a process that has no children.
+    /// SIGKILL: for a process that has no children, or whose children die with it.
     Killed,
-    /// SIGTERM: for one that ends its own children when it is told to, as `holdfast dev` and strace do.
+    /// SIGTERM: for one that ends its own children when it is told to, as `holdfast dev` does.
     Told,
 }
 
