@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test bench-load lint lint-proto fmt clean system
+.PHONY: help build demo test jepsen-kill bench-load lint lint-proto fmt clean system
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -35,6 +35,7 @@ BUF := $(VENV)/bin/buf
 # Arguments for the programs, e.g. `make demo DEMO_ARGS="--records 20000"`.
 DEMO_ARGS ?=
 LOAD_ARGS ?=
+JEPSEN_ARGS ?=
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +58,10 @@ test: build ## All tests, real three-node clusters included
 	else set -x; \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-2} $(CARGO) test $(FLAGS) --no-fail-fast; \
 	fi
+
+# Not part of `make test`: it takes all cores for more than a minute.
+jepsen-kill: build ## Kill the leader ten times and everyone once under 64 clients; judge what they saw (JEPSEN_ARGS=...)
+	$(BIN_DIR)/jepsen-tests test -w set -n kill --clients 64 --kills 10 --kill-all --holdfast $(BIN) $(JEPSEN_ARGS)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)

@@ -3,8 +3,7 @@
 //! Closed loop: each client sends its next put when the last one was answered. fsync is on; nothing is switched off.
 //! Absolute figures depend on the machine: compare within one run.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Parser;
 use holdfast_client::{Client, RecordRef};
+use jepsen_tests::cluster::{Cluster, Node};
 
 /// Load on a three-node cluster.
 #[derive(Parser)]
@@ -28,60 +28,6 @@ struct Args {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 1024)]
     payload_bytes: usize,
-    /// First port.
-    #[arg(long, default_value_t = 27470)]
-    port_base: u16,
-}
-
-#[derive(serde::Deserialize)]
-struct Ready {
-    nodes: Vec<Node>,
-}
-
-#[derive(serde::Deserialize)]
-struct Node {
-    pid: u32,
-    client: String,
-}
-
-/// `holdfast dev`, ended with this program.
-struct Dev(Child);
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        if let Ok(pid) = i32::try_from(self.0.id()) {
-            // SAFETY: a plain system call on a process that this program started and has not waited for.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
-        }
-        // Nothing can be done about a process that cannot be waited for.
-        let _ = self.0.wait();
-    }
-}
-
-fn start(args: &Args, dir: &Path) -> anyhow::Result<(Dev, Ready)> {
-    let ready = dir.join("ready.json");
-    let child = Command::new(&args.holdfast)
-        .args(["dev", "--nodes", "3", "--port-base", &args.port_base.to_string()])
-        .arg("--data")
-        .arg(dir.join("c"))
-        .arg("--ready-file")
-        .arg(&ready)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .with_context(|| format!("cannot start {}", args.holdfast.display()))?;
-    let mut dev = Dev(child);
-    let end = Instant::now() + Duration::from_secs(60);
-    while !ready.exists() {
-        if let Some(status) = dev.0.try_wait()? {
-            bail!("holdfast dev ended with {status}");
-        }
-        if Instant::now() > end {
-            bail!("the cluster was not ready within a minute");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok((dev, serde_json::from_str(&std::fs::read_to_string(&ready)?)?))
 }
 
 /// User and system time of the servers so far.
@@ -160,12 +106,12 @@ fn percentile(sorted: &[Duration], share: f64) -> f64 {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let dir = tempfile::tempdir()?;
-    let (_dev, ready) = start(&args, dir.path())?;
-    let client = Client::builder().endpoints(ready.nodes.iter().map(|node| node.client.clone())).build()?;
+    let cluster = Cluster::start(&args.holdfast, &dir.path().join("c"), &[])?;
+    let client = Client::builder().endpoints(cluster.nodes.iter().map(|node| node.client.clone())).build()?;
     println!("puts of {} bytes, three processes on loopback, fsync on", args.payload_bytes);
     println!("{:>8} {:>10} {:>9} {:>9} {:>16}", "clients", "puts/s", "p50 ms", "p99 ms", "server µs CPU/put");
     for clients in &args.clients {
-        let round = round(&client, &ready.nodes, *clients, &args).await?;
+        let round = round(&client, &cluster.nodes, *clients, &args).await?;
         if round.puts == 0 {
             bail!("not one put was answered");
         }

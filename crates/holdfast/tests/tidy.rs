@@ -53,8 +53,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &["crates/model", "crates/survey", "crates/wire", "crates/store", "crates/replica", "crates/archive"],
     ),
     ("crates/client", &["crates/model", "crates/wire"]),
+    // The checkers hold a model of their own, written from the API: one shared with the servers would share its bugs.
+    (JEPSEN_TESTS, &["crates/wire", "crates/client"]),
     (
-        "crates/holdfast",
+        HOLDFAST,
         &[
             "crates/model",
             "crates/survey",
@@ -66,12 +68,23 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "crates/client",
         ],
     ),
-    // The checkers hold a model of their own, written from the API: one shared with the servers would share its bugs.
-    (JEPSEN_TESTS, &["crates/wire", "crates/client"]),
-    ("benches", &["crates/model", "crates/wire", "crates/store", "crates/replica", "crates/archive", "crates/client"]),
+    (
+        "benches",
+        &[
+            "crates/model",
+            "crates/wire",
+            "crates/store",
+            "crates/replica",
+            "crates/archive",
+            "crates/client",
+            JEPSEN_TESTS,
+        ],
+    ),
 ];
 
+/// Also the one harness for clusters of real processes: the tests of the binary run on it, the binary never does.
 const JEPSEN_TESTS: &str = "jepsen-tests";
+const HOLDFAST: &str = "crates/holdfast";
 
 fn dependency_complaints(members: &[Member]) -> Vec<String> {
     let mut complaints = Vec::new();
@@ -84,7 +97,9 @@ fn dependency_complaints(members: &[Member]) -> Vec<String> {
             let Some(target) = &dependency.member else { continue };
             let tests_on_the_model =
                 dependency.kind == Kind::Dev && target == "crates/model" && member.folder != JEPSEN_TESTS;
-            if !allowed.contains(&target.as_str()) && !tests_on_the_model {
+            let tests_on_the_harness =
+                dependency.kind == Kind::Dev && target == JEPSEN_TESTS && member.folder == HOLDFAST;
+            if !allowed.contains(&target.as_str()) && !tests_on_the_model && !tests_on_the_harness {
                 complaints.push(format!("{} may not depend on {target}", member.folder));
             }
         }
@@ -440,6 +455,20 @@ fn only_tests_other_than_the_checkers_may_reach_for_the_model() {
         let complaints = dependency_complaints(&[member("jepsen-tests").knows("crates/model", kind)]);
         assert_eq!(complaints, ["jepsen-tests may not depend on crates/model"]);
     }
+}
+
+#[test]
+fn only_the_tests_of_the_binary_and_load_programs_run_on_the_harness() {
+    assert_none(dependency_complaints(&[
+        member("crates/holdfast").knows("jepsen-tests", Kind::Dev),
+        member("benches").knows("jepsen-tests", Kind::Normal),
+    ]));
+    for kind in [Kind::Normal, Kind::Build] {
+        let complaints = dependency_complaints(&[member("crates/holdfast").knows("jepsen-tests", kind)]);
+        assert_eq!(complaints, ["crates/holdfast may not depend on jepsen-tests"]);
+    }
+    let complaints = dependency_complaints(&[member("crates/server").knows("jepsen-tests", Kind::Dev)]);
+    assert_eq!(complaints, ["crates/server may not depend on jepsen-tests"]);
 }
 
 #[test]

@@ -1,0 +1,302 @@
+//! The harness itself: the faults were real, there was load between them, and nothing happened that nobody expects.
+//!
+//! A fault that was not installed makes a run `unknown`: it would have passed without Holdfast's doing. A node that
+//! panicked, an error that has no place in the API under this fault, or a cluster that does not come back make it
+//! `invalid`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checker::Report;
+use crate::history::{Action, Kill, Op, Stage};
+
+/// What a run had to do to prove anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// Nodes of the cluster.
+    pub nodes: usize,
+    /// Clients that wrote.
+    pub clients: u32,
+    /// Kills of the leader.
+    pub kills: u32,
+    /// All nodes in one moment, at the end.
+    pub kill_all: bool,
+    /// Writes acknowledged before each kill and after the one before it.
+    pub acknowledged_between: usize,
+}
+
+/// A node's log.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Whose.
+    pub name: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows.
+const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN"];
+/// What a panic leaves in a log, whatever wrote it.
+const PANIC: &str = "panicked";
+/// A node that ends in the middle of a line, or of a log, is normal here.
+const SIGKILL: i32 = 9;
+
+/// Judges a run by its history and its nodes' logs.
+pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
+    let mut report = Report::new("harness");
+    check_kills(history, expected, &mut report);
+    check_load(history, expected, &mut report);
+    let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
+    for op in history {
+        if let (Some(write), Some(error)) = (op.action.write(), &op.error)
+            && !REASONS.contains(&error.reason.as_str())
+        {
+            let stage = if op.stage == Stage::Fail { "fail" } else { "info" };
+            let seen = unexpected.entry((&error.reason, stage)).or_insert((0, &write.request_id));
+            seen.0 += 1;
+        }
+    }
+    let unexpected = unexpected.iter().map(|((reason, stage), (count, id))| format!("{stage} {reason}: {count}, {id}"));
+    report.never("errors that this fault does not explain", unexpected.collect());
+    report.at_least("logs of nodes", logs.iter().filter(|log| !log.text.is_empty()).count(), expected.nodes);
+    let panics = logs.iter().flat_map(|log| {
+        log.text.lines().filter(|line| line.contains(PANIC)).map(|line| format!("{}: {line}", log.name))
+    });
+    report.never("panics in the nodes' logs", panics.collect());
+    report
+}
+
+fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
+    let (mut leaders, mut all) = (0usize, 0usize);
+    let mut fake = Vec::new();
+    for kill in kills(history, Stage::Info) {
+        let real = |target: &crate::history::Target| target.gone && target.signal == Some(SIGKILL);
+        if kill.targets.is_empty() || !kill.targets.iter().all(real) {
+            fake.push(format!("{kill:?}"));
+        } else if kill.round == 0 {
+            all += usize::from(kill.targets.len() == expected.nodes);
+        } else {
+            leaders += usize::from(kill.targets.iter().all(|target| target.leader));
+        }
+    }
+    report.at_least("leaders killed", leaders, expected.kills as usize);
+    report.at_least("kills of all nodes at once", all, usize::from(expected.kill_all));
+    report.doubtful("kills that did not end a process by SIGKILL", fake);
+    let (mut silent, mut down, mut restarts) = (Vec::new(), Vec::new(), 0usize);
+    for op in history.iter().filter(|op| op.stage == Stage::Info) {
+        match &op.action {
+            Action::Recovered(recovered) if !recovered.writes => silent.push(format!("{recovered:?}")),
+            Action::Restart(restart) if !restart.serves => down.push(format!("{restart:?}")),
+            Action::Restart(_) => restarts += 1,
+            _ => {}
+        }
+    }
+    let all_nodes = if expected.kill_all { expected.nodes } else { 0 };
+    report.at_least("nodes that served again", restarts, expected.kills as usize + all_nodes);
+    report.never("kills after which no write was acknowledged", silent);
+    report.never("nodes that did not serve again", down);
+}
+
+fn check_load(history: &[Op], expected: &Expected, report: &mut Report) {
+    let mut clients = std::collections::BTreeSet::new();
+    let (mut acknowledged, mut since, mut least) = (0usize, 0usize, usize::MAX);
+    for op in history {
+        if op.action.write().is_some() && op.stage == Stage::Ok {
+            acknowledged += 1;
+            since += 1;
+            clients.insert(op.process);
+        } else if matches!(op.action, Action::Kill(_)) && op.stage == Stage::Invoke {
+            least = least.min(since);
+            since = 0;
+        }
+    }
+    report.at_least("clients with acknowledged writes", clients.len(), expected.clients as usize);
+    report.figure("acknowledgements", acknowledged);
+    if least < usize::MAX {
+        report.at_least("fewest acknowledgements before a kill", least, expected.acknowledged_between);
+    }
+    let silences: Vec<(u32, Duration)> = silences(history);
+    let longest = |all: bool| silences.iter().filter(|(round, _)| (*round == 0) == all).map(|(_, gap)| *gap).max();
+    let shown = |gap: Option<Duration>| gap.map_or("-".to_owned(), |gap| format!("{} ms", gap.as_millis()));
+    report.figure("longest silence of all clients after a leader's death", shown(longest(false)));
+    report.figure("silence of all clients after everyone's death", shown(longest(true)));
+}
+
+/// For each kill, the longest time without any acknowledgement between it and the next one.
+fn silences(history: &[Op]) -> Vec<(u32, Duration)> {
+    let mut silences: Vec<(u32, Duration)> = Vec::new();
+    let mut last_ns: Option<u64> = None;
+    for op in history {
+        if let Action::Kill(kill) = &op.action
+            && op.stage == Stage::Invoke
+        {
+            silences.push((kill.round, Duration::ZERO));
+        } else if op.action.write().is_some() && op.stage == Stage::Ok {
+            if let (Some(last_ns), Some((_, longest))) = (last_ns, silences.last_mut()) {
+                *longest = (*longest).max(Duration::from_nanos(op.time_ns.saturating_sub(last_ns)));
+            }
+            last_ns = Some(op.time_ns);
+        }
+    }
+    silences
+}
+
+fn kills(history: &[Op], stage: Stage) -> impl Iterator<Item = &Kill> {
+    history.iter().filter(move |op| op.stage == stage).filter_map(|op| match &op.action {
+        Action::Kill(kill) => Some(kill),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::Verdict;
+    use crate::history::{Failure, Named, Process, Recovered, Reply, Restart, Target, Write};
+
+    const EXPECTED: Expected = Expected { nodes: 3, clients: 2, kills: 1, kill_all: true, acknowledged_between: 2 };
+
+    fn nemesis(stage: Stage, action: Action) -> Op {
+        Op { process: Process::Named(Named::Nemesis), stage, time_ns: 0, action, reply: None, error: None }
+    }
+
+    fn write(client: u32, time_ms: u64) -> Op {
+        let text = "x".to_owned();
+        let write =
+            Write { user: text.clone(), key: text.clone(), payload: text.clone(), request_id: text, guard: None };
+        let reply = Reply { commit_index: 1, version: 1, replayed: false, changed: true };
+        let (process, time_ns) = (Process::Client(client), time_ms * 1_000_000);
+        Op { process, stage: Stage::Ok, time_ns, action: Action::Add(write), reply: Some(reply), error: None }
+    }
+
+    fn valid() -> Vec<Op> {
+        let mut ops = vec![write(1, 1), write(2, 2)];
+        for (round, nodes) in [(1, 1..=1), (0, 1..=3)] {
+            let target = |node| Target { node, pid: 7, leader: node == 1, gone: true, signal: Some(9) };
+            let targets: Vec<Target> = nodes.clone().map(target).collect();
+            ops.push(nemesis(Stage::Invoke, Action::Kill(Kill { round, targets: targets.clone() })));
+            ops.push(nemesis(Stage::Info, Action::Kill(Kill { round, targets })));
+            for node in nodes {
+                ops.push(nemesis(Stage::Info, Action::Restart(Restart { node, pid: 8, serves: true })));
+            }
+            ops.push(nemesis(Stage::Info, Action::Recovered(Recovered { round, writes: true })));
+            ops.extend([write(1, 602), write(2, 603)]);
+        }
+        ops
+    }
+
+    fn logs() -> Vec<Log> {
+        (0..3).map(|n| Log { name: format!("n{n}.log"), text: "{\"event\":\"started\"}\n".into() }).collect()
+    }
+
+    fn judged(change: impl FnMut(&mut Op)) -> Report {
+        let mut ops = valid();
+        ops.iter_mut().for_each(change);
+        check(&ops, &logs(), &EXPECTED)
+    }
+
+    #[test]
+    fn real_kills_under_load_are_valid() {
+        let report = check(&valid(), &logs(), &EXPECTED);
+        assert_eq!(report.verdict, Verdict::Valid, "{report:#?}");
+        assert_eq!(report.row("longest silence of all clients after a leader's death").measured, "600 ms");
+    }
+
+    #[test]
+    fn a_kill_that_killed_nobody_proves_nothing() {
+        for spoil in [
+            (|target: &mut Target| target.gone = false) as fn(&mut Target),
+            |target| target.signal = Some(15),
+            |target| target.signal = None,
+        ] {
+            let report = judged(|op| {
+                if let (Action::Kill(kill), Stage::Info) = (&mut op.action, op.stage) {
+                    kill.targets.iter_mut().for_each(spoil);
+                }
+            });
+            assert_eq!(report.verdict, Verdict::Unknown);
+            assert!(report.broken().contains(&"kills that did not end a process by SIGKILL"));
+        }
+    }
+
+    #[test]
+    fn too_few_kills_or_kills_of_followers_prove_nothing() {
+        let expected = Expected { kills: 2, ..EXPECTED };
+        assert_eq!(check(&valid(), &logs(), &expected).verdict, Verdict::Unknown);
+        let report = judged(|op| {
+            if let Action::Kill(kill) = &mut op.action {
+                kill.targets.iter_mut().for_each(|target| target.leader = false);
+            }
+        });
+        assert_eq!((report.verdict, report.broken()), (Verdict::Unknown, vec!["leaders killed"]));
+        let report = judged(|op| {
+            if let Action::Kill(kill) = &mut op.action {
+                kill.targets.truncate(1);
+            }
+        });
+        assert_eq!(report.broken(), ["kills of all nodes at once"]);
+    }
+
+    #[test]
+    fn too_little_load_proves_nothing() {
+        let expected = Expected { acknowledged_between: 3, ..EXPECTED };
+        let report = check(&valid(), &logs(), &expected);
+        assert_eq!(
+            (report.verdict, report.broken()),
+            (Verdict::Unknown, vec!["fewest acknowledgements before a kill"])
+        );
+        let report = judged(|op| {
+            if op.process == Process::Client(2) {
+                op.process = Process::Client(1);
+            }
+        });
+        assert_eq!(report.broken(), ["clients with acknowledged writes"]);
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_come_back_is_invalid() {
+        let report = judged(|op| {
+            if let Action::Recovered(recovered) = &mut op.action {
+                recovered.writes = false;
+            }
+        });
+        assert_eq!(report.verdict, Verdict::Invalid);
+        assert_eq!(report.broken(), ["kills after which no write was acknowledged"]);
+        let report = judged(|op| {
+            if let Action::Restart(restart) = &mut op.action {
+                restart.serves = restart.node != 3;
+            }
+        });
+        assert_eq!(report.verdict, Verdict::Invalid);
+        assert!(report.broken().contains(&"nodes that did not serve again"));
+    }
+
+    #[test]
+    fn an_error_without_a_place_here_is_invalid() {
+        for (reason, verdict) in [
+            ("", Verdict::Valid),
+            ("NO_LEADER", Verdict::Valid),
+            ("CHECKSUM", Verdict::Invalid),
+            ("INTERNAL", Verdict::Invalid),
+        ] {
+            let mut ops = valid();
+            let mut failed = write(1, 700);
+            (failed.stage, failed.reply) = (Stage::Fail, None);
+            failed.error = Some(Failure { reason: reason.into(), message: String::new() });
+            ops.push(failed);
+            assert_eq!(check(&ops, &logs(), &EXPECTED).verdict, verdict, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_log_is_invalid_and_a_missing_log_unknown() {
+        let mut spoilt = logs();
+        spoilt[1].text.push_str("thread 'main' panicked at src/main.rs:1:1\n");
+        let report = check(&valid(), &spoilt, &EXPECTED);
+        assert_eq!((report.verdict, report.broken()), (Verdict::Invalid, vec!["panics in the nodes' logs"]));
+        assert_eq!(check(&valid(), &logs()[..2], &EXPECTED).verdict, Verdict::Unknown);
+        assert_eq!(check(&[], &logs(), &EXPECTED).verdict, Verdict::Unknown);
+    }
+}

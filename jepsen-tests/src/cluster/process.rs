@@ -1,0 +1,119 @@
+//! Child processes that cannot outlive this one.
+//!
+//! Invariants:
+//! - Every child is told by the kernel when this process ends, however it ends, also by SIGKILL.
+//! - All children are started by one thread that lives as long as the process: the kernel counts the end of the
+//!   *thread* that started a child as its parent's death, and threads of a runtime come and go.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+/// What the kernel sends a child whose starter died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Orphan {
+    /// SIGKILL: for a process that has no children, or whose children die with it.
+    Killed,
+    /// SIGTERM: for one that ends its own children when it is told to, as `holdfast dev` does.
+    Told,
+}
+
+type Order = (Command, SyncSender<io::Result<Child>>);
+
+/// Starts a child in a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends its
+/// children in order.
+pub(super) fn spawn(mut command: Command, orphan: Orphan) -> io::Result<Child> {
+    static STARTER: OnceLock<SyncSender<Order>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (orders, waiting) = sync_channel::<Order>(1);
+        std::thread::spawn(move || {
+            for (mut command, answer) in waiting {
+                // Whoever ordered it may be gone; the child is then dropped, and ends with this process.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let parent = std::process::id();
+    let signal = match orphan {
+        Orphan::Killed => libc::SIGKILL,
+        Orphan::Told => libc::SIGTERM,
+    };
+    command.process_group(0);
+    // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, _exit.
+    unsafe {
+        command.pre_exec(move || die_with(parent, signal));
+    }
+    let (answer, child) = sync_channel(1);
+    let gone = |_| io::Error::other("the thread that starts processes is gone");
+    starter.send((command, answer)).map_err(|_| gone(()))?;
+    child.recv().map_err(|_| gone(()))?
+}
+
+/// Asks the kernel for `signal` when the parent dies; ends at once if it is dead already.
+fn die_with(parent: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: plain system calls without memory of ours.
+    unsafe {
+        if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if u32::try_from(libc::getppid()) != Ok(parent) {
+            libc::_exit(1);
+        }
+    }
+    Ok(())
+}
+
+/// Sends `signal` to a child and to whatever it started: strace's end alone would let its node go on.
+pub(super) fn signal_group(child: &Child, signal: i32) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        // SAFETY: a plain system call on a process group that `spawn` made and whose leader is not reaped yet.
+        unsafe { libc::kill(-pid, signal) };
+    }
+}
+
+/// Sends `signal` to one process.
+pub(super) fn signal(pid: i32, signal: i32) {
+    // SAFETY: a plain system call; the caller names a process of its own cluster.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Number of the signal that ended a process.
+pub(super) fn signal_of(status: ExitStatus) -> Option<i32> {
+    std::os::unix::process::ExitStatusExt::signal(&status)
+}
+
+/// The process runs, and is not merely waiting to be reaped.
+pub fn is_alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !matches!(stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()), Some("Z")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_outlives_the_thread_that_ordered_it_and_dies_by_signal() {
+        let order = || {
+            let mut command = Command::new("sleep");
+            command.arg("1000");
+            spawn(command, Orphan::Killed).expect("sleep starts")
+        };
+        let mut child = std::thread::spawn(order).join().expect("joined");
+        let pid = i32::try_from(child.id()).expect("pid");
+        // The thread that ordered it has ended; had it also started it, the kernel would have killed it by now.
+        assert!(is_alive(pid));
+        assert!(child.try_wait().expect("asked").is_none());
+        signal_group(&child, libc::SIGKILL);
+        assert_eq!(signal_of(child.wait().expect("reaped")), Some(libc::SIGKILL));
+        assert!(!is_alive(pid));
+    }
+
+    #[test]
+    fn a_missing_program_is_an_error() {
+        assert!(spawn(Command::new("./no-such-program"), Orphan::Told).is_err());
+    }
+}

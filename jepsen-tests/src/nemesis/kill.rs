@@ -1,0 +1,114 @@
+//! `kill -9`: of the leader again and again, and of all nodes in one moment.
+//!
+//! It proves little about fsync: what a killed process wrote stays in the page cache. It proves what is promised about
+//! leaders, elections, restarts and request ids.
+
+use std::time::Duration;
+
+use holdfast_client::{Client, RecordRef};
+use tokio::time::Instant;
+
+use crate::checker::harness::Expected;
+use crate::cluster::{Cluster, comes_true};
+use crate::history::{Action, Kill, Named, Recorder, Recovered, Restart, Stage, Target};
+
+/// How long a cluster with a quorum may go without an acknowledgement, and a node without serving.
+const RECOVER_WITHIN: Duration = Duration::from_secs(30);
+/// For one try of the read that shows that a node serves.
+const PROBE_WITHIN: Duration = Duration::from_millis(500);
+/// A record that nobody has.
+const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "serves" };
+
+/// Kills as `expected`, until `until` at the latest; what was not done is missing in the history, and then the run
+/// proves nothing. All nodes run when it returns.
+pub async fn run(cluster: &mut Cluster, recorder: &Recorder, expected: &Expected, until: Instant) {
+    for round in 1..=expected.kills {
+        if !load(recorder, expected, until).await {
+            return;
+        }
+        let mut leader = None;
+        let led = comes_true(RECOVER_WITHIN, async || {
+            leader = cluster.leader_now().await;
+            leader.is_some()
+        });
+        led.await;
+        let Some(leader) = leader else { return };
+        kill(cluster, recorder, round, &[leader], Some(leader));
+        let began = Instant::now();
+        let writes = recovered(recorder, round, expected).await;
+        let waited = began.elapsed();
+        let served = restart(cluster, recorder, &[leader]).await;
+        let progress = recorder.progress();
+        println!(
+            "kill {round}/{}: node {}, the leader; {} ms to {} new acknowledgements; {} in all, {} unknown",
+            expected.kills,
+            cluster.nodes[leader].id,
+            waited.as_millis(),
+            expected.acknowledged_between,
+            progress.acknowledged,
+            progress.unknown
+        );
+        if !writes || !served {
+            return;
+        }
+    }
+    if expected.kill_all && load(recorder, expected, until).await {
+        let all: Vec<usize> = (0..cluster.nodes.len()).collect();
+        let leader = cluster.leader_now().await;
+        kill(cluster, recorder, 0, &all, leader);
+        let began = Instant::now();
+        restart(cluster, recorder, &all).await;
+        recovered(recorder, 0, expected).await;
+        println!("kill of all nodes: {} ms to new acknowledgements", began.elapsed().as_millis());
+    }
+}
+
+/// Lets clients write for a while; false = they did not, or the time is over.
+async fn load(recorder: &Recorder, expected: &Expected, until: Instant) -> bool {
+    recorder.mark();
+    let left = until.saturating_duration_since(Instant::now()).min(RECOVER_WITHIN);
+    comes_true(left, async || recorder.progress().since_mark >= expected.acknowledged_between).await
+}
+
+fn kill(cluster: &mut Cluster, recorder: &Recorder, round: u32, places: &[usize], leader: Option<usize>) {
+    let target = |place: &usize| {
+        let node = &cluster.nodes[*place];
+        Target { node: node.id, pid: node.pid, leader: leader == Some(*place), gone: false, signal: None }
+    };
+    let mut targets: Vec<Target> = places.iter().map(target).collect();
+    recorder.note(Named::Nemesis, Stage::Invoke, Action::Kill(Kill { round, targets: targets.clone() }));
+    for (target, killed) in targets.iter_mut().zip(cluster.kill_together(places)) {
+        (target.pid, target.gone, target.signal) = (killed.pid, killed.gone, killed.signal);
+    }
+    recorder.note(Named::Nemesis, Stage::Info, Action::Kill(Kill { round, targets }));
+    // Writes that begin from now on cannot have been acknowledged by whoever was killed.
+    recorder.mark();
+}
+
+async fn recovered(recorder: &Recorder, round: u32, expected: &Expected) -> bool {
+    let enough = async || recorder.progress().since_mark >= expected.acknowledged_between;
+    let writes = comes_true(RECOVER_WITHIN, enough).await;
+    recorder.note(Named::Nemesis, Stage::Info, Action::Recovered(Recovered { round, writes }));
+    writes
+}
+
+/// Starts nodes again, and waits until each answers a linearizable read: it has then caught up.
+async fn restart(cluster: &mut Cluster, recorder: &Recorder, places: &[usize]) -> bool {
+    for place in places {
+        cluster.restart(*place);
+    }
+    let mut all = true;
+    for place in places {
+        let node = &cluster.nodes[*place];
+        let client = cluster.client_of(*place).with_deadline(PROBE_WITHIN);
+        let serves = comes_true(RECOVER_WITHIN, async || answers(&client).await).await;
+        let restart = Restart { node: node.id, pid: node.pid, serves };
+        recorder.note(Named::Nemesis, Stage::Info, Action::Restart(restart));
+        all &= serves;
+    }
+    all
+}
+
+async fn answers(client: &Client) -> bool {
+    client.get(PROBE).await.is_ok()
+}

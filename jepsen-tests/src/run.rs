@@ -1,0 +1,221 @@
+//! One run from an empty folder to a verdict: found a cluster, load, faults, heal, read everything back, judge.
+//!
+//! Invariants:
+//! - A verdict comes from the checkers alone, and they see only what the folder holds.
+//! - A run that could not be carried to its end is an error, and so no pass.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_client::{Client, v1};
+use tokio::time::Instant;
+
+use crate::checker::harness::{Expected, Log};
+use crate::checker::{Report, Verdict, harness, replicas, set, worst};
+use crate::cluster::{Cluster, NODES, comes_true, wait_for};
+use crate::folder::{Folder, Results, Test, Versions};
+use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
+use crate::nemesis::kill;
+use crate::workload::set::{self as set_workload, Load, Shared};
+
+/// From the last write to equal nodes.
+const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
+/// Fewer acknowledgements before or after a kill say little about it.
+const ACKNOWLEDGED_BETWEEN: usize = 200;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The binary under test.
+    pub holdfast: PathBuf,
+    /// Further keys of its configuration, `KEY=VALUE`.
+    pub set: Vec<String>,
+    /// Folder to make; the default has the seed in its name.
+    pub out: Option<PathBuf>,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Clients that write.
+    pub clients: u32,
+    /// Kills of the leader.
+    pub kills: u32,
+    /// Then all nodes in one moment.
+    pub kill_all: bool,
+    /// The load ends when the faults are done, at the latest after this.
+    pub time_limit: Duration,
+    /// The command line, for the folder.
+    pub args: Vec<String>,
+}
+
+/// Runs the set workload under kills and judges it.
+///
+/// # Errors
+/// When the run could not be carried to its end: then there is no verdict.
+pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
+    let began = crate::folder::timestamp();
+    let default = || PathBuf::from(format!("runs/{began}-set-kill-{}", options.seed));
+    let binary = options.holdfast.canonicalize();
+    let binary = binary.with_context(|| format!("find {}", options.holdfast.display()))?;
+    let versions = Versions {
+        jepsen_tests: env!("CARGO_PKG_VERSION").to_owned(),
+        holdfast: version_of(&binary)?,
+        binary: binary.clone(),
+    };
+    let folder = Folder::create(&options.out.clone().unwrap_or_else(default))?;
+    let expected = Expected {
+        nodes: NODES,
+        clients: options.clients,
+        kills: options.kills,
+        kill_all: options.kill_all,
+        acknowledged_between: ACKNOWLEDGED_BETWEEN,
+    };
+    println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
+    let (args, workload, nemesis) = (options.args.clone(), "set".to_owned(), "kill".to_owned());
+    folder.write_test(&Test { began, seed: options.seed, args, workload, nemesis, versions, expected })?;
+
+    let recorder = Arc::new(Recorder::create(&folder.history())?);
+    let set: Vec<&str> = options.set.iter().flat_map(|pair| ["--set", pair.as_str()]).collect();
+    let mut cluster = Cluster::start(&binary, &folder.cluster(), &set)?;
+    let outcome = drive(&mut cluster, options, &expected, &recorder).await;
+    cluster.stop();
+    folder.keep_logs(&cluster)?;
+    // Also after an error: the history up to there is what explains it.
+    let history = recorder.finish();
+    outcome?;
+    let reports = judge(&history?, &folder.logs(), &expected);
+    let verdict = worst(&reports);
+    folder.write_results(&Results { verdict, checkers: &reports })?;
+    if verdict == Verdict::Valid {
+        folder.drop_data()?;
+    }
+    print(verdict, &reports, folder.path());
+    Ok(verdict)
+}
+
+/// Judges an earlier run again, from its folder alone. Writes nothing.
+///
+/// # Errors
+/// When the folder does not hold all of a run.
+pub fn check(path: &Path) -> anyhow::Result<Verdict> {
+    let (test, history, logs) = Folder::open(path).read()?;
+    let reports = judge(&history, &logs, &test.expected);
+    let verdict = worst(&reports);
+    print(verdict, &reports, path);
+    Ok(verdict)
+}
+
+fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
+    vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
+}
+
+/// From the founded cluster to the last read.
+async fn drive(
+    cluster: &mut Cluster,
+    options: &Options,
+    expected: &Expected,
+    recorder: &Arc<Recorder>,
+) -> anyhow::Result<()> {
+    // The kernel tells only a parent how a process ended; without that no kill would be proved.
+    cluster.take_over();
+    let mut incarnation = 0;
+    let founded = wait_for("every node to answer", async || {
+        for place in 0..NODES {
+            let Some(status) = cluster.status(place).await else { return false };
+            incarnation = status.incarnation;
+        }
+        cluster.leader_now().await.is_some()
+    });
+    founded.await;
+    ensure!(incarnation != 0, "the cluster names no incarnation");
+    let clients: Vec<Client> = (0..options.clients).map(|_| patient(cluster)).collect::<anyhow::Result<_>>()?;
+    let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone() };
+    println!("{} clients write; each knows all {NODES} nodes", options.clients);
+    let load = Load::start(&shared, clients);
+    kill::run(cluster, recorder, expected, Instant::now() + options.time_limit).await;
+    load.finish().await?;
+    println!("all clients ended; reading everything back");
+    read_back(cluster, recorder, options.clients, incarnation).await
+}
+
+/// A client with connections of its own and the default deadline.
+fn patient(cluster: &Cluster) -> anyhow::Result<Client> {
+    Ok(Client::builder().endpoints(cluster.nodes.iter().map(|node| node.client.clone())).build()?)
+}
+
+/// Waits until the nodes are equal, or never will be, and writes down what they hold.
+async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarnation: u64) -> anyhow::Result<()> {
+    let mut replicas = Vec::new();
+    let converged = comes_true(CONVERGE_WITHIN, async || {
+        replicas = self::replicas(cluster).await;
+        let first = replicas.first().map(|replica| replica.digest_index);
+        replicas.len() == NODES && replicas.iter().all(|replica| Some(replica.digest_index) == first)
+    });
+    if !converged.await {
+        println!("the nodes do not come to one index within {} s", CONVERGE_WITHIN.as_secs());
+    }
+    let newest = replicas.iter().map(|replica| replica.digest_index).max().unwrap_or(0);
+    for replica in replicas {
+        recorder.note(Named::Reader, Stage::Ok, Action::Replica(replica));
+    }
+    let any = cluster.client();
+    for user in set_workload::users(clients) {
+        let (records, _) = set_workload::read_back(&any, &user, None).await?;
+        recorder.note(Named::Reader, Stage::Ok, Action::Feed(Feed { user: user.clone(), records }));
+        for (place, node) in cluster.nodes.iter().enumerate() {
+            let at_least = v1::AtLeast { incarnation, applied_index: newest, group_id: 0 };
+            let own = set_workload::read_back(&cluster.client_of(place), &user, Some(at_least)).await;
+            let (records, answered_by) = own.with_context(|| format!("ask node {}", node.id))?;
+            let (count, sum) = (records.len(), fold(&records));
+            let own = NodeFeed { node: node.id, answered_by, user: user.clone(), records: count, fold: sum };
+            recorder.note(Named::Reader, Stage::Ok, Action::NodeFeed(own));
+        }
+    }
+    Ok(())
+}
+
+async fn replicas(cluster: &Cluster) -> Vec<Replica> {
+    let mut replicas = Vec::new();
+    for (place, node) in cluster.nodes.iter().enumerate() {
+        let Some(group) = cluster.status(place).await.and_then(|status| status.groups.into_iter().next()) else {
+            continue;
+        };
+        let digest = group.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (applied_index, digest_index) = (group.applied_index, group.digest_index);
+        replicas.push(Replica { node: node.id, applied_index, digest_index, digest });
+    }
+    replicas
+}
+
+fn version_of(binary: &Path) -> anyhow::Result<String> {
+    let output = Command::new(binary).arg("--version").stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("run {}", binary.display()))?;
+    ensure!(output.status.success(), "{} --version ended with {}", binary.display(), output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The table at the end, and the evidence for every line that is not fine.
+fn print(verdict: Verdict, reports: &[Report], folder: &Path) {
+    let rows = || reports.iter().flat_map(|report| &report.rows);
+    let width = |column: fn(&crate::checker::Row) -> &String| rows().map(|row| column(row).len()).max().unwrap_or(0);
+    let (what, measured) = (width(|row| &row.what).max(4), width(|row| &row.measured).max(8));
+    println!("\n  {:what$}  {:>measured$}  required", "what", "measured");
+    for row in rows() {
+        let flag = match row.verdict {
+            Verdict::Valid => "",
+            Verdict::Unknown => "   <-- unknown",
+            Verdict::Invalid => "   <-- INVALID",
+        };
+        println!("  {:what$}  {:>measured$}  {}{flag}", row.what, row.measured, row.required);
+        for evidence in &row.evidence {
+            println!("      {evidence}");
+        }
+    }
+    let verdict = match verdict {
+        Verdict::Valid => "valid",
+        Verdict::Unknown => "unknown: this run proves nothing",
+        Verdict::Invalid => "INVALID",
+    };
+    println!("\n{verdict}; {}", folder.display());
+}
