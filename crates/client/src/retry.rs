@@ -19,7 +19,7 @@ use crate::error::{Error, never_sent};
 use crate::nodes::Nodes;
 
 /// Nobody is asked with less time than this left.
-const ATTEMPT_MIN: Duration = Duration::from_millis(2);
+const ATTEMPT_MIN: Duration = Duration::from_millis(10);
 /// The server is told a little less than is waited for, so that its own answer is the one that arrives.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);

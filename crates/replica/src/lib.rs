@@ -12,6 +12,7 @@ mod propose;
 mod read;
 mod snapshot;
 mod state_machine;
+mod transfers;
 mod transport;
 mod types;
 

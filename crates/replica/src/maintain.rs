@@ -1,7 +1,7 @@
 //! Housekeeping of a replica: checkpoints, purging, expiry, opening a restored history, recovery, fatal errors.
 //!
 //! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds, what
-//! followers within keep_entries need)`.
+//! followers within keep_entries need, what a follower needs that takes a snapshot)`.
 
 use std::time::Duration;
 
@@ -110,6 +110,9 @@ async fn checkpoint_and_purge(replica: &Replica) {
         &replica.sys(),
         &options.required_destinations,
     );
+    let window = status.applied_index.saturating_sub(options.keep_entries);
+    let floor = replica.peers().transfers.floor(&status.matched, window).unwrap_or(u64::MAX);
+    let upto = upto.map(|upto| upto.min(floor));
     if let Some(upto) = upto.filter(|upto| *upto > status.purged_index)
         && let Err(error) = replica.raft().trigger().purge_log(upto).await
     {

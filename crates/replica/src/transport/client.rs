@@ -27,6 +27,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::snapshot::SnapshotDir;
+use crate::transfers::Transfers;
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
 use crate::types::{
     Entry, LeaderId, Member, TypeConfig, Vote, log_id_from, log_id_to, position_of, vote_from, vote_to,
@@ -84,12 +85,14 @@ pub struct Peers {
     group: u32,
     cluster: Arc<RwLock<Option<MetadataValue<tonic::metadata::Ascii>>>>,
     members: RwLock<BTreeMap<u64, (Member, Peer)>>,
+    /// Snapshots that this node sends.
+    pub transfers: Transfers,
 }
 
 impl Peers {
     /// No member yet.
     pub fn new(group: u32) -> Self {
-        Self { group, cluster: Arc::default(), members: RwLock::default() }
+        Self { group, cluster: Arc::default(), members: RwLock::default(), transfers: Transfers::default() }
     }
 
     /// Names the cluster in every call from now on.
@@ -158,7 +161,8 @@ impl Factory {
 
     fn network(&self, target: u64, member: &Member, pipelined: bool) -> Network {
         self.peers.update(std::iter::once((&target, member)));
-        Network { client: self.peers.connect(target, member), group: self.peers.group, pipelined }
+        let client = self.peers.connect(target, member);
+        Network { client, target, peers: self.peers.clone(), group: self.peers.group, pipelined }
     }
 }
 
@@ -182,6 +186,8 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
 /// Connection of one purpose to one peer.
 pub struct Network {
     client: Peer,
+    target: u64,
+    peers: Arc<Peers>,
     group: u32,
     pipelined: bool,
 }
@@ -354,6 +360,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let _ = option;
+        let peers = self.peers.clone();
+        let index = snapshot.meta.last_log_id.as_ref().map_or(0, |id| id.index());
+        let _under_way = peers.transfers.begin(self.target, index);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = self.send_snapshot(vote, snapshot) => sent.map_err(StreamingError::from),
