@@ -58,6 +58,39 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
     assert!(!is_recovering(&cluster, forgetful).await, "it has all of it again");
 }
 
+/// IDENTITY says that the directory belongs to a cluster, and there is nothing else: whatever it acknowledged is lost,
+/// and it does not even know how much that was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_kept_only_its_identity_elects_nobody_who_lacks_what_it_lost() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 5, PAYLOAD_BYTES).await;
+    cluster.wait_converged().await;
+    let keeper = cluster.leader().await;
+    let [forgetful, absent] = [(keeper + 1) % 3, (keeper + 2) % 3];
+    cluster.kill(absent);
+    ledger.write(&client, 5, PAYLOAD_BYTES).await;
+    cluster.kill(keeper);
+    cluster.kill(forgetful);
+    let data = &cluster.nodes[forgetful].data_dir;
+    std::fs::remove_file(data.join("floor-0")).expect("removed");
+    for name in ["raft", "state"] {
+        std::fs::remove_dir_all(data.join(name)).expect("removed");
+    }
+    cluster.restart(absent);
+    cluster.restart(forgetful);
+    wait_started(&cluster, absent).await;
+    wait_started(&cluster, forgetful).await;
+    let lacking = cluster.client_of(absent).with_deadline(Duration::from_secs(2));
+    let taken = lacking.put(cluster::contact("bob", "c"), "text/plain", "x").await;
+    assert!(taken.is_err(), "two nodes that lack acknowledged writes went on without them: {taken:?}");
+    cluster.restart(keeper);
+    cluster.wait_converged().await;
+    ledger.check(&client).await;
+}
+
 /// The vote on the floor may be older than the one in the lost log, and the leader it names may be long dead: only one
 /// that is heard can end a recovery.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
