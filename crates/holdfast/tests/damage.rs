@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use cluster::{Cluster, wait_for};
 use node_disks::{
-    Ledger, Spoilt, become_bytes, flip, largest, manifest, said, start_refused, terminate, vanish, wait_started,
+    Ledger, Spoil, Spoilt, become_bytes, flip, largest, manifest, said, start_refused, terminate, vanish, wait_started,
 };
 
 /// Snapshots soon, so that the state lies in tables and the log was purged, as in a node that ran for long.
@@ -30,8 +30,6 @@ async fn filled(dir: &Path) -> (Cluster, Ledger) {
     .await;
     (cluster, ledger)
 }
-
-type Spoil = Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>;
 
 /// A kind of damage that a node must not start with.
 struct Kind {
@@ -226,7 +224,8 @@ async fn a_damaged_log_is_set_aside_and_filled_up_again() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (mut cluster, mut ledger) = filled(dir.path()).await;
     let client = cluster.client();
-    let kinds: [(&str, fn(&Path) -> PathBuf, Spoil); 5] = [
+    type Find = fn(&Path) -> PathBuf;
+    let kinds: [(&str, Find, Spoil); 5] = [
         ("a WAL flipped in the middle", |raft| largest(raft, ".log"), Box::new(flip(500, 0x10))),
         ("a flipped MANIFEST", manifest, Box::new(flip(500, 0x10))),
         ("garbage for CURRENT", |raft| raft.join("CURRENT"), Box::new(become_bytes(b"garbage"))),

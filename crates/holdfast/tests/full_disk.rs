@@ -132,8 +132,9 @@ fn a_node_that_starts_on_a_full_disk_asks_for_room() {
     std::fs::create_dir(&data_dir).expect("directory");
     let disk = Disk::of(&data_dir, dir.path().join("disk.ext4"));
     let under = disk.mounted("dd if=/dev/zero of=lost+found/ballast bs=4k status=none || true");
-    let output = Command::new(under[0])
-        .args(&under[1..])
+    let output = Command::new("timeout")
+        .args(["-k", "1", "30"])
+        .args(under)
         .args([cluster::BINARY, "serve", "--no-config", "--node-id", "1", "--data-dir"])
         .arg(&data_dir)
         .args(["--listen-client", "127.0.0.1:0", "--listen-peer", "127.0.0.1:0"])

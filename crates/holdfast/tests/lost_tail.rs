@@ -7,7 +7,7 @@ mod node_disks;
 use std::time::Duration;
 
 use cluster::Cluster;
-use node_disks::{Ledger, Spoilt, become_bytes, flip, largest, said, terminate, vanish, wait_started};
+use node_disks::{Ledger, Spoil, Spoilt, become_bytes, flip, largest, said, terminate, vanish, wait_started};
 
 const PAYLOAD_BYTES: usize = 500;
 
@@ -47,7 +47,7 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
         // Many election timeouts.
         let client = cluster.client_of(place).with_deadline(Duration::from_secs(2));
         let refused = client.put(cluster::contact("bob", "c"), "text/plain", "x").await.expect_err("nobody may lead");
-        assert_eq!(refused.reason(), "NO_LEADER", "{refused}");
+        assert!(["NO_LEADER", "OUTCOME_UNKNOWN"].contains(&refused.reason()), "{refused:?}");
     }
     assert!(is_recovering(&cluster, forgetful).await, "nobody gave it back what it lost");
 
@@ -126,7 +126,7 @@ async fn a_torn_log_or_a_damaged_floor_is_filled_up_again() {
     let client = cluster.client();
     let mut ledger = Ledger::default();
     ledger.write(&client, 20, PAYLOAD_BYTES).await;
-    type Kind = (&'static str, &'static str, Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>, Option<&'static str>);
+    type Kind = (&'static str, &'static str, Spoil, Option<&'static str>);
     let kinds: [Kind; 5] = [
         (
             "a torn tail",
@@ -171,7 +171,7 @@ async fn what_was_set_aside_or_made_anew_is_named() {
     ledger.write(&cluster.client(), 20, PAYLOAD_BYTES).await;
     let data = cluster.nodes[0].data_dir.clone();
     let mut missing = Vec::new();
-    type Kind = (&'static str, Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>, &'static str);
+    type Kind = (&'static str, Spoil, &'static str);
     let kinds: [Kind; 3] = [
         ("raft", Box::new(flip(500, 0x10)), "quarantine/raft-1"),
         ("floor-0", Box::new(become_bytes(b"")), "floor-0"),

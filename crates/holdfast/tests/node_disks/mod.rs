@@ -156,6 +156,9 @@ pub async fn wait_started(cluster: &Cluster, place: usize) {
     .await;
 }
 
+/// What happens to a file's bytes; `None` takes the file away.
+pub type Spoil = Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>;
+
 /// A file, or none, as it was before it was spoilt; put back on demand.
 pub struct Spoilt {
     path: PathBuf,
