@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use cluster::{Cluster, wait_for};
 use node_disks::{
-    Ledger, Spoil, Spoilt, become_bytes, flip, largest, manifest, said, start_refused, terminate, vanish, wait_started,
+    Ledger, Spoil, Spoilt, become_bytes, flip, largest, manifest, restart, said, start_refused, terminate, vanish,
+    wait_started,
 };
 
 /// Snapshots soon, so that the state lies in tables and the log was purged, as in a node that ran for long.
@@ -58,7 +59,7 @@ async fn refused_each(kinds: impl FnOnce(&Path, &Path) -> Vec<Kind>) {
         ledger.write(&client, 2, PAYLOAD_BYTES).await;
     }
     ledger.check(&client).await;
-    cluster.restart(place);
+    restart(&mut cluster, place);
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(place)).await;
 }
@@ -171,7 +172,7 @@ async fn a_state_moved_to_quarantine_is_reinstalled_from_a_peer() {
     start_refused(&cluster, place).assert_refused("a flipped pointer", 9, &["move its state/ to quarantine/"]);
     std::fs::rename(data.join("state"), data.join("quarantine/state")).expect("moved as told");
     ledger.write(&cluster.client(), 2, PAYLOAD_BYTES).await;
-    cluster.restart(place);
+    restart(&mut cluster, place);
     wait_started(&cluster, place).await;
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(place)).await;
@@ -191,7 +192,7 @@ async fn a_flipped_table_of_the_state_is_found_when_it_is_read_and_never_served(
     let name = table.file_name().expect("name").to_string_lossy().into_owned();
     let spoilt = Spoilt::new(table, flip(200, 0x10));
     // Opening reads the footer and the index only: it starts.
-    cluster.restart(place);
+    restart(&mut cluster, place);
     wait_started(&cluster, place).await;
     wait_for("the node to follow", async || {
         cluster.client_of(place).get(cluster::contact("nobody", "c")).await.is_ok()
@@ -212,7 +213,7 @@ async fn a_flipped_table_of_the_state_is_found_when_it_is_read_and_never_served(
     ledger.check(&others).await;
     cluster.kill(place);
     spoilt.put_back();
-    cluster.restart(place);
+    restart(&mut cluster, place);
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(place)).await;
 }
@@ -239,7 +240,7 @@ async fn a_damaged_log_is_set_aside_and_filled_up_again() {
         if what == "a flipped table" {
             // Opening a log that was not empty turns its WAL into a table.
             cluster.kill(place);
-            cluster.restart(place);
+            restart(&mut cluster, place);
             cluster.wait_converged().await;
         }
         cluster.kill(place);
@@ -248,7 +249,7 @@ async fn a_damaged_log_is_set_aside_and_filled_up_again() {
         let before = set_aside();
         Spoilt::new(file(&data.join("raft")), spoil);
         ledger.write(&client, 5, PAYLOAD_BYTES).await;
-        cluster.restart(place);
+        restart(&mut cluster, place);
         wait_started(&cluster, place).await;
         cluster.wait_converged().await;
         assert_eq!(set_aside(), before + 1, "{what}: the damaged log is kept");

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cluster::{Cluster, is_alive, wait_for, wait_until};
-use node_disks::{Ledger, said, wait_started};
+use node_disks::{Ledger, restart, restart_under, said, wait_started};
 
 /// RocksDB takes 70 MiB for the log's WAL in advance, as far as there is room; what it needs next is refused.
 const IMAGE_BYTES: u64 = 128 << 20;
@@ -92,7 +92,7 @@ async fn a_node_whose_disk_is_full_ends_and_rejoins_once_there_is_room() {
     let place = cluster.leader().await;
     cluster.kill(place);
     let disk = Disk::of(&cluster.nodes[place].data_dir, dir.path().join("disk.ext4"));
-    cluster.restart_under(place, &disk.mounted("true"));
+    restart_under(&mut cluster, place, &disk.mounted("true"));
     wait_started(&cluster, place).await;
     cluster.wait_converged().await;
 
@@ -112,7 +112,7 @@ async fn a_node_whose_disk_is_full_ends_and_rejoins_once_there_is_room() {
     disk.wait_released();
 
     ledger.write(&client, 5, 2000).await;
-    cluster.restart_under(place, &disk.mounted("rm ballast"));
+    restart_under(&mut cluster, place, &disk.mounted("rm ballast"));
     wait_started(&cluster, place).await;
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(place)).await;
@@ -166,7 +166,7 @@ async fn a_node_whose_log_cannot_be_written_aborts_and_rejoins() {
     let mut under = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=write,pwrite64"];
     under.extend(["-e", "inject=write,pwrite64:error=EIO:when=20+"]);
     under.extend(wals.iter().flat_map(|wal| ["-P", wal.as_str()]));
-    cluster.restart_under(place, &under);
+    restart_under(&mut cluster, place, &under);
     let pid = cluster.nodes[place].pid;
     wait_for("the node that cannot write to end", async || {
         ledger.write(&client, 1, 2000).await;
@@ -180,7 +180,7 @@ async fn a_node_whose_log_cannot_be_written_aborts_and_rejoins() {
     }
     ledger.check(&client).await;
     cluster.kill(place);
-    cluster.restart(place);
+    restart(&mut cluster, place);
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(place)).await;
 }

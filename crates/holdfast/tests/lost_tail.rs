@@ -7,7 +7,7 @@ mod node_disks;
 use std::time::Duration;
 
 use cluster::Cluster;
-use node_disks::{Ledger, Spoil, Spoilt, become_bytes, flip, largest, said, terminate, vanish, wait_started};
+use node_disks::{Ledger, Spoil, Spoilt, become_bytes, flip, largest, restart, said, terminate, vanish, wait_started};
 
 const PAYLOAD_BYTES: usize = 500;
 
@@ -38,8 +38,8 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
     assert!(written > kept + 10 * PAYLOAD_BYTES as u64, "the second half of the ledger is in {}", wal.display());
     std::fs::File::options().write(true).open(&wal).and_then(|file| file.set_len(kept)).expect("torn");
 
-    cluster.restart(absent);
-    cluster.restart(forgetful);
+    restart(&mut cluster, absent);
+    restart(&mut cluster, forgetful);
     wait_started(&cluster, absent).await;
     wait_started(&cluster, forgetful).await;
     assert!(is_recovering(&cluster, forgetful).await, "{}", said(&cluster, forgetful));
@@ -51,7 +51,7 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
     }
     assert!(is_recovering(&cluster, forgetful).await, "nobody gave it back what it lost");
 
-    cluster.restart(keeper);
+    restart(&mut cluster, keeper);
     cluster.wait_converged().await;
     ledger.check(&client).await;
     ledger.check(&cluster.client_of(forgetful)).await;
@@ -79,14 +79,14 @@ async fn a_node_that_kept_only_its_identity_elects_nobody_who_lacks_what_it_lost
     for name in ["raft", "state"] {
         std::fs::remove_dir_all(data.join(name)).expect("removed");
     }
-    cluster.restart(absent);
-    cluster.restart(forgetful);
+    restart(&mut cluster, absent);
+    restart(&mut cluster, forgetful);
     wait_started(&cluster, absent).await;
     wait_started(&cluster, forgetful).await;
     let lacking = cluster.client_of(absent).with_deadline(Duration::from_secs(2));
     let taken = lacking.put(cluster::contact("bob", "c"), "text/plain", "x").await;
     assert!(taken.is_err(), "two nodes that lack acknowledged writes went on without them: {taken:?}");
-    cluster.restart(keeper);
+    restart(&mut cluster, keeper);
     cluster.wait_converged().await;
     ledger.check(&client).await;
 }
@@ -107,14 +107,14 @@ async fn a_recovery_does_not_end_before_a_leader_is_heard() {
     cluster.kill(leader);
     cluster.kill((leader + 2) % 3);
     Spoilt::new(largest(&cluster.nodes[alone].data_dir.join("raft"), ".log"), flip(500, 0x10));
-    cluster.restart(alone);
+    restart(&mut cluster, alone);
     wait_started(&cluster, alone).await;
     for _ in 0..40 {
         assert!(is_recovering(&cluster, alone).await, "nobody else runs: {}", said(&cluster, alone));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    cluster.restart(leader);
-    cluster.restart((leader + 2) % 3);
+    restart(&mut cluster, leader);
+    restart(&mut cluster, (leader + 2) % 3);
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(alone)).await;
 }
@@ -149,7 +149,7 @@ async fn a_torn_log_or_a_damaged_floor_is_filled_up_again() {
         let file = if file.is_dir() { largest(&file, ".log") } else { file };
         Spoilt::new(file, spoil);
         ledger.write(&client, 5, PAYLOAD_BYTES).await;
-        cluster.restart(place);
+        restart(&mut cluster, place);
         wait_started(&cluster, place).await;
         cluster.wait_converged().await;
         let told = said(&cluster, place);
@@ -181,7 +181,7 @@ async fn what_was_set_aside_or_made_anew_is_named() {
         cluster.kill(0);
         let file = if file == "raft" { largest(&data.join(file), ".log") } else { data.join(file) };
         Spoilt::new(file.clone(), spoil);
-        cluster.restart(0);
+        restart(&mut cluster, 0);
         wait_started(&cluster, 0).await;
         cluster.wait_converged().await;
         if !said(&cluster, 0).contains(name) {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, contact, holdfast, is_alive, wait_for, wait_until};
-use node_disks::{Ledger, said, start_refused, terminate, wait_started};
+use cluster::{Cluster, contact, holdfast, is_alive, wait_for};
+use node_disks::{Ledger, restart, restart_under, said, start_refused, terminate, wait_started};
 
 const PAYLOAD_BYTES: usize = 200;
 /// Many election timeouts.
@@ -43,18 +43,18 @@ async fn a_wiped_disk_under_a_known_id_neither_acknowledges_nor_votes() {
     cluster.kill(wiped);
     cluster.kill(other);
     empty(&cluster.nodes[wiped].data_dir);
-    cluster.restart(wiped);
+    restart(&mut cluster, wiped);
     wait_started(&cluster, wiped).await;
     // The leader and the wiped node.
     assert_not_taken(&cluster, leader).await;
     // A follower and the wiped node.
     cluster.kill(leader);
-    cluster.restart(other);
+    restart(&mut cluster, other);
     wait_started(&cluster, other).await;
     assert_not_taken(&cluster, other).await;
     assert_not_taken_by_stranger(&cluster, wiped).await;
     // Two of three that know.
-    cluster.restart(leader);
+    restart(&mut cluster, leader);
     ledger.write(&client, 5, PAYLOAD_BYTES).await;
     ledger.check(&client).await;
     assert_not_taken_by_stranger(&cluster, wiped).await;
@@ -77,7 +77,7 @@ async fn a_wiped_disk_is_named_to_the_operator() {
     let place = (cluster.leader().await + 1) % 3;
     cluster.kill(place);
     empty(&cluster.nodes[place].data_dir);
-    cluster.restart(place);
+    restart(&mut cluster, place);
     wait_started(&cluster, place).await;
     let told = "was its disk replaced?";
     let end = Instant::now() + PATIENCE;
@@ -116,7 +116,7 @@ async fn a_directory_bound_to_another_cluster_is_refused() {
     std::fs::write(&path, format!("{other}crc32c {:08x}\n", crc32c(other.as_bytes()))).expect("IDENTITY");
     start_refused(&cluster, place).assert_refused("another cluster", 3, &["belongs to cluster", "own directory"]);
     std::fs::write(&path, whole).expect("IDENTITY");
-    cluster.restart(place);
+    restart(&mut cluster, place);
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(place)).await;
 }
@@ -181,7 +181,7 @@ async fn a_leader_that_steps_down_or_is_told_to_stop_hands_over_and_writes_go_on
     let (ledger, silence) = writer.await.expect("no write failed");
     assert!(silence < Duration::from_secs(10), "an election would have taken longer: {silence:?}");
     ledger.check(&client).await;
-    cluster.restart(second);
+    restart(&mut cluster, second);
     cluster.wait_converged().await;
     ledger.check(&cluster.client_of(second)).await;
 }
@@ -247,7 +247,7 @@ async fn a_broken_snapshot_transfer_resumes_with_the_files_that_are_missing() {
     let mut under = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=write"];
     under.extend(["-e", "inject=write:delay_enter=400ms"]);
     under.extend(paths.iter().flat_map(|path| ["-P", path.as_str()]));
-    cluster.restart_under(place, &under);
+    restart_under(&mut cluster, place, &under);
     // Files are sent one after the other: what has a successor is whole.
     let mut received = Vec::new();
     wait_for("some files", async || {
@@ -256,13 +256,11 @@ async fn a_broken_snapshot_transfer_resumes_with_the_files_that_are_missing() {
     })
     .await;
     cluster.kill(place);
-    // The node under strace is not the process that was waited for.
-    wait_until("the node's end", || std::net::TcpListener::bind(&cluster.nodes[place].client).is_ok());
     received.pop();
     let written = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
     let before: Vec<_> = received.iter().map(|name| written(&incoming.join(name)).expect("it was there")).collect();
 
-    cluster.restart(place);
+    restart(&mut cluster, place);
     cluster.wait_converged().await;
     assert!(said(&cluster, place).contains("snapshot.received"), "{}", said(&cluster, place));
     // An install links the received files: they keep the time of their last write.

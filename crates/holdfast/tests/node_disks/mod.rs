@@ -104,6 +104,7 @@ impl Ended {
 
 /// Starts a node by its own command line and waits for the end that it must come to.
 pub fn start_refused(cluster: &Cluster, place: usize) -> Ended {
+    wait_gone(cluster, place);
     let argv = &cluster.nodes[place].argv;
     let log = cluster.dir.join(format!("refused-{place}.log"));
     let stderr = std::fs::File::create(&log).expect("log");
@@ -131,6 +132,29 @@ pub fn start_refused(cluster: &Cluster, place: usize) -> Ended {
     let stderr = std::fs::read_to_string(&log).expect("log");
     let status = status.unwrap_or_else(|| panic!("it was to refuse its directory, and runs: {stderr}"));
     Ended { code: status.code(), stderr }
+}
+
+/// Waits until a node that was ended has let go of its ports and its directory. A process counts as ended when its first
+/// thread is, while others may still hold files; one under strace is not even the process that was waited for.
+fn wait_gone(cluster: &Cluster, place: usize) {
+    let node = &cluster.nodes[place];
+    let threads = format!("/proc/{}/task", node.pid);
+    wait_until("the node to let go of its files", || {
+        let ended = std::fs::read_dir(&threads).map_or(0, Iterator::count) <= 1;
+        ended
+            && [&node.client, &node.admin, &node.http].into_iter().all(|port| std::net::TcpListener::bind(port).is_ok())
+    });
+}
+
+/// Starts a node that was ended, again.
+pub fn restart(cluster: &mut Cluster, place: usize) {
+    restart_under(cluster, place, &[]);
+}
+
+/// As [`restart`], under another program.
+pub fn restart_under(cluster: &mut Cluster, place: usize, under: &[&str]) {
+    wait_gone(cluster, place);
+    cluster.restart_under(place, under);
 }
 
 /// Stops a node as an operator does, so that its state is flushed.
