@@ -6,7 +6,7 @@ mod node_disks;
 
 use std::time::Duration;
 
-use cluster::Cluster;
+use cluster::{Cluster, wait_for};
 use node_disks::{Ledger, Spoil, Spoilt, become_bytes, flip, largest, restart, said, terminate, vanish, wait_started};
 
 const PAYLOAD_BYTES: usize = 500;
@@ -55,7 +55,7 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
     cluster.wait_converged().await;
     ledger.check(&client).await;
     ledger.check(&cluster.client_of(forgetful)).await;
-    assert!(!is_recovering(&cluster, forgetful).await, "it has all of it again");
+    wait_for("the end of the recovery", async || !is_recovering(&cluster, forgetful).await).await;
 }
 
 /// IDENTITY says that the directory belongs to a cluster, and there is nothing else: whatever it acknowledged is lost,
