@@ -1,0 +1,263 @@
+//! One damaged file on one of three nodes: it is found, said, and never served; the other two go on, nothing is lost,
+//! and with the bytes put back the node is one of three again.
+
+mod cluster;
+mod node_disks;
+
+use std::path::{Path, PathBuf};
+
+use cluster::{Cluster, wait_for};
+use node_disks::{
+    Ledger, Spoil, Spoilt, become_bytes, flip, largest, manifest, restart, said, start_refused, terminate, vanish,
+    wait_started,
+};
+
+/// Snapshots soon, so that the state lies in tables and the log was purged, as in a node that ran for long.
+const SMALL: [&str; 4] = ["--set", "raft.snapshot_entries=40", "--set", "raft.keep_entries=10"];
+const PAYLOAD_BYTES: usize = 2000;
+
+async fn filled(dir: &Path) -> (Cluster, Ledger) {
+    let cluster = Cluster::start(&dir.join("c"), &SMALL);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 60, PAYLOAD_BYTES).await;
+    wait_for("purged logs", async || {
+        for place in 0..3 {
+            if cluster.status(place).await.is_none_or(|status| status.groups[0].purged_index < 30) {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    (cluster, ledger)
+}
+
+/// A kind of damage that a node must not start with.
+struct Kind {
+    what: &'static str,
+    file: PathBuf,
+    spoil: Spoil,
+    code: i32,
+    told: &'static [&'static str],
+}
+
+/// Does each damage in turn to a stopped node, which must refuse to start; then gives all back and wants it back.
+async fn refused_each(kinds: impl FnOnce(&Path, &Path) -> Vec<Kind>) {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut cluster, mut ledger) = filled(dir.path()).await;
+    let place = cluster.leader().await;
+    terminate(&mut cluster, place);
+    let client = cluster.client();
+    let other = cluster.nodes[(place + 1) % 3].data_dir.clone();
+    for kind in kinds(&cluster.nodes[place].data_dir, &other) {
+        let folder = kind.file.parent().expect("folder").display().to_string();
+        let spoilt = Spoilt::new(kind.file, kind.spoil);
+        let ended = start_refused(&cluster, place);
+        ended.assert_refused(kind.what, kind.code, kind.told);
+        assert!(ended.stderr.contains(&folder), "{}: {folder} is not named: {}", kind.what, ended.stderr);
+        spoilt.put_back();
+        ledger.write(&client, 2, PAYLOAD_BYTES).await;
+    }
+    ledger.check(&client).await;
+    restart(&mut cluster, place);
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(place)).await;
+}
+
+fn kind(
+    what: &'static str,
+    file: PathBuf,
+    spoil: impl FnOnce(Vec<u8>) -> Option<Vec<u8>> + 'static,
+    code: i32,
+    told: &'static [&'static str],
+) -> Kind {
+    Kind { what, file, spoil: Box::new(spoil), code, told }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_and_foreign_markers_are_refused() {
+    refused_each(|data, other| {
+        let foreign = std::fs::read(other.join("IDENTITY")).expect("IDENTITY");
+        let floor = std::fs::read(other.join("floor-0")).expect("floor");
+        vec![
+            kind(
+                "a flipped IDENTITY",
+                data.join("IDENTITY"),
+                flip(500, 1),
+                9,
+                &["IDENTITY", "restore the file from a copy"],
+            ),
+            kind("IDENTITY gone", data.join("IDENTITY"), vanish, 3, &["restore the IDENTITY file"]),
+            kind(
+                "IDENTITY of another node",
+                data.join("IDENTITY"),
+                move |_| Some(foreign),
+                3,
+                &["belongs to node", "start this node on its own directory"],
+            ),
+            kind("a flipped FORMAT", data.join("FORMAT"), flip(100, 1), 9, &["FORMAT", "restore the file from a copy"]),
+            kind(
+                "a newer FORMAT",
+                data.join("FORMAT"),
+                become_bytes(b"holdfast format 2\n"),
+                3,
+                &["FORMAT says format 2", "start the release that wrote it"],
+            ),
+            kind(
+                "a floor of another node",
+                data.join("floor-0"),
+                move |_| Some(floor),
+                3,
+                &["floor-0 belongs to", "give each node its own floor_dir"],
+            ),
+        ]
+    })
+    .await;
+}
+
+/// Bit 7 makes a text file no text: damage, too, and not a missing disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn markers_that_are_no_text_or_missing_are_integrity_failures() {
+    refused_each(|data, _| {
+        let pointer = data.join("state/0/CURRENT");
+        vec![
+            kind(
+                "IDENTITY is no text",
+                data.join("IDENTITY"),
+                flip(500, 0x80),
+                9,
+                &["IDENTITY", "restore the file from a copy"],
+            ),
+            kind(
+                "FORMAT is no text",
+                data.join("FORMAT"),
+                flip(100, 0x80),
+                9,
+                &["FORMAT", "restore the file from a copy"],
+            ),
+            kind("the pointer is no text", pointer, flip(100, 0x80), 9, &["CURRENT", "reinstall this node's state"]),
+            kind("FORMAT gone", data.join("FORMAT"), vanish, 9, &["FORMAT", "restore the file from a copy"]),
+        ]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_state_is_refused() {
+    refused_each(|data, _| {
+        let group = data.join("state/0");
+        let pointer = std::fs::read_to_string(group.join("CURRENT")).expect("CURRENT");
+        let db = group.join(pointer.lines().next().expect("a name"));
+        let to_quarantine = &["to quarantine/ and restart"];
+        vec![
+            kind("a flipped pointer", group.join("CURRENT"), flip(100, 1), 9, to_quarantine),
+            kind("the pointer gone", group.join("CURRENT"), vanish, 3, to_quarantine),
+            kind("garbage for RocksDB's CURRENT", db.join("CURRENT"), become_bytes(b"garbage"), 9, to_quarantine),
+            kind("a flipped MANIFEST", manifest(&db), flip(500, 0x10), 9, to_quarantine),
+            kind("a table gone", largest(&db, ".sst"), vanish, 9, to_quarantine),
+        ]
+    })
+    .await;
+}
+
+/// The operator does what the message says, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_moved_to_quarantine_is_reinstalled_from_a_peer() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut cluster, mut ledger) = filled(dir.path()).await;
+    let place = (cluster.leader().await + 1) % 3;
+    terminate(&mut cluster, place);
+    let data = cluster.nodes[place].data_dir.clone();
+    Spoilt::new(data.join("state/0/CURRENT"), flip(100, 1));
+    start_refused(&cluster, place).assert_refused("a flipped pointer", 9, &["move its state/ to quarantine/"]);
+    std::fs::rename(data.join("state"), data.join("quarantine/state")).expect("moved as told");
+    ledger.write(&cluster.client(), 2, PAYLOAD_BYTES).await;
+    restart(&mut cluster, place);
+    wait_started(&cluster, place).await;
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(place)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_table_of_the_state_is_found_when_it_is_read_and_never_served() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut cluster, mut ledger) = filled(dir.path()).await;
+    let place = (cluster.leader().await + 1) % 3;
+    terminate(&mut cluster, place);
+    let others = holdfast_client::Client::builder()
+        .endpoints((0..3).filter(|other| *other != place).map(|other| cluster.nodes[other].client.clone()))
+        .build()
+        .expect("client");
+    let table = largest(&cluster.nodes[place].data_dir.join("state/0/db-1"), ".sst");
+    let name = table.file_name().expect("name").to_string_lossy().into_owned();
+    let spoilt = Spoilt::new(table, flip(200, 0x10));
+    // Opening reads the footer and the index only: it starts.
+    restart(&mut cluster, place);
+    wait_started(&cluster, place).await;
+    wait_for("the node to follow", async || {
+        cluster.client_of(place).get(cluster::contact("nobody", "c")).await.is_ok()
+    })
+    .await;
+    let refused = ledger.check_or_refused(&cluster.client_of(place)).await;
+    assert_eq!(refused.keys().collect::<Vec<_>>(), ["CHECKSUM"], "a flipped block is refused as such");
+    ledger.check(&others).await;
+    // Applying reads the damaged block: the node cannot go on, and says why; the other two do.
+    let pid = cluster.nodes[place].pid;
+    ledger.rewrite(&others).await;
+    wait_for("the node with the damaged table to end", async || !cluster::is_alive(pid)).await;
+    let told = said(&cluster, place);
+    let last = told.lines().rfind(|line| line.starts_with("holdfast: ")).expect("a last word");
+    for part in ["corrupt", &name, "to quarantine/ and restart"] {
+        assert!(last.contains(part), "`{part}` is missing in: {last}");
+    }
+    ledger.check(&others).await;
+    cluster.kill(place);
+    spoilt.put_back();
+    restart(&mut cluster, place);
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(place)).await;
+}
+
+/// A damaged log loses no node: it is set aside, and the leader fills it up again. The node says so, and keeps the
+/// damaged bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_set_aside_and_filled_up_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut cluster, mut ledger) = filled(dir.path()).await;
+    let client = cluster.client();
+    type Find = fn(&Path) -> PathBuf;
+    let kinds: [(&str, Find, Spoil); 5] = [
+        ("a WAL flipped in the middle", |raft| largest(raft, ".log"), Box::new(flip(500, 0x10))),
+        ("a flipped MANIFEST", manifest, Box::new(flip(500, 0x10))),
+        ("garbage for CURRENT", |raft| raft.join("CURRENT"), Box::new(become_bytes(b"garbage"))),
+        ("CURRENT gone", |raft| raft.join("CURRENT"), Box::new(vanish)),
+        // Its first part may be purged entries, which nobody reads.
+        ("a flipped table", |raft| largest(raft, ".sst"), Box::new(flip(850, 0x10))),
+    ];
+    for (what, file, spoil) in kinds {
+        // The leader of the moment, so that damage goes round and hits leaders and followers.
+        let place = cluster.leader().await;
+        if what == "a flipped table" {
+            // Opening a log that was not empty turns its WAL into a table.
+            cluster.kill(place);
+            restart(&mut cluster, place);
+            cluster.wait_converged().await;
+        }
+        cluster.kill(place);
+        let data = cluster.nodes[place].data_dir.clone();
+        let set_aside = || std::fs::read_dir(data.join("quarantine")).expect("quarantine").count();
+        let before = set_aside();
+        Spoilt::new(file(&data.join("raft")), spoil);
+        ledger.write(&client, 5, PAYLOAD_BYTES).await;
+        restart(&mut cluster, place);
+        wait_started(&cluster, place).await;
+        cluster.wait_converged().await;
+        assert_eq!(set_aside(), before + 1, "{what}: the damaged log is kept");
+        let told = said(&cluster, place);
+        let line =
+            told.lines().find(|line| line.contains("log.recovering")).unwrap_or_else(|| panic!("{what}: {told}"));
+        assert!(line.contains("was set aside"), "{what}: {line}");
+        ledger.check(&cluster.client_of(place)).await;
+    }
+    ledger.check(&client).await;
+}

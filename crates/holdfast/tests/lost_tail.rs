@@ -1,0 +1,192 @@
+//! A node whose log or floor lost what it had acknowledged: it takes part again, but elects nobody before a leader has
+//! given it back.
+
+mod cluster;
+mod node_disks;
+
+use std::time::Duration;
+
+use cluster::{Cluster, wait_for};
+use node_disks::{Ledger, Spoil, Spoilt, become_bytes, flip, largest, restart, said, terminate, vanish, wait_started};
+
+const PAYLOAD_BYTES: usize = 500;
+
+async fn is_recovering(cluster: &Cluster, place: usize) -> bool {
+    let status = cluster.status(place).await.expect("it answers");
+    status.checks.iter().any(|check| check.check_id == "LOG_RECOVERING")
+}
+
+/// A tail that no fsync covered may be gone after a power cut. One that was acknowledged is below the floor: were the
+/// node to vote, the two nodes without the writes would elect one of them, and the writes would be gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 20, PAYLOAD_BYTES).await;
+    let keeper = cluster.leader().await;
+    let [forgetful, absent] = [(keeper + 1) % 3, (keeper + 2) % 3];
+    cluster.wait_converged().await;
+    cluster.kill(absent);
+    let wal = largest(&cluster.nodes[forgetful].data_dir.join("raft"), ".log");
+    let kept = std::fs::metadata(&wal).expect("WAL").len();
+    ledger.write(&client, 20, PAYLOAD_BYTES).await;
+    cluster.kill(keeper);
+    cluster.kill(forgetful);
+    let written = std::fs::metadata(&wal).expect("WAL").len();
+    assert!(written > kept + 10 * PAYLOAD_BYTES as u64, "the second half of the ledger is in {}", wal.display());
+    std::fs::File::options().write(true).open(&wal).and_then(|file| file.set_len(kept)).expect("torn");
+
+    restart(&mut cluster, absent);
+    restart(&mut cluster, forgetful);
+    wait_started(&cluster, absent).await;
+    wait_started(&cluster, forgetful).await;
+    assert!(is_recovering(&cluster, forgetful).await, "{}", said(&cluster, forgetful));
+    for place in [absent, forgetful] {
+        // Many election timeouts.
+        let client = cluster.client_of(place).with_deadline(Duration::from_secs(2));
+        let refused = client.put(cluster::contact("bob", "c"), "text/plain", "x").await.expect_err("nobody may lead");
+        assert!(["NO_LEADER", "OUTCOME_UNKNOWN"].contains(&refused.reason()), "{refused:?}");
+    }
+    assert!(is_recovering(&cluster, forgetful).await, "nobody gave it back what it lost");
+
+    restart(&mut cluster, keeper);
+    cluster.wait_converged().await;
+    ledger.check(&client).await;
+    ledger.check(&cluster.client_of(forgetful)).await;
+    wait_for("the end of the recovery", async || !is_recovering(&cluster, forgetful).await).await;
+}
+
+/// IDENTITY says that the directory belongs to a cluster, and there is nothing else: whatever it acknowledged is lost,
+/// and it does not even know how much that was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_kept_only_its_identity_elects_nobody_who_lacks_what_it_lost() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 5, PAYLOAD_BYTES).await;
+    cluster.wait_converged().await;
+    let keeper = cluster.leader().await;
+    let [forgetful, absent] = [(keeper + 1) % 3, (keeper + 2) % 3];
+    cluster.kill(absent);
+    ledger.write(&client, 5, PAYLOAD_BYTES).await;
+    cluster.kill(keeper);
+    cluster.kill(forgetful);
+    let data = &cluster.nodes[forgetful].data_dir;
+    std::fs::remove_file(data.join("floor-0")).expect("removed");
+    for name in ["raft", "state"] {
+        std::fs::remove_dir_all(data.join(name)).expect("removed");
+    }
+    restart(&mut cluster, absent);
+    restart(&mut cluster, forgetful);
+    wait_started(&cluster, absent).await;
+    wait_started(&cluster, forgetful).await;
+    let lacking = cluster.client_of(absent).with_deadline(Duration::from_secs(2));
+    let taken = lacking.put(cluster::contact("bob", "c"), "text/plain", "x").await;
+    assert!(taken.is_err(), "two nodes that lack acknowledged writes went on without them: {taken:?}");
+    restart(&mut cluster, keeper);
+    cluster.wait_converged().await;
+    ledger.check(&client).await;
+}
+
+/// The vote on the floor may be older than the one in the lost log, and the leader it names may be long dead: only one
+/// that is heard can end a recovery.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_does_not_end_before_a_leader_is_heard() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 20, PAYLOAD_BYTES).await;
+    cluster.wait_converged().await;
+    let leader = cluster.leader().await;
+    let alone = (leader + 1) % 3;
+    // Its state is flushed up to the floor.
+    terminate(&mut cluster, alone);
+    cluster.kill(leader);
+    cluster.kill((leader + 2) % 3);
+    Spoilt::new(largest(&cluster.nodes[alone].data_dir.join("raft"), ".log"), flip(500, 0x10));
+    restart(&mut cluster, alone);
+    wait_started(&cluster, alone).await;
+    for _ in 0..40 {
+        assert!(is_recovering(&cluster, alone).await, "nobody else runs: {}", said(&cluster, alone));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    restart(&mut cluster, leader);
+    restart(&mut cluster, (leader + 2) % 3);
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(alone)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_log_or_a_damaged_floor_is_filled_up_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 20, PAYLOAD_BYTES).await;
+    type Kind = (&'static str, &'static str, Spoil, Option<&'static str>);
+    let kinds: [Kind; 5] = [
+        (
+            "a torn tail",
+            "raft",
+            Box::new(|mut bytes| {
+                bytes.truncate(bytes.len() * 3 / 4);
+                Some(bytes)
+            }),
+            Some("the floor says"),
+        ),
+        ("one slot flipped", "floor-0", Box::new(flip(5, 1)), None),
+        ("both slots garbage", "floor-0", Box::new(become_bytes(&[b'x'; 8192])), Some("both slots")),
+        ("an empty floor", "floor-0", Box::new(become_bytes(b"")), Some("both slots")),
+        ("no floor", "floor-0", Box::new(vanish), None),
+    ];
+    for (what, file, spoil, recovering) in kinds {
+        let place = cluster.leader().await;
+        cluster.kill(place);
+        let file = cluster.nodes[place].data_dir.join(file);
+        let file = if file.is_dir() { largest(&file, ".log") } else { file };
+        Spoilt::new(file, spoil);
+        ledger.write(&client, 5, PAYLOAD_BYTES).await;
+        restart(&mut cluster, place);
+        wait_started(&cluster, place).await;
+        cluster.wait_converged().await;
+        let told = said(&cluster, place);
+        match recovering {
+            Some(why) => assert!(told.contains("log.recovering") && told.contains(why), "{what}: {told}"),
+            None => assert!(!told.contains("log.recovering"), "{what}: {told}"),
+        }
+        ledger.check(&cluster.client_of(place)).await;
+    }
+    ledger.check(&client).await;
+}
+
+/// An operator who finds the node's log must learn which file it was, and where the damaged bytes lie now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_set_aside_or_made_anew_is_named() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 20, PAYLOAD_BYTES).await;
+    let data = cluster.nodes[0].data_dir.clone();
+    let mut missing = Vec::new();
+    type Kind = (&'static str, Spoil, &'static str);
+    let kinds: [Kind; 3] = [
+        ("raft", Box::new(flip(500, 0x10)), "quarantine/raft-1"),
+        ("floor-0", Box::new(become_bytes(b"")), "floor-0"),
+        ("floor-0", Box::new(vanish), "floor-0"),
+    ];
+    for (file, spoil, name) in kinds {
+        cluster.kill(0);
+        let file = if file == "raft" { largest(&data.join(file), ".log") } else { data.join(file) };
+        Spoilt::new(file.clone(), spoil);
+        restart(&mut cluster, 0);
+        wait_started(&cluster, 0).await;
+        cluster.wait_converged().await;
+        if !said(&cluster, 0).contains(name) {
+            missing.push(format!("{}: {name}", file.display()));
+        }
+    }
+    assert!(missing.is_empty(), "not named on stderr: {missing:?}");
+}
