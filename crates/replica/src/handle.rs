@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_model::command::Genesis;
@@ -98,6 +98,10 @@ pub(crate) struct Core {
     recovering: AtomicBool,
     stopping: AtomicBool,
     recover_to: u64,
+    /// Term of the last leader that this process heard; 0 = none yet.
+    heard_term: AtomicU64,
+    /// A peer knows another data directory under this node's id.
+    displaced: AtomicBool,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -161,22 +165,54 @@ impl Replica {
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
         remove_leftovers(&data)?;
         let fatal = hooks.on_fatal.clone();
-        let (log, report) = LogStore::open(
-            &data,
-            options.group,
-            LogOptions {
+        let open_log = || {
+            let fatal = fatal.clone();
+            let log_options = LogOptions {
                 floor_dir: options.floor_dir.clone(),
                 cache_bytes_max: options.log_cache_bytes_max,
                 on_fatal: Box::new(move |reason| fatal(reason)),
-            },
-        )?;
+            };
+            LogStore::open(&data, options.group, log_options)
+        };
+        let (mut log, mut report) = open_log()?;
         let state = StateStore::open(&data, options.group)?;
+        if let Some(history) = &state.view().sys().history
+            && data.identity().cluster_id.is_some()
+        {
+            data.set_cluster(history.cluster_id)?;
+        }
+        let mut recovering = report.recovering.clone();
+        if log.purged().map(|purged| purged.index) > state.applied().position.map(|applied| applied.index) {
+            // The state was lost or set aside, and the log does not reach down to it: both come from a peer.
+            let vote = log.vote();
+            log.close();
+            drop(log);
+            report.quarantined = Some(LogStore::set_aside(&data)?);
+            let floor;
+            (log, floor) = open_log()?;
+            report.floor = report.floor.max(floor.floor);
+            save_vote(&log, vote).await.map_err(|error| StartError::Raft(error.to_string()))?;
+            recovering = Some("the state ends before the log begins; both are taken from a peer".into());
+        }
+        // The entry that names the cluster is in the log before the directory is bound to it.
+        let bound = data.identity().cluster_id.is_some();
+        if bound && log.last().is_none() && state.applied().position.is_none() {
+            recovering
+                .get_or_insert_with(|| "the directory belongs to a cluster, and its log and state are gone".into());
+        }
+        if let Some(path) = &report.quarantined {
+            let path = path.display();
+            tracing::warn!(event = "log.quarantined", %path, "the log was set aside; remove it once the node is well");
+        }
+        if let Some(path) = &report.floor_missing {
+            let path = path.display();
+            tracing::warn!(event = "log.floor_missing", %path, "there was no floor file; it was made from the log");
+        }
         if let Some(members) = options.members.clone().filter(|_| log.last().is_none()) {
             adopt_members(&state, members)?;
         }
         agree(&log, &state)?;
         raise_vote(&log, &state).await.map_err(|error| StartError::Raft(error.to_string()))?;
-        let mut recovering = report.recovering.clone();
         let mut recover_to = report.floor.map_or(0, |floor| floor.index);
 
         let peers = Arc::new(Peers::new(options.group.0));
@@ -233,6 +269,8 @@ impl Replica {
             recovering: AtomicBool::new(recovering.is_some()),
             stopping: AtomicBool::new(false),
             recover_to,
+            heard_term: AtomicU64::new(0),
+            displaced: AtomicBool::new(false),
             options,
             hooks,
         });
@@ -432,9 +470,40 @@ impl Replica {
         self.status().matched.get(&node).copied()
     }
 
-    /// Index that a recovering log must reach.
-    pub(crate) fn recover_to(&self) -> u64 {
-        self.core.recover_to
+    /// A leader's heartbeat of this term was accepted.
+    pub(crate) fn heard_leader(&self, term: u64) {
+        self.core.heard_term.fetch_max(term, Ordering::AcqRel);
+    }
+
+    /// This log holds all that was ever committed: a leader that was heard has committed an entry of its own term, and
+    /// with it everything before, and this log has that entry. The stored vote alone may name a leader long dead.
+    pub(crate) fn is_filled_up(&self) -> bool {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.core.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = self.core.heard_term.load(Ordering::Acquire);
+        let committed = metrics.local_committed.as_ref();
+        committed.is_some_and(|committed| {
+            committed.committed_leader_id().term == heard
+                && heard == metrics.current_term
+                && committed.index() >= self.core.recover_to
+        })
+    }
+
+    /// A peer called another data directory under this node's id.
+    pub(crate) fn note_displaced(&self) {
+        if !self.core.displaced.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                event = "identity.mismatch",
+                node = self.core.node_id,
+                "the cluster knows this node id under another data directory; was its disk replaced? It takes no part"
+            );
+        }
+    }
+
+    /// The cluster knows this node's id under another data directory: it takes no part.
+    pub fn is_displaced(&self) -> bool {
+        self.core.displaced.load(Ordering::Acquire)
     }
 
     pub(crate) fn end_recovery(&self) {
@@ -506,14 +575,9 @@ fn agree(log: &LogStore, state: &StateStore) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// No term of this node may be older than what its state holds: a restored directory has entries of the old cluster's
-/// terms and no vote yet, and a leader elected below them could append nothing. Node 0 is nobody's candidate.
-async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::Result<()> {
-    let Some(applied) = state.applied().position else { return Ok(()) };
-    if log.vote().is_some_and(|vote| vote.term >= applied.term) {
-        return Ok(());
-    }
-    let vote = VoteRecord { term: applied.term + 1, node: 0, committed: false };
+/// Saves a vote and waits for its fsync, unless the log holds a later one.
+async fn save_vote(log: &LogStore, vote: Option<VoteRecord>) -> std::io::Result<()> {
+    let Some(vote) = vote.filter(|vote| log.vote() < Some(*vote)) else { return Ok(()) };
     let (tx, rx) = tokio::sync::oneshot::channel();
     log.save_vote(
         vote,
@@ -523,6 +587,16 @@ async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::Result<()> {
         }),
     );
     rx.await.map_err(|_| std::io::Error::other("the log's flush thread ended"))?
+}
+
+/// No term of this node may be older than what its state holds: a restored directory has entries of the old cluster's
+/// terms and no vote yet, and a leader elected below them could append nothing. Node 0 is nobody's candidate.
+async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::Result<()> {
+    let Some(applied) = state.applied().position else { return Ok(()) };
+    if log.vote().is_some_and(|vote| vote.term >= applied.term) {
+        return Ok(());
+    }
+    save_vote(log, Some(VoteRecord { term: applied.term + 1, node: 0, committed: false })).await
 }
 
 /// Replaces the members in a restored state, durably, before its log begins.

@@ -66,9 +66,8 @@ fn learn_cluster(replica: &Replica) {
 
 /// Recovered once the log reaches what was acknowledged before, and a leader filled it.
 async fn recover(replica: &Replica, last_hello: &mut Instant) {
-    let status = replica.status();
-    if status.leader_id != 0 && status.committed_index >= replica.recover_to() && status.committed_index > 0 {
-        tracing::info!(event = "log.recovered", index = status.last_log_index, "this node votes again");
+    if replica.is_filled_up() {
+        tracing::info!(event = "log.recovered", index = replica.status().last_log_index, "this node votes again");
         replica.end_recovery();
         return;
     }

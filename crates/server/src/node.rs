@@ -193,7 +193,9 @@ fn hooks(feed: &Arc<Feed>, barriers: &Arc<Barriers>) -> Hooks {
         on_installed: Box::new(move || installed.wake_all()),
         on_fatal: Arc::new(|reason| {
             tracing::error!(event = "node.fatal", reason, "the node cannot go on and aborts");
-            eprintln!("holdfast: fatal: {reason}; the node aborts. Start it again: it rejoins from its peers.");
+            eprintln!(
+                "holdfast: fatal: {reason}; the node aborts. Start it again: it rejoins from its peers, or says what stands in the way."
+            );
             std::process::abort();
         }),
     }

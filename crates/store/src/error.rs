@@ -19,7 +19,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// RocksDB refused.
-    #[error("RocksDB cannot {action} {path}: {source}; check the disk (dmesg, smartctl), then restart the node")]
+    #[error(
+        "RocksDB cannot {action} {path}: {source}; check free space and the disk's health (df, dmesg, smartctl), then restart the node"
+    )]
     Rocks {
         /// What was tried.
         action: &'static str,
@@ -68,13 +70,14 @@ pub enum StoreError {
 }
 
 /// What to do about a damaged log.
-pub(crate) const HINT_LOG: &str = "move the file to quarantine/ and restart: the node recovers its log from its peers";
+pub(crate) const HINT_LOG: &str =
+    "move the node's raft/ to quarantine/ and restart: the node recovers its log from its peers";
 /// What to do about damaged state.
 pub(crate) const HINT_STATE: &str =
     "reinstall this node's state from a peer: move its state/ to quarantine/ and restart";
 /// What to do about a damaged marker.
 pub(crate) const HINT_MARKER: &str =
-    "restore the file from a copy of this directory, or start the node on an empty one";
+    "restore the file from a copy of this directory; without one this node's disk counts as lost";
 /// What to do about a misuse.
 pub(crate) const HINT_DEFECT: &str = "this is a defect: keep the log and report it";
 
@@ -91,7 +94,7 @@ impl StoreError {
                 what: "a database file".into(),
                 path: path.to_owned(),
                 reason: source.into_string(),
-                hint: "move the database to quarantine/ and restart: the node recovers it from its peers",
+                hint: if path.components().any(|part| part.as_os_str() == "raft") { HINT_LOG } else { HINT_STATE },
             },
             _ => Self::Rocks { action, path: path.to_owned(), source },
         }

@@ -86,6 +86,15 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 }
 
 /// Moves what is damaged out of the way, under a name not yet taken. Nothing is deleted: an operator may want it.
+/// A file that must be text; `None` when it is not there. Bytes that are no text are damage, not a failing disk.
+pub(crate) fn read_text(path: &Path) -> Result<Option<Result<String, &'static str>>, StoreError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8(bytes).map_err(|_| "it is no text"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("read", path)(error)),
+    }
+}
+
 pub(crate) fn quarantine(data: &Path, damaged: &Path) -> Result<PathBuf, StoreError> {
     let dir = data.join("quarantine");
     create_dir(&dir)?;

@@ -215,11 +215,8 @@ impl GroupDir {
 
     fn current(&self) -> Result<Option<u64>, StoreError> {
         let path = self.dir.join(CURRENT);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StoreError::io("read", &path)(error)),
-        };
+        let Some(text) = files::read_text(&path)? else { return Ok(None) };
+        let text = text.unwrap_or_default();
         let parsed = text.split_once('\n').and_then(|(name, crc)| {
             let crc = u32::from_str_radix(crc.trim_end(), 16).ok()?;
             let whole = crc32c::crc32c(format!("{name}\n").as_bytes()) == crc;

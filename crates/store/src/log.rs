@@ -15,6 +15,7 @@ mod tail;
 mod types;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -71,6 +72,12 @@ impl LogStore {
             flush::spawn("log-floor", &shared, flush::run_floor)?,
         ];
         Ok((Self(Arc::new(Handle { shared, threads: Mutex::new(threads) })), report))
+    }
+
+    /// Sets the log's database aside, into `quarantine/`, when it is of no use without what was purged from it. No log
+    /// of the directory may be open. The floor stays, so that the node knows what it had acknowledged.
+    pub fn set_aside(data: &DataDir) -> Result<PathBuf, StoreError> {
+        open::set_aside(data)
     }
 
     /// Last purged position.

@@ -157,7 +157,7 @@ fn create(path: &Path, identity: &Identity) -> Result<(), StoreError> {
 }
 
 fn check_format(path: &Path) -> Result<(), StoreError> {
-    let text = fs::read_to_string(path).map_err(StoreError::io("read", path))?;
+    let text = marker_text(path)?;
     let version = text.trim_end().strip_prefix(FORMAT_HEAD).and_then(|rest| rest.trim().parse::<u32>().ok());
     match version {
         Some(FORMAT_VERSION) => Ok(()),
@@ -181,8 +181,15 @@ fn encode_identity(identity: &Identity) -> String {
 }
 
 fn read_identity(path: &Path) -> Result<Identity, StoreError> {
-    let text = fs::read_to_string(path).map_err(StoreError::io("read", path))?;
+    let text = marker_text(path)?;
     parse_identity(&text).map_err(|reason| corrupt(path, reason))
+}
+
+fn marker_text(path: &Path) -> Result<String, StoreError> {
+    match files::read_text(path)? {
+        Some(text) => text.map_err(|reason| corrupt(path, reason)),
+        None => Err(corrupt(path, "it is missing")),
+    }
 }
 
 fn parse_identity(text: &str) -> Result<Identity, &'static str> {

@@ -413,7 +413,7 @@ fn a_torn_floor_is_reported_and_healed() {
     assert_eq!(open_log(&data).1.recovering, None);
     fs::remove_file(dir.path().join("floor-0")).expect("removed");
     let (_log, report) = open_log(&data);
-    assert!(report.floor_missing);
+    assert!(report.floor_missing.is_some());
 }
 
 #[test]

@@ -85,8 +85,13 @@ pub(super) fn signal_of(status: ExitStatus) -> Option<i32> {
     std::os::unix::process::ExitStatusExt::signal(&status)
 }
 
-/// The process runs, and is not merely waiting to be reaped.
+/// The process runs, or a thread of it still does: as long as one does, ports and locks are held, even when the first
+/// thread merely waits to be reaped.
 pub fn is_alive(pid: i32) -> bool {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) > 1 || is_running(pid)
+}
+
+fn is_running(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !matches!(stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()), Some("Z")))
 }

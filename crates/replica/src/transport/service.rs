@@ -54,6 +54,7 @@ impl Service {
             return refuse("node");
         }
         if text(TO_IDENTITY).is_some_and(|to| to != self.replica.identity()) {
+            self.replica.note_displaced();
             return refuse("data directory under this node id; was its disk replaced?");
         }
         match (text(CLUSTER), self.replica.cluster_hex()) {
@@ -132,9 +133,13 @@ impl PeerService for Service {
         let message = request.into_inner();
         self.check_group(message.group_id)?;
         let request = append_from(message).map_err(bad)?;
+        let term = request.vote.leader_id.term;
         let prev = request.prev_log_id;
         let last = request.entries.last().map(openraft::entry::RaftEntry::log_id).or(prev);
         let answer = self.replica.raft().append_entries(request).await.map_err(fatal)?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.replica.heard_leader(term);
+        }
         let result = match answer {
             AppendEntriesResponse::Success => {
                 pb::append_response::Result::Matched(pb::Matched { last: last.as_ref().map(log_id_to) })

@@ -143,6 +143,14 @@ impl Admin {
                 "start the other nodes, then `holdfast cluster status`",
             );
         }
+        if self.shared.replica.is_displaced() {
+            check(
+                "IDENTITY_MISMATCH",
+                v1::HealthSeverity::Error,
+                "the cluster knows this node id under another data directory: the disk was replaced or wiped".into(),
+                "give this node its old directory back; on an empty disk it takes no part under this id",
+            );
+        }
         if status.recovering {
             check(
                 "LOG_RECOVERING",

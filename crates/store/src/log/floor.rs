@@ -113,6 +113,11 @@ impl FloorFile {
         Ok((this, if missing { Found::Missing } else { Found::Floor }))
     }
 
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What it says.
     pub(crate) fn floor(&self) -> Floor {
         self.floor

@@ -77,10 +77,12 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
         db.write(batch)?;
     }
     if found == Found::Damaged {
-        reasons.push("both slots of the floor are damaged".into());
+        reasons.push(format!("both slots of {} are damaged", floor_file.path().display()));
         floor_file.write(Floor { position: walked.last.position, vote })?;
     }
-    report.floor_missing = found == Found::Missing && walked.last.position.is_some();
+    if found == Found::Missing && walked.last.position.is_some() {
+        report.floor_missing = Some(floor_file.path().to_owned());
+    }
     let floor = floor_file.floor().position;
     if walked.last.position < floor {
         reasons.push(format!("the log ends at {:?}, the floor says {floor:?} was fsynced", walked.last.position));
@@ -109,12 +111,19 @@ fn open_or_quarantine(
     match LogDb::open(&path).and_then(walk) {
         Err(StoreError::Corrupt { reason, .. }) if found == Found::Floor => {
             reasons.push(format!("the log database is damaged and was set aside: {reason}"));
-            report.quarantined = Some(files::quarantine(data.path(), &path)?);
-            files::create_dir(&path)?;
+            report.quarantined = Some(set_aside(data)?);
             LogDb::open(&path).and_then(walk)
         }
         other => other,
     }
+}
+
+/// Moves the database away and makes room for an empty one.
+pub(crate) fn set_aside(data: &DataDir) -> Result<PathBuf, StoreError> {
+    let path = data.path().join("raft");
+    let target = files::quarantine(data.path(), &path)?;
+    files::create_dir(&path)?;
+    Ok(target)
 }
 
 impl LogDb {

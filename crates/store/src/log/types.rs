@@ -88,8 +88,8 @@ pub struct LogReport {
     pub entries: u64,
     /// The log database could not be opened and lies here.
     pub quarantined: Option<PathBuf>,
-    /// There was no floor file beside a log with entries: it was removed, or `floor_dir` was changed.
-    pub floor_missing: bool,
+    /// Where a floor file was made beside a log with entries: it had been removed, or `floor_dir` was changed.
+    pub floor_missing: Option<PathBuf>,
 }
 
 /// Upper bounds of the fsync histogram, in microseconds; one more bucket follows for what is slower.
