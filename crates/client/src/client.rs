@@ -68,6 +68,13 @@ impl Client {
         if request.first_sent_time.is_none() {
             request.first_sent_time = self.nodes.server_time_ms().map(|ms| reply::timestamp(Millis(ms)));
         }
+        // The encoder's own refusal looks like a broken connection, which would be tried again to the deadline.
+        let bytes = holdfast_wire::encoded_len(&request);
+        if bytes > MESSAGE_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "the batch has {bytes} bytes, at most {MESSAGE_BYTES_MAX} can be sent"
+            )));
+        }
         let request_id = request.request_id.clone();
         let effect = Effect::Write { request_id: &request_id, rejection_is_final: rejection_is_final(&request) };
         let call = |channel, request| async move { records(channel).batch_write(request).await };

@@ -209,11 +209,20 @@ mod tests {
         assert!(matches!(of(Refusal::DiskFull), Error::Overloaded { retry_after: Some(_), .. }));
         assert!(matches!(of(Refusal::Rejected(Rejection::RequestTooOld, None)), Error::Precondition { .. }));
         assert_eq!(of(Refusal::Unsupported("undelete")).reason(), "UNSUPPORTED");
+        for status in [Status::permission_denied("no"), Status::unauthenticated("who")] {
+            assert!(matches!(Error::of(&status), Error::Forbidden { .. }));
+        }
+        assert!(matches!(Error::of(&Status::out_of_range("too large")), Error::Invalid { .. }));
+        assert!(matches!(Error::of(&Status::aborted("no details")), Error::Precondition { .. }));
+        assert!(matches!(Error::of(&Status::already_exists("it")), Error::Precondition { .. }));
     }
 
     #[test]
     fn a_broken_connection_is_not_a_defect() {
-        assert!(matches!(Error::of(&Status::unknown("transport error")), Error::Unavailable { .. }));
+        for code in [Code::Unknown, Code::Internal, Code::Cancelled, Code::DeadlineExceeded] {
+            let status = Status::new(code, "transport error");
+            assert!(matches!(Error::of(&status), Error::Unavailable { .. }), "{status}");
+        }
         assert!(!never_sent(&Status::unavailable("a node said so")));
     }
 }

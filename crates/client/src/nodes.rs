@@ -184,6 +184,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn other_calls_know_who_failed_and_who_answered() {
+        let nodes = nodes(3);
+        nodes.failed(0, LONG);
+        assert_eq!(nodes.pick(None), 1);
+        nodes.answered(2, None);
+        assert_eq!(nodes.pick(None), 2, "who answered last");
+        nodes.failed(1, LONG);
+        nodes.answered(1, None);
+        assert_eq!(nodes.pick(None), 1, "an answer makes up for a failure");
+    }
+
+    #[tokio::test]
+    async fn when_all_failed_the_one_to_be_left_alone_shortest_is_asked() {
+        let nodes = nodes(3);
+        nodes.failed(0, LONG * 2);
+        nodes.failed(1, LONG * 3);
+        nodes.failed(2, LONG);
+        assert_eq!(nodes.pick(None), 2);
+        assert_eq!(nodes.pick(Some(2)), 0);
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_leads_no_more_is_forgotten() {
+        let nodes = nodes(3);
+        nodes.answered(2, Some(&header(13, 13)));
+        assert_eq!(nodes.pick(Some(0)), 2);
+        assert_eq!(nodes.pick(Some(2)), 0, "not the one that failed just now");
+        // It said that it does not lead; it may be asked again at any time, but not first.
+        nodes.failed(2, Duration::ZERO);
+        assert_eq!(nodes.pick(Some(0)), 1);
+    }
+
+    #[tokio::test]
     async fn one_node_is_asked_again_and_again() {
         let nodes = nodes(1);
         nodes.failed(0, LONG);
@@ -201,5 +234,15 @@ mod tests {
         nodes.answered(0, Some(&at(5_000)));
         nodes.answered(0, Some(&at(4_000)));
         assert_eq!(nodes.server_time_ms(), Some(5_000));
+    }
+    #[tokio::test]
+    async fn an_old_server_time_says_nothing_about_now() {
+        let mut nodes = nodes(1);
+        let server_time = Some(reply::timestamp(holdfast_model::id::Millis(5_000)));
+        nodes.answered(0, Some(&v1::ResponseHeader { server_time, ..header(1, 1) }));
+        nodes.started -= SERVER_TIME_USABLE - LONG;
+        assert_eq!(nodes.server_time_ms(), Some(5_000));
+        nodes.started -= LONG;
+        assert_eq!(nodes.server_time_ms(), None);
     }
 }

@@ -212,14 +212,19 @@ fn out_of_time(nodes: &Nodes, limits: Limits, last: Error) -> Error {
 fn conclude(effect: Effect<'_>, unknown: bool, error: Error) -> Error {
     let Effect::Write { request_id, rejection_is_final } = effect else { return error };
     let proves_nothing = match &error {
-        Error::Unavailable { .. } | Error::Overloaded { .. } | Error::Internal { .. } => true,
+        // Beyond its window an id is no longer recognised: an earlier attempt may have taken effect.
+        Error::Precondition { reason, .. } if reason == "REQUEST_TOO_OLD" => true,
         Error::Conflict { .. } | Error::Precondition { .. } => !rejection_is_final,
-        Error::Invalid { .. }
+        // The same request was as malformed before.
+        Error::Invalid { .. } => false,
+        Error::OutcomeUnknown { .. } => false,
+        Error::Unavailable { .. }
+        | Error::Overloaded { .. }
+        | Error::Internal { .. }
         | Error::NotFound { .. }
         | Error::Forbidden { .. }
-        | Error::OutcomeUnknown { .. }
         | Error::Corrupt { .. }
-        | Error::Unsupported { .. } => false,
+        | Error::Unsupported { .. } => true,
     };
     if unknown && proves_nothing {
         Error::OutcomeUnknown { request_id: request_id.to_owned(), message: error.to_string() }

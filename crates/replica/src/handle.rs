@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use holdfast_model::command::Genesis;
 use holdfast_model::id::{GroupId, Millis, NodeId, UserId, Version};
 use holdfast_model::state::Sys;
-use holdfast_store::{DataDir, LogOptions, LogStats, LogStore, StateStore, StoreError, View, VoteRecord};
+use holdfast_store::{DataDir, LogStats, LogStore, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use crate::admission::Admission;
 use crate::log_storage::LogAdapter;
 use crate::read::ReadIndexer;
 use crate::snapshot::Incoming;
+use crate::startup;
 use crate::state_machine::StateAdapter;
 use crate::transport::client::{Factory, Peers};
 use crate::transport::service::{Service, peer_service};
@@ -163,56 +164,13 @@ impl Replica {
         let hooks = Arc::new(hooks);
         let node_id = data.identity().node_id;
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
-        remove_leftovers(&data)?;
-        let fatal = hooks.on_fatal.clone();
-        let open_log = || {
-            let fatal = fatal.clone();
-            let log_options = LogOptions {
-                floor_dir: options.floor_dir.clone(),
-                cache_bytes_max: options.log_cache_bytes_max,
-                on_fatal: Box::new(move |reason| fatal(reason)),
-            };
-            LogStore::open(&data, options.group, log_options)
-        };
-        let (mut log, mut report) = open_log()?;
-        let state = StateStore::open(&data, options.group)?;
-        if let Some(history) = &state.view().sys().history
-            && data.identity().cluster_id.is_some()
-        {
-            data.set_cluster(history.cluster_id)?;
-        }
-        let mut recovering = report.recovering.clone();
-        if log.purged().map(|purged| purged.index) > state.applied().position.map(|applied| applied.index) {
-            // The state was lost or set aside, and the log does not reach down to it: both come from a peer.
-            let vote = log.vote();
-            log.close();
-            drop(log);
-            report.quarantined = Some(LogStore::set_aside(&data)?);
-            let floor;
-            (log, floor) = open_log()?;
-            report.floor = report.floor.max(floor.floor);
-            save_vote(&log, vote).await.map_err(|error| StartError::Raft(error.to_string()))?;
-            recovering = Some("the state ends before the log begins; both are taken from a peer".into());
-        }
-        // The entry that names the cluster is in the log before the directory is bound to it.
-        let bound = data.identity().cluster_id.is_some();
-        if bound && log.last().is_none() && state.applied().position.is_none() {
-            recovering
-                .get_or_insert_with(|| "the directory belongs to a cluster, and its log and state are gone".into());
-        }
-        if let Some(path) = &report.quarantined {
-            let path = path.display();
-            tracing::warn!(event = "log.quarantined", %path, "the log was set aside; remove it once the node is well");
-        }
-        if let Some(path) = &report.floor_missing {
-            let path = path.display();
-            tracing::warn!(event = "log.floor_missing", %path, "there was no floor file; it was made from the log");
-        }
+        startup::remove_leftovers(&data)?;
+        let startup::Opened { log, state, report, mut recovering } = startup::open(&data, &options, &hooks).await?;
         if let Some(members) = options.members.clone().filter(|_| log.last().is_none()) {
-            adopt_members(&state, members)?;
+            startup::adopt_members(&state, members)?;
         }
-        agree(&log, &state)?;
-        raise_vote(&log, &state).await.map_err(|error| StartError::Raft(error.to_string()))?;
+        startup::agree(&log, &state)?;
+        startup::raise_vote(&log, &state).await.map_err(|error| StartError::Raft(error.to_string()))?;
         let mut recover_to = report.floor.map_or(0, |floor| floor.index);
 
         let peers = Arc::new(Peers::new(options.group.0));
@@ -552,73 +510,6 @@ fn raft_config(options: &Options) -> Result<Config, openraft::ConfigError> {
         ..Config::default()
     }
     .validate()
-}
-
-/// The start-up repair: log and state must meet before openraft sees them. An ordinary power cut can leave `applied`
-/// beyond a log that lost its unsynced tail, and openraft refuses that with "inverted log order".
-fn agree(log: &LogStore, state: &StateStore) -> Result<(), StoreError> {
-    let Some(applied) = state.applied().position else { return Ok(()) };
-    let in_log = if log.purged() == Some(applied) {
-        true
-    } else {
-        match log.read(applied.index, applied.index + 1, usize::MAX) {
-            Ok(entries) => entries.first().is_some_and(|entry| entry.position == applied),
-            // Purged further than the state reaches: openraft asks a peer for a snapshot.
-            Err(StoreError::Purged { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    };
-    if !in_log {
-        tracing::warn!(event = "log.reset", index = applied.index, "the log ends before the state; starting it there");
-        log.reset_to(applied)?;
-    }
-    Ok(())
-}
-
-/// Saves a vote and waits for its fsync, unless the log holds a later one.
-async fn save_vote(log: &LogStore, vote: Option<VoteRecord>) -> std::io::Result<()> {
-    let Some(vote) = vote.filter(|vote| log.vote() < Some(*vote)) else { return Ok(()) };
-    let (tx, rx) = tokio::sync::oneshot::channel();
-    log.save_vote(
-        vote,
-        Box::new(move |result| {
-            // The receiver waits right below.
-            let _ = tx.send(result);
-        }),
-    );
-    rx.await.map_err(|_| std::io::Error::other("the log's flush thread ended"))?
-}
-
-/// No term of this node may be older than what its state holds: a restored directory has entries of the old cluster's
-/// terms and no vote yet, and a leader elected below them could append nothing. Node 0 is nobody's candidate.
-async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::Result<()> {
-    let Some(applied) = state.applied().position else { return Ok(()) };
-    if log.vote().is_some_and(|vote| vote.term >= applied.term) {
-        return Ok(());
-    }
-    save_vote(log, Some(VoteRecord { term: applied.term + 1, node: 0, committed: false })).await
-}
-
-/// Replaces the members in a restored state, durably, before its log begins.
-fn adopt_members(state: &StateStore, members: pb::Membership) -> Result<(), StoreError> {
-    let mut applied = state.applied();
-    let log_id = applied.position.map(|at| pb::LogId { term: at.term, node: at.node, index: at.index });
-    applied.membership = holdfast_wire::encode(&pb::StoredMembership { log_id, membership: Some(members) });
-    let mut batch = state.begin();
-    batch.set_applied(applied);
-    state.commit(batch)?;
-    state.flush()
-}
-
-/// Checkpoints of an earlier run are nobody's any more; half-received ones stay, to be resumed.
-fn remove_leftovers(data: &DataDir) -> Result<(), StoreError> {
-    let dir = data.path().join("snapshots");
-    let removed = match std::fs::read_dir(&dir) {
-        Ok(entries) => entries.flatten().try_for_each(|entry| std::fs::remove_dir_all(entry.path())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    };
-    removed.map_err(|source| StoreError::Io { action: "clean", path: dir, source })
 }
 
 /// Highest index that any peer saw this node acknowledge. Waits a moment only.

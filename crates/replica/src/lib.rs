@@ -11,6 +11,7 @@ mod membership;
 mod propose;
 mod read;
 mod snapshot;
+mod startup;
 mod state_machine;
 mod transfers;
 mod transport;

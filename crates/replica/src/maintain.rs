@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use holdfast_model::command::Command;
+use holdfast_model::id::NodeId;
 use holdfast_model::state::{StateRead, Sys};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -36,6 +37,9 @@ pub(crate) fn start(replica: &Replica) {
             learn_cluster(&replica);
             if replica.is_recovering() {
                 recover(&replica, &mut last_hello).await;
+            }
+            for node in replica.peers().take_recovering() {
+                replica.help_recovering(NodeId(node)).await;
             }
             open_history(&replica).await;
             checkpoint_and_purge(&replica).await;
@@ -145,7 +149,7 @@ async fn expire(replica: &Replica) {
 #[cfg(test)]
 mod tests {
     use holdfast_model::command::OffsiteFact;
-    use holdfast_model::id::{Millis, NodeId};
+    use holdfast_model::id::Millis;
 
     use super::*;
 

@@ -77,3 +77,15 @@ pub use prost_types::{Duration, Timestamp};
 pub fn encoded_len(message: &impl prost::Message) -> usize {
     message.encoded_len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reflection_shows_the_public_api_alone() {
+        let has = |name: &str| PUBLIC_DESCRIPTOR.windows(name.len()).any(|part| part == name.as_bytes());
+        assert!(has("holdfast.v1") && has("google/protobuf/timestamp.proto"));
+        assert!(!has("holdfast.internal"));
+    }
+}

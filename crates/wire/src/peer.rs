@@ -130,6 +130,10 @@ mod tests {
                 commit_index: 77,
             }),
             Outcome::Rejected(Rejection::VersionMismatch { conflicts: vec![conflict], head: Some(Version(0)) }),
+            Outcome::Rejected(Rejection::VersionMismatch {
+                conflicts: vec![Conflict { content_hash: None, ..conflict }],
+                head: None,
+            }),
             Outcome::Rejected(Rejection::RequestIdReused),
             Outcome::Rejected(Rejection::RequestTooOld),
             Outcome::Rejected(Rejection::RequestFromFuture),
@@ -141,5 +145,43 @@ mod tests {
         for outcome in outcomes {
             assert_eq!(decode_outcome(&encode_outcome(&outcome)).expect("decodes"), outcome);
         }
+    }
+    #[test]
+    fn what_this_build_does_not_know_is_refused() {
+        let rejected = |rejection| {
+            decode_outcome(&encode(&pb::Outcome { result: Some(pb::outcome::Result::Rejected(rejection)) }))
+        };
+        let message = |reason| pb::Rejection { reason, ..Default::default() };
+        assert!(rejected(message(8)).is_ok());
+        for reason in [0, 9] {
+            assert!(rejected(message(reason)).is_err(), "{reason}");
+        }
+        assert!(rejected(pb::Rejection { rules: 65_535, ..message(7) }).is_ok());
+        assert!(rejected(pb::Rejection { rules: 65_536, ..message(7) }).is_err());
+        let conflicts = vec![pb::Conflict { content_hash: vec![7; 15].into(), ..Default::default() }];
+        assert!(rejected(pb::Rejection { conflicts, ..message(1) }).is_err());
+        assert!(decode_outcome(&Bytes::new()).is_err());
+    }
+
+    /// Nodes of two versions answer each other during an upgrade.
+    #[test]
+    fn the_bytes_of_outcomes_are_frozen() {
+        let hex = |outcome| encode_outcome(&outcome).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let receipt = Receipt {
+            version: Version(1),
+            replayed: true,
+            usage: Usage { used_bytes: 2, record_count: 3 },
+            results: vec![MutationResult { changed: true, version: Version(4) }],
+            commit_index: 5,
+        };
+        assert_eq!(hex(Outcome::Written(receipt)), "0a1008011001180220032a04080110043005");
+        let conflict =
+            Conflict { index: 1, current_version: Version(2), deleted: true, content_hash: Some(ContentHash([3; 16])) };
+        let mismatch = Rejection::VersionMismatch { conflicts: vec![conflict], head: Some(Version(4)) };
+        assert_eq!(
+            hex(Outcome::Rejected(mismatch)),
+            "1a1e080112180801100218012210030303030303030303030303030303031804"
+        );
+        assert_eq!(hex(Outcome::Rejected(Rejection::UnknownRules(9))), "1a0408072009");
     }
 }

@@ -14,7 +14,8 @@ pub fn timestamp(at: Millis) -> prost_types::Timestamp {
 
 /// Milliseconds of a timestamp; before 1970 is 0.
 pub fn millis(at: &prost_types::Timestamp) -> u64 {
-    u64::try_from(at.seconds).unwrap_or(0) * 1000 + u64::try_from(at.nanos).unwrap_or(0) / 1_000_000
+    let seconds = u64::try_from(at.seconds).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(u64::try_from(at.nanos).unwrap_or(0) / 1_000_000)
 }
 
 /// Record key.
@@ -66,5 +67,77 @@ pub fn batch_write(receipt: Receipt, header: v1::ResponseHeader) -> v1::BatchWri
             .collect(),
         commit_index: receipt.commit_index,
         offsite: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::digest::Sum;
+    use holdfast_model::id::{ContentHash, RecordId, Version};
+    use holdfast_model::outcome::MutationResult;
+
+    use super::*;
+
+    #[test]
+    fn times_keep_their_milliseconds() {
+        let at = timestamp(Millis(1_234_567));
+        assert_eq!((at.seconds, at.nanos), (1234, 567_000_000));
+        assert_eq!(millis(&at), 1_234_567);
+        assert_eq!(millis(&prost_types::Timestamp { seconds: -1, nanos: -1 }), 0);
+    }
+
+    #[test]
+    fn a_record_says_all_that_its_row_says() {
+        let key = RecordKey {
+            collection: Collection::new("notes").expect("valid"),
+            record_id: RecordId::new("n1").expect("valid"),
+        };
+        let row = RecordRow {
+            version: Version(3),
+            ordinal: 1,
+            content_hash: ContentHash([7; 16]),
+            content_type: "text/plain".into(),
+            payload_len: 2,
+            update_time: Millis(4000),
+            delete_time: None,
+        };
+        let live = v1::Record {
+            key: Some(v1::RecordKey { collection: "notes".into(), record_id: "n1".into() }),
+            version: 3,
+            content_type: "text/plain".into(),
+            payload: "hi".into(),
+            update_time: Some(timestamp(Millis(4000))),
+            content_hash: vec![7; 16].into(),
+            ..Default::default()
+        };
+        assert_eq!(record(&key, &row, "hi".into()), live);
+        let tombstone = RecordRow { delete_time: Some(Millis(5000)), ..row };
+        let deleted = v1::Record { payload: Bytes::new(), delete_time: Some(timestamp(Millis(5000))), ..live };
+        assert_eq!(record(&key, &tombstone, Bytes::new()), deleted);
+    }
+
+    #[test]
+    fn a_receipt_is_answered_whole() {
+        let receipt = Receipt {
+            version: Version(1),
+            replayed: true,
+            usage: Usage { used_bytes: 2, record_count: 3 },
+            results: vec![MutationResult { changed: true, version: Version(4) }],
+            commit_index: 5,
+        };
+        let header = v1::ResponseHeader { node_id: 6, ..Default::default() };
+        let expected = v1::BatchWriteResponse {
+            header: Some(header),
+            version: 1,
+            replayed: true,
+            usage: Some(v1::Usage { used_bytes: 2, quota_bytes: 0, record_count: 3 }),
+            results: vec![v1::MutationResult { changed: true, version: 4 }],
+            commit_index: 5,
+            offsite: false,
+        };
+        assert_eq!(batch_write(receipt, header), expected);
+        let digest = CollectionDigest { count: 8, sum: Sum([9; 32]) };
+        let digest = collection_digest(&Collection::new("notes").expect("valid"), &digest);
+        assert_eq!((digest.collection.as_str(), digest.count, &digest.digest[..]), ("notes", 8, &[9; 32][..]));
     }
 }

@@ -344,18 +344,46 @@ mod tests {
         assert_eq!(details.conflicts.expect("there").conflicts[0].current_version, 9);
     }
 
+    /// Codes and reasons are the contract that clients act on; only what may be retried says when.
     #[test]
-    fn what_may_be_retried_says_when() {
-        for refusal in [
-            Refusal::NoLeader,
-            Refusal::ReplicaBehind,
-            Refusal::Draining,
-            Refusal::OutcomeUnknown { deadline: true },
-            Refusal::Overloaded(Duration::from_millis(20)),
-        ] {
-            let details = details_of(&Status::from(refusal.clone()));
-            assert!(details.retry_after.is_some(), "{refusal:?}");
-            assert_eq!(details.reason, refusal.reason());
+    fn every_refusal_has_its_code_reason_and_pause() {
+        let rejected = |rejection| Refusal::Rejected(rejection, None);
+        let mismatch = Rejection::VersionMismatch { conflicts: Vec::new(), head: None };
+        let precondition = Refusal::Precondition { reason: "NOT_FRESH", message: "m".into() };
+        let table = [
+            (Refusal::field("a", "b"), Code::InvalidArgument, "INVALID_FIELD", None),
+            (Refusal::Token(TokenError::Malformed), Code::InvalidArgument, "TOKEN_MALFORMED", None),
+            (Refusal::Token(TokenError::OtherUser), Code::InvalidArgument, "TOKEN_OTHER_USER", None),
+            (Refusal::Token(TokenError::FilterChanged), Code::InvalidArgument, "FILTER_CHANGED", None),
+            (rejected(mismatch), Code::Aborted, "VERSION_MISMATCH", None),
+            (rejected(Rejection::RequestIdReused), Code::InvalidArgument, "REQUEST_ID_REUSED", None),
+            (rejected(Rejection::RequestTooOld), Code::FailedPrecondition, "REQUEST_TOO_OLD", None),
+            (rejected(Rejection::RequestFromFuture), Code::InvalidArgument, "REQUEST_FROM_FUTURE", None),
+            (rejected(Rejection::IncarnationMismatch), Code::FailedPrecondition, "INCARNATION_MISMATCH", None),
+            (rejected(Rejection::NotFounded), Code::FailedPrecondition, "NOT_FOUNDED", None),
+            (rejected(Rejection::UnknownRules(2)), Code::FailedPrecondition, "UNKNOWN_RULES", None),
+            (rejected(Rejection::Poisoned), Code::Internal, "POISONED", None),
+            (Refusal::NoLeader, Code::Unavailable, "NO_LEADER", Some(100)),
+            (Refusal::ReplicaBehind, Code::Unavailable, "REPLICA_BEHIND", Some(100)),
+            (Refusal::Draining, Code::Unavailable, "DRAINING", Some(100)),
+            (Refusal::NotFounded, Code::Unavailable, "NOT_FOUNDED", Some(1000)),
+            (Refusal::OutcomeUnknown { deadline: true }, Code::DeadlineExceeded, "OUTCOME_UNKNOWN", Some(100)),
+            (Refusal::OutcomeUnknown { deadline: false }, Code::Unavailable, "OUTCOME_UNKNOWN", Some(100)),
+            (Refusal::Overloaded(Duration::from_millis(20)), Code::ResourceExhausted, "OVERLOADED", Some(20)),
+            (Refusal::DiskFull, Code::ResourceExhausted, "DISK_FULL", Some(5000)),
+            (Refusal::Unsupported("undelete"), Code::Unimplemented, "UNSUPPORTED", None),
+            (Refusal::NotFound("it".into()), Code::NotFound, "NOT_FOUND", None),
+            (precondition, Code::FailedPrecondition, "NOT_FRESH", None),
+            (Refusal::Corrupt("m".into()), Code::DataLoss, "CHECKSUM", None),
+            (Refusal::Internal("m".into()), Code::Internal, "INTERNAL", None),
+        ];
+        for (refusal, code, reason, retry_ms) in table {
+            assert_eq!(refusal.reason(), reason);
+            let status = Status::from(refusal);
+            assert_eq!(status.code(), code, "{reason}");
+            let details = details_of(&status);
+            assert_eq!(details.reason, reason);
+            assert_eq!(details.retry_after, retry_ms.map(Duration::from_millis), "{reason}");
         }
     }
 
@@ -366,6 +394,28 @@ mod tests {
         assert_eq!(reason(Status::internal("failed to decode Protobuf message")), "MALFORMED_MESSAGE");
         assert_eq!(reason(Status::unimplemented("")), "UNSUPPORTED");
         assert_eq!(reason(Refusal::Internal("disk".into()).into()), "INTERNAL");
+    }
+
+    #[test]
+    fn violations_are_named_in_the_details() {
+        let violations = vec![Violation { field: "user_id".into(), description: "is empty".into() }; 40];
+        let status = rpc::Status::decode(Status::from(Refusal::Invalid(violations)).details()).expect("decodes");
+        let request = status.details.iter().find(|detail| detail.type_url.ends_with("google.rpc.BadRequest"));
+        let request = rpc::BadRequest::decode(&request.expect("there").value[..]).expect("decodes");
+        assert_eq!(request.field_violations.len(), 32, "trailers are small");
+        assert_eq!(request.field_violations[0].field, "user_id");
+        assert_eq!(request.field_violations[0].description, "is empty");
+    }
+
+    #[test]
+    fn what_another_service_said_is_not_taken_for_ours() {
+        let info =
+            rpc::ErrorInfo { reason: "NO_LEADER".into(), domain: "proxy.example".into(), metadata: HashMap::new() };
+        let details = vec![any("google.rpc.ErrorInfo", &info)];
+        let status = rpc::Status { code: Code::Unavailable as i32, message: String::new(), details };
+        let status = Status::with_details(Code::Unavailable, "", status.encode_to_vec().into());
+        assert_eq!(details_of(&status).reason, "");
+        assert_eq!(details_of(&Status::with_details(Code::Unavailable, "", vec![255].into())), ErrorDetails::default());
     }
 
     #[test]

@@ -283,6 +283,38 @@ mod tests {
         assert_eq!(PageToken::decode(&newest.encode(), 9), Ok(newest));
     }
 
+    /// Devices keep tokens for months. If this fails, all of them must sync again: change the code, not the test.
+    #[test]
+    fn tokens_that_devices_hold_stay_readable() {
+        let names = ["notes", "x-a"].map(|name| Collection::new(name).expect("valid"));
+        let token = SyncToken { filter: filter_hash(&names), fresh_until: Version(6), ..token() };
+        let text = "AQAAAAAAAAAHcbJ489xDREcAAAAAAAAAAwABAAAAAAAFp8XElQilF2gAAAAAAAAE0gAAAAAAAAAGla4k7OSWKZ0";
+        assert_eq!(token.encode(), text);
+        assert_eq!(SyncToken::decode(text, &user(), filter_hash(&names)), Ok(token));
+    }
+
+    #[test]
+    fn another_format_or_length_is_malformed() {
+        let body = unseal(&token().encode(), FORMAT).expect("good");
+        let mut other = body.clone();
+        other[0] = FORMAT + 1;
+        assert_eq!(SyncToken::decode(&seal(other), &user(), 0), Err(TokenError::Malformed));
+        let longer = [&body[..], &[0; 8]].concat();
+        assert_eq!(SyncToken::decode(&seal(longer), &user(), 0), Err(TokenError::Malformed));
+        assert_eq!(SyncToken::decode(&seal(body[..49].to_vec()), &user(), 0), Err(TokenError::Malformed));
+        let after = PagePlace::Newest(Version(4), 2);
+        let page = |sync_token: String| PageToken { arguments: 9, sync_token, after: after.clone() }.encode();
+        assert!(PageToken::decode(&page("s".repeat(100)), 9).is_ok());
+        assert_eq!(PageToken::decode(&page("s".repeat(TOKEN_BYTES_MAX)), 9), Err(TokenError::Malformed));
+    }
+
+    #[test]
+    fn the_arguments_of_a_listing_do_not_run_into_each_other() {
+        assert_ne!(arguments_hash(&[b"ab", b"c"]), arguments_hash(&[b"a", b"bc"]));
+        let name = |text: &str| Collection::new(text).expect("valid");
+        assert_ne!(filter_hash(&[name("x-ax-b")]), filter_hash(&[name("x-a"), name("x-b")]));
+    }
+
     #[test]
     fn the_filter_ignores_order_and_repetition() {
         let name = |text: &str| Collection::new(text).expect("valid");

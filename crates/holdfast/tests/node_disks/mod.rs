@@ -167,7 +167,9 @@ pub fn terminate(cluster: &mut Cluster, place: usize) {
 
 /// What a node said since it was last started again.
 pub fn said(cluster: &Cluster, place: usize) -> String {
-    std::fs::read_to_string(cluster.dir.join(format!("restarted-{place}.log"))).unwrap_or_default()
+    let log = std::fs::read_to_string(cluster.dir.join(format!("log/n{place}.log"))).unwrap_or_default();
+    let start = log.rfind("node.starting").unwrap_or(0);
+    log[log[..start].rfind('\n').map_or(0, |end| end + 1)..].to_owned()
 }
 
 /// Waits until a node answers its operators.

@@ -2,10 +2,10 @@
 //!
 //! Every call has a deadline; connections have HTTP/2 keepalive, so that a half-open peer is noticed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io::Read;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -87,12 +87,19 @@ pub struct Peers {
     members: RwLock<BTreeMap<u64, (Member, Peer)>>,
     /// Snapshots that this node sends.
     pub transfers: Transfers,
+    recovering: Mutex<BTreeSet<u64>>,
 }
 
 impl Peers {
     /// No member yet.
     pub fn new(group: u32) -> Self {
-        Self { group, cluster: Arc::default(), members: RwLock::default(), transfers: Transfers::default() }
+        Self {
+            group,
+            cluster: Arc::default(),
+            members: RwLock::default(),
+            transfers: Transfers::default(),
+            recovering: Mutex::default(),
+        }
     }
 
     /// Names the cluster in every call from now on.
@@ -123,6 +130,11 @@ impl Peers {
     pub fn all(&self) -> Vec<(u64, Peer)> {
         let Ok(members) = self.members.read() else { return Vec::new() };
         members.iter().map(|(id, (_, client))| (*id, client.clone())).collect()
+    }
+
+    /// Peers that said since the last call that their log lost something.
+    pub fn take_recovering(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut *self.recovering.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn connect(&self, node: u64, member: &Member) -> Peer {
@@ -302,6 +314,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let mut request = tonic::Request::new(append_to(self.group, rpc));
         request.set_timeout(option.soft_ttl());
         let response = self.client.append(request).await.map_err(|status| unreachable(&status))?.into_inner();
+        if response.recovering {
+            self.peers.recovering.lock().unwrap_or_else(PoisonError::into_inner).insert(self.target);
+        }
         match stream_result(response)? {
             Ok(matched) if matched.as_ref().map(position_of) == last => Ok(AppendEntriesResponse::Success),
             Ok(matched) => Ok(AppendEntriesResponse::PartialSuccess(matched)),

@@ -72,8 +72,8 @@ impl Service {
     }
 }
 
-fn append_response(result: pb::append_response::Result) -> pb::AppendResponse {
-    pb::AppendResponse { result: Some(result) }
+fn append_response(result: pb::append_response::Result, recovering: bool) -> pb::AppendResponse {
+    pb::AppendResponse { result: Some(result), recovering }
 }
 
 #[tonic::async_trait]
@@ -118,12 +118,14 @@ impl PeerService for Service {
             });
             std::future::ready(read)
         });
-        let output = self.replica.raft().stream_append(input).map(|result| {
-            Ok(append_response(match result.map_err(fatal)? {
+        let replica = self.replica.clone();
+        let output = self.replica.raft().stream_append(input).map(move |result| {
+            let result = match result.map_err(fatal)? {
                 Ok(last) => pb::append_response::Result::Matched(pb::Matched { last: last.as_ref().map(log_id_to) }),
                 Err(StreamAppendError::Conflict(id)) => pb::append_response::Result::Conflict(log_id_to(&id)),
                 Err(StreamAppendError::HigherVote(vote)) => pb::append_response::Result::HigherVote(vote_to(&vote)),
-            }))
+            };
+            Ok(append_response(result, replica.is_recovering()))
         });
         Ok(Response::new(Box::pin(output)))
     }
@@ -152,7 +154,7 @@ impl PeerService for Service {
             }
             AppendEntriesResponse::HigherVote(vote) => pb::append_response::Result::HigherVote(vote_to(&vote)),
         };
-        Ok(Response::new(append_response(result)))
+        Ok(Response::new(append_response(result, self.replica.is_recovering())))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {

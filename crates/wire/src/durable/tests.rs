@@ -173,6 +173,31 @@ proptest! {
     }
 
     #[test]
+    fn damaged_rows_never_panic(
+        sys in any_sys(),
+        user in any_user(),
+        change in any_change(),
+        request in any_request(),
+        at: prop::sample::Index,
+        bit in 0u8..8,
+    ) {
+        let damaged = |bytes: Bytes| {
+            let mut bytes = bytes.to_vec();
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            bytes
+        };
+        let _ = decode_sys(&damaged(encode_sys(&sys)));
+        let _ = decode_user(&damaged(encode_user(&user)));
+        let _ = decode_change(&damaged(encode_change(&change)));
+        let _ = decode_request(&damaged(encode_request(&request)));
+        let _ = decode_operation(&damaged(encode_operation(&golden_operation())));
+        let _ = decode_applied(&damaged(encode_applied(&golden_applied())));
+    }
+
+    #[test]
     fn a_damaged_record_never_panics_nor_changes_its_length((row, payload) in any_record(), at: prop::sample::Index, bit in 0u8..8) {
         let mut value = encode_record(&row, &payload).to_vec();
         let at = at.index(value.len());
@@ -237,4 +262,127 @@ fn golden_bytes() {
     let user = UserRow { head: Version(3), usage: Usage { used_bytes: 4, record_count: 1 }, ..UserRow::default() };
     assert_eq!(hex(&encode_user(&user)), "080318042001");
     assert_eq!(hex(&encode_uid(Uid::new(1, 2))), "0001000000000002");
+}
+
+#[test]
+fn what_this_build_does_not_know_is_refused() {
+    let refused = |value: Vec<u8>, why: &str| {
+        let error = decode_record(&Bytes::from(value)).expect_err(why);
+        assert!(error.reason.contains(why), "{error}");
+    };
+    let value = encode_record(&golden_record(), b"hi");
+    let mut other_layout = value.to_vec();
+    other_layout[0] = 2;
+    refused(other_layout, "layout 2 is not known");
+    let stored = |change: &dyn Fn(&mut pb::StoredRecordHeader), payload: &[u8]| {
+        let mut header: pb::StoredRecordHeader = decode("test", encode_record_header(&golden_record())).expect("valid");
+        change(&mut header);
+        let header = encode(&header);
+        [&[RECORD_LAYOUT][..], &(header.len() as u32).to_be_bytes(), &header, payload].concat()
+    };
+    refused(stored(&|header| header.key_id = 7, b"hi"), "encrypted under key 7");
+    refused(stored(&|header| header.ordinal = 65_536, b"hi"), "ordinal is 65536");
+    refused(stored(&|header| header.content_hash = vec![7; 15].into(), b"hi"), "content_hash has 15 bytes");
+    refused(stored(&|_| (), b"h"), "payload has 1 bytes, the header says 2");
+    refused(stored(&|_| (), b"hi!"), "payload has 3 bytes, the header says 2");
+    let mut endless = value.to_vec();
+    endless[1] = 255;
+    refused(endless, "is cut off");
+}
+
+#[test]
+fn numbers_out_of_range_are_not_cut_to_size() {
+    let sys: pb::StoredSys = decode("test", encode_sys(&golden_sys())).expect("valid");
+    let rules = pb::StoredSys { rules: 65_536, ..sys.clone() };
+    assert!(decode_sys(&encode(&rules)).is_err());
+    let ancestors = vec![pb::StoredAncestor { incarnation: 1, epoch: 65_536 }];
+    assert!(decode_sys(&encode(&pb::StoredSys { ancestors, ..sys.clone() })).is_err());
+    let history = sys.history.clone().map(|history| pb::StoredHistory { epoch: 65_536, ..history });
+    assert!(decode_sys(&encode(&pb::StoredSys { history, ..sys })).is_err());
+}
+
+fn golden_sys() -> Sys {
+    let parent =
+        Parent { cluster_id: [2; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 5, chain: [6; 32] };
+    let fact =
+        OffsiteFact { destination: "vault".into(), index: 7, chain: [8; 32], verifier: NodeId(9), at: Millis(10) };
+    Sys {
+        now: Millis(11),
+        rules: 12,
+        history: Some(History {
+            cluster_id: [13; 16],
+            cluster_name: "pine".into(),
+            incarnation: Incarnation(14),
+            epoch: 15,
+            parent: Some(parent),
+            genesis_index: 16,
+        }),
+        ancestors: vec![Ancestor { incarnation: Incarnation(3), epoch: 1 }],
+        uid_counter: 17,
+        digest: Sum([18; 32]),
+        totals: Totals { users: 19, records: 20, bytes: 21 },
+        offsite: BTreeMap::from([("vault".into(), fact)]),
+        barrier_index: 22,
+    }
+}
+
+fn golden_applied() -> AppliedRecord {
+    AppliedRecord {
+        position: Some(pb::LogId { term: 1, node: 2, index: 3 }),
+        membership: vec![4].into(),
+        entry_chain: [5; 32],
+        effect_chain: [6; 32],
+    }
+}
+
+fn golden_operation() -> Operation {
+    Operation {
+        id: "op".into(),
+        done: true,
+        stage: "shipping".into(),
+        done_units: 1,
+        total_units: 2,
+        error: "full".into(),
+    }
+}
+
+/// As [`golden_bytes`], for what every batch and every restart reads.
+#[test]
+fn golden_bytes_of_group_facts_and_users() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(
+        hex(&encode_sys(&golden_sys())),
+        "080b100c1a680a100d0d0d0d0d0d0d0d0d0d0d0d0d0d0d0d120470696e65190e00000000000000200f2a410a\
+         1002020202020202020202020202020202110300000000000000180420052a20060606060606060606060606\
+         06060606060606060606060606060606060606063010220b0903000000000000001001281132201212121212\
+         121212121212121212121212121212121212121212121212121212381340144815522f0a057661756c741007\
+         1a2008080808080808080808080808080808080808080808080808080808080808082009280a5816"
+    );
+    assert_eq!(
+        hex(&encode_applied(&golden_applied())),
+        "0a060801100218031201041a2005050505050505050505050505050505050505050505050505050505050505\
+         0522200606060606060606060606060606060606060606060606060606060606060606"
+    );
+    let notes = CollectionDigest { count: 1, sum: Sum([2; 32]) };
+    let user = UserRow {
+        head: Version(3),
+        tombstone_horizon: Version(4),
+        usage: Usage { used_bytes: 5, record_count: 6 },
+        collections: BTreeMap::from([(Collection::new("notes").expect("valid"), notes)]),
+        forks: vec![Fork { incarnation: Incarnation(7), common: Version(8) }],
+    };
+    assert_eq!(
+        hex(&encode_user(&user)),
+        "08031004180520062a2b0a056e6f74657310011a200202020202020202020202020202020202020202020202\
+         020202020202020202320b0907000000000000001008"
+    );
+    let tombstone = RecordRow { delete_time: Some(Millis(2000)), payload_len: 0, ..golden_record() };
+    assert_eq!(
+        hex(&encode_record(&tombstone, b"")),
+        "010000002e088280808080804010031a1007070707070707070707070707070707220a746578742f76636172\
+         6430e80738d00f"
+    );
+    let operation = encode_operation(&golden_operation());
+    assert_eq!(hex(&operation), "0a026f7010011a087368697070696e6720012802320466756c6c");
+    assert_eq!(decode_operation(&operation), Ok(golden_operation()));
 }

@@ -27,18 +27,19 @@ fn proposal() -> impl Strategy<Value = Proposal> {
         any::<[u8; 16]>(),
         any::<Option<u64>>(),
         any::<Option<u64>>(),
-        1..u64::MAX,
+        proptest::option::of(1..u64::MAX),
+        proptest::option::of("[a-z]{1,9}"),
         proptest::collection::vec(mutation, 0..5),
     )
-        .prop_map(|(user, id, first_sent, if_head, incarnation, mutations)| {
+        .prop_map(|(user, id, first_sent, if_head, incarnation, device, mutations)| {
             Command::WriteBatch(WriteBatch {
                 user: UserId::new(&user).expect("valid"),
                 request_id: RequestId(id),
                 fingerprint: id,
                 first_sent: first_sent.map(Millis),
-                device: Some(DeviceId::new("phone").expect("valid")),
+                device: device.map(|id| DeviceId::new(&id).expect("valid")),
                 if_head: if_head.map(Version),
-                if_incarnation: Some(Incarnation(incarnation)),
+                if_incarnation: incarnation.map(Incarnation),
                 mutations,
             })
         });
@@ -60,6 +61,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
     });
     let other = prop_oneof![
         Just(Command::Expire),
+        Just(Command::SetOperation(golden_operation())),
         Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op".into() })),
         any::<[u8; 32]>().prop_map(|chain| Command::OffsiteFact(OffsiteFact {
             destination: "vault".into(),
@@ -74,6 +76,19 @@ fn proposal() -> impl Strategy<Value = Proposal> {
         stamp: Millis(stamp),
         command,
     })
+}
+
+fn membership() -> pb::Membership {
+    let member = pb::Member {
+        id: 1,
+        client_address: "c:1".into(),
+        peer_address: "p:2".into(),
+        admin_address: "a:3".into(),
+        http_address: "h:4".into(),
+        labels: vec![pb::Label { key: "array".into(), value: "san-07".into() }],
+        identity: "0f".into(),
+    };
+    pb::Membership { configs: vec![pb::VoterConfig { voters: vec![1, 300] }], members: vec![member] }
 }
 
 proptest! {
@@ -99,7 +114,9 @@ proptest! {
 
     #[test]
     fn entries_round_trip(term in any::<u64>(), index in any::<u64>(), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
-        for payload in [EntryPayload::Blank, EntryPayload::Proposal(payload.into())] {
+        let payloads =
+            [EntryPayload::Blank, EntryPayload::Proposal(payload.into()), EntryPayload::Membership(membership())];
+        for payload in payloads {
             let entry = Entry { id: LogId { term, node: 3, index }, payload };
             prop_assert_eq!(decode_entry(&encode_entry(&entry)).expect("decodes"), entry);
         }
@@ -118,4 +135,134 @@ fn the_chain_depends_on_every_byte_and_on_the_past() {
     let a = entry_chain([0; 32], b"one");
     assert_ne!(a, entry_chain([0; 32], b"onf"));
     assert_ne!(entry_chain(a, b"two"), entry_chain([1; 32], b"two"));
+}
+
+#[test]
+fn what_is_missing_or_out_of_range_is_refused() {
+    let entry = |id, payload| decode_entry(&encode(&pb::Entry { id, payload }));
+    let id = Some(LogId { term: 1, node: 1, index: 1 });
+    assert!(entry(id, Some(pb::entry::Payload::Blank(pb::Empty {}))).is_ok());
+    assert!(entry(None, Some(pb::entry::Payload::Blank(pb::Empty {}))).is_err());
+    assert!(entry(id, None).is_err());
+    let proposal = |rules, command| decode_proposal(&encode(&pb::Proposal { rules, stamp_ms: 1, command }));
+    let expire = || Some(pb::proposal::Command::Expire(pb::Expire {}));
+    assert!(proposal(65_535, expire()).is_ok());
+    assert!(proposal(65_536, expire()).is_err());
+    assert!(proposal(1, None).is_err());
+    let genesis = |epoch| {
+        let genesis = pb::Genesis { cluster_id: vec![1; 16].into(), epoch, ..Default::default() };
+        proposal(1, Some(pb::proposal::Command::Genesis(genesis)))
+    };
+    assert!(genesis(65_535).is_ok());
+    assert!(genesis(65_536).is_err());
+    let mutation = |op| pb::Mutation { collection: "notes".into(), record_id: "n1".into(), op, guard: None };
+    let batch = |op| pb::WriteBatch {
+        user_id: "ann".into(),
+        request_id: vec![1; 16].into(),
+        fingerprint: vec![2; 16].into(),
+        mutations: vec![mutation(op)],
+        ..Default::default()
+    };
+    let write = |batch| proposal(1, Some(pb::proposal::Command::WriteBatch(batch)));
+    let delete = || Some(pb::mutation::Op::Delete(pb::Empty {}));
+    assert!(write(batch(delete())).is_ok());
+    assert!(write(batch(None)).is_err());
+    assert!(write(pb::WriteBatch { request_id: vec![1; 15].into(), ..batch(delete()) }).is_err());
+}
+
+#[test]
+fn a_barrier_is_told_from_every_other_proposal() {
+    let is_barrier = |command| is_snapshot_barrier(&encode_proposal(&Proposal { rules: 1, stamp: Millis(1), command }));
+    // The id of a job is a UUID.
+    let operation_id = "123e4567-e89b-12d3-a456-426614174000".to_owned();
+    assert!(is_barrier(Command::SnapshotBarrier(SnapshotBarrier { operation_id })));
+    assert!(!is_barrier(Command::Expire));
+    assert!(!is_barrier(Command::SetOperation(golden_operation())));
+    assert!(!is_snapshot_barrier(&Bytes::from_static(b"\xff")));
+}
+
+fn golden_operation() -> Operation {
+    Operation {
+        id: "op".into(),
+        done: true,
+        stage: "shipping".into(),
+        done_units: 3,
+        total_units: 4,
+        error: "full".into(),
+    }
+}
+
+/// Bytes that an earlier build wrote, in the log of every node and in the archive. If this fails, they are no longer
+/// readable: change the code, not the test.
+#[test]
+fn the_bytes_of_every_command_are_frozen() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let proposed = |command| hex(&encode_proposal(&Proposal { rules: 1, stamp: Millis(2), command }));
+    let put = Op::Put(Content { content_type: "text/vcard".into(), payload: vec![9, 9].into() });
+    let mutation = |id: &str, op: &Op, guard| Mutation {
+        key: RecordKey {
+            collection: Collection::new("notes").expect("known"),
+            record_id: RecordId::new(id).expect("valid"),
+        },
+        op: op.clone(),
+        guard,
+    };
+    let batch = WriteBatch {
+        user: UserId::new("ann").expect("valid"),
+        request_id: RequestId([3; 16]),
+        fingerprint: [4; 16],
+        first_sent: Some(Millis(5)),
+        device: Some(DeviceId::new("phone").expect("valid")),
+        if_head: Some(Version(6)),
+        if_incarnation: Some(Incarnation(7)),
+        mutations: vec![
+            mutation("a", &put, Guard::None),
+            mutation("b", &put, Guard::Absent),
+            mutation("c", &Op::Delete, Guard::Exists),
+            mutation("d", &Op::Delete, Guard::Version(Version(8))),
+        ],
+    };
+    assert_eq!(
+        proposed(Command::WriteBatch(batch)),
+        "080110021a9b010a03616e6e1210030303030303030303030303030303031a10040404040404040404040404\
+         0404040420052a0570686f6e653006390700000000000000421c0a056e6f7465731201611a100a0a74657874\
+         2f766361726412020909421e0a056e6f7465731201621a100a0a746578742f7663617264120209093200420e\
+         0a056e6f74657312016322003a00420e0a056e6f74657312016422002808"
+    );
+    let parent =
+        Parent { cluster_id: [1; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 8, chain: [5; 32] };
+    let genesis = Genesis {
+        cluster_id: [2; 16],
+        cluster_name: "pine".into(),
+        incarnation: Incarnation(9),
+        epoch: 3,
+        parent: Some(parent),
+        members: vec![NodeId(1), NodeId(2)],
+    };
+    assert_eq!(
+        proposed(Command::Genesis(genesis)),
+        "08011002226a0a1002020202020202020202020202020202120470696e6519090000000000000020032a410a\
+         1001010101010101010101010101010101110300000000000000180420082a20050505050505050505050505\
+         050505050505050505050505050505050505050532020102"
+    );
+    let fact =
+        OffsiteFact { destination: "vault".into(), index: 5, chain: [6; 32], verifier: NodeId(2), at: Millis(99) };
+    assert_eq!(
+        proposed(Command::OffsiteFact(fact)),
+        "080110022a2f0a057661756c7410051a20060606060606060606060606060606060606060606060606060606\
+         060606060620022863"
+    );
+    let barrier = SnapshotBarrier { operation_id: "op".into() };
+    assert_eq!(proposed(Command::SnapshotBarrier(barrier)), "0801100232040a026f70");
+    assert_eq!(proposed(Command::Expire), "080110023a00");
+    assert_eq!(
+        proposed(Command::SetOperation(golden_operation())),
+        "08011002421a0a026f7010011a087368697070696e6720032804320466756c6c"
+    );
+    let entry = Entry { id: LogId { term: 1, node: 2, index: 3 }, payload: EntryPayload::Membership(membership()) };
+    assert_eq!(
+        hex(&encode_entry(&entry)),
+        "0a0608011002180322340a050a0301ac02122b08011203633a311a03703a322203613a332a03683a34320f0a\
+         056172726179120673616e2d30373a023066"
+    );
 }

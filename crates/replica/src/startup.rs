@@ -1,0 +1,134 @@
+//! From a directory to a log and a state that openraft may see.
+//!
+//! Invariants: log and state meet, or the log begins where the state ends; what is lost is said, and a node that lost
+//! anything it may have acknowledged is recovering; a vote, once cast, is not forgotten with the log.
+
+use std::sync::Arc;
+
+use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, StateStore, StoreError, VoteRecord};
+use holdfast_wire::internal::v1 as pb;
+
+use crate::handle::{Hooks, Options, StartError};
+
+/// The stores of a group, opened.
+pub(crate) struct Opened {
+    pub(crate) log: LogStore,
+    pub(crate) state: StateStore,
+    pub(crate) report: LogReport,
+    /// Why this node must not vote yet.
+    pub(crate) recovering: Option<String>,
+}
+
+/// Opens log and state, sets aside what is of no use, and says so.
+pub(crate) async fn open(data: &DataDir, options: &Options, hooks: &Arc<Hooks>) -> Result<Opened, StartError> {
+    let open_log = || {
+        let hooks = hooks.clone();
+        let log_options = LogOptions {
+            floor_dir: options.floor_dir.clone(),
+            cache_bytes_max: options.log_cache_bytes_max,
+            on_fatal: Box::new(move |reason| (hooks.on_fatal)(reason)),
+        };
+        LogStore::open(data, options.group, log_options)
+    };
+    let (mut log, mut report) = open_log()?;
+    let state = StateStore::open(data, options.group)?;
+    let bound = data.identity().cluster_id.is_some();
+    if let Some(history) = &state.view().sys().history
+        && bound
+    {
+        data.set_cluster(history.cluster_id)?;
+    }
+    let mut recovering = report.recovering.clone();
+    if log.purged().map(|purged| purged.index) > state.applied().position.map(|applied| applied.index) {
+        // The state was lost or set aside, and the log does not reach down to it: both come from a peer.
+        let vote = log.vote();
+        log.close();
+        drop(log);
+        let quarantined = Some(LogStore::set_aside(data)?);
+        let reopened;
+        (log, reopened) = open_log()?;
+        report = LogReport { quarantined, floor: report.floor.max(reopened.floor), ..reopened };
+        save_vote(&log, vote).await.map_err(|error| StartError::Raft(error.to_string()))?;
+        recovering = Some("the state ends before the log begins; both are taken from a peer".into());
+    }
+    // The entry that names the cluster is in the log before the directory is bound to it.
+    if bound && log.last().is_none() && state.applied().position.is_none() {
+        recovering.get_or_insert_with(|| "the directory belongs to a cluster, and its log and state are gone".into());
+    }
+    if let Some(path) = &report.quarantined {
+        let path = path.display();
+        tracing::warn!(event = "log.quarantined", %path, "the log was set aside; remove it once the node is well");
+    }
+    if let Some(path) = &report.floor_missing {
+        let path = path.display();
+        tracing::warn!(event = "log.floor_missing", %path, "there was no floor file; it was made from the log");
+    }
+    Ok(Opened { log, state, report, recovering })
+}
+
+/// The start-up repair: log and state must meet before openraft sees them. An ordinary power cut can leave `applied`
+/// beyond a log that lost its unsynced tail, and openraft refuses that with "inverted log order".
+pub(crate) fn agree(log: &LogStore, state: &StateStore) -> Result<(), StoreError> {
+    let Some(applied) = state.applied().position else { return Ok(()) };
+    let in_log = if log.purged() == Some(applied) {
+        true
+    } else {
+        match log.read(applied.index, applied.index + 1, usize::MAX) {
+            Ok(entries) => entries.first().is_some_and(|entry| entry.position == applied),
+            // Purged further than the state reaches: openraft asks a peer for a snapshot.
+            Err(StoreError::Purged { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    };
+    if !in_log {
+        tracing::warn!(event = "log.reset", index = applied.index, "the log ends before the state; starting it there");
+        log.reset_to(applied)?;
+    }
+    Ok(())
+}
+
+/// Saves a vote and waits for its fsync, unless the log holds a later one.
+async fn save_vote(log: &LogStore, vote: Option<VoteRecord>) -> std::io::Result<()> {
+    let Some(vote) = vote.filter(|vote| log.vote() < Some(*vote)) else { return Ok(()) };
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    log.save_vote(
+        vote,
+        Box::new(move |result| {
+            // The receiver waits right below.
+            let _ = tx.send(result);
+        }),
+    );
+    rx.await.map_err(|_| std::io::Error::other("the log's flush thread ended"))?
+}
+
+/// No term of this node may be older than what its state holds: a restored directory has entries of the old cluster's
+/// terms and no vote yet, and a leader elected below them could append nothing. Node 0 is nobody's candidate.
+pub(crate) async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::Result<()> {
+    let Some(applied) = state.applied().position else { return Ok(()) };
+    if log.vote().is_some_and(|vote| vote.term >= applied.term) {
+        return Ok(());
+    }
+    save_vote(log, Some(VoteRecord { term: applied.term + 1, node: 0, committed: false })).await
+}
+
+/// Replaces the members in a restored state, durably, before its log begins.
+pub(crate) fn adopt_members(state: &StateStore, members: pb::Membership) -> Result<(), StoreError> {
+    let mut applied = state.applied();
+    let log_id = applied.position.map(|at| pb::LogId { term: at.term, node: at.node, index: at.index });
+    applied.membership = holdfast_wire::encode(&pb::StoredMembership { log_id, membership: Some(members) });
+    let mut batch = state.begin();
+    batch.set_applied(applied);
+    state.commit(batch)?;
+    state.flush()
+}
+
+/// Checkpoints of an earlier run are nobody's any more; half-received ones stay, to be resumed.
+pub(crate) fn remove_leftovers(data: &DataDir) -> Result<(), StoreError> {
+    let dir = data.path().join("snapshots");
+    let removed = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries.flatten().try_for_each(|entry| std::fs::remove_dir_all(entry.path())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.map_err(|source| StoreError::Io { action: "clean", path: dir, source })
+}
