@@ -476,10 +476,16 @@ impl Replica {
 
     /// A peer lost the end of its log: as leader, expect it to go back once.
     pub(crate) async fn help_recovering(&self, node: NodeId) {
-        if self.is_leader()
-            && let Ok(Err(error)) = self.core.raft.trigger().allow_next_revert(&node.0, true).await
-        {
-            tracing::warn!(event = "log.revert_refused", node = node.0, %error, "cannot help a recovering peer");
+        if !self.is_leader() {
+            return;
+        }
+        match self.core.raft.trigger().allow_next_revert(&node.0, true).await {
+            Ok(Ok(())) => self.core.peers.recoveries.expected(node.0),
+            Ok(Err(error)) => {
+                tracing::warn!(event = "log.revert_refused", node = node.0, %error, "cannot help a recovering peer");
+            }
+            // The core is gone; `maintain` sees that.
+            Err(_) => {}
         }
     }
 

@@ -10,6 +10,7 @@ mod maintain;
 mod membership;
 mod propose;
 mod read;
+mod recoveries;
 mod snapshot;
 mod startup;
 mod state_machine;

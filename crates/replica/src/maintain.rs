@@ -22,6 +22,7 @@ pub(crate) fn start(replica: &Replica) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_hello = Instant::now();
+        let mut last_help = Instant::now();
         loop {
             tick.tick().await;
             if replica.is_stopping() {
@@ -38,9 +39,7 @@ pub(crate) fn start(replica: &Replica) {
             if replica.is_recovering() {
                 recover(&replica, &mut last_hello).await;
             }
-            for node in replica.peers().take_recovering() {
-                replica.help_recovering(NodeId(node)).await;
-            }
+            help(&replica, &mut last_help).await;
             open_history(&replica).await;
             checkpoint_and_purge(&replica).await;
             expire(&replica).await;
@@ -80,6 +79,23 @@ async fn recover(replica: &Replica, last_hello: &mut Instant) {
     }
     *last_hello = Instant::now();
     replica.say_hello_recovering().await;
+}
+
+/// As leader, fills up the logs of peers that lost something. A peer that had all entries before gets none until there
+/// is a new one, so a quiet group is given one that changes nothing.
+async fn help(replica: &Replica, last_help: &mut Instant) {
+    let peers = replica.peers().recoveries.under_way();
+    for node in &peers {
+        replica.help_recovering(NodeId(*node)).await;
+    }
+    if peers.is_empty() || last_help.elapsed() < Duration::from_millis(500) {
+        return;
+    }
+    *last_help = Instant::now();
+    let deadline = Instant::now() + PROPOSE_TIMEOUT;
+    if let Err(error) = replica.propose_if_leader(Command::Expire, deadline).await {
+        tracing::debug!(event = "recovery.wake_failed", %error, "trying again");
+    }
 }
 
 /// Opens a restored history with its `Genesis`, as soon as this node leads.

@@ -2,10 +2,10 @@
 //!
 //! Every call has a deadline; connections have HTTP/2 keepalive, so that a half-open peer is noticed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::recoveries::Recoveries;
 use crate::snapshot::SnapshotDir;
 use crate::transfers::Transfers;
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
@@ -87,7 +88,8 @@ pub struct Peers {
     members: RwLock<BTreeMap<u64, (Member, Peer)>>,
     /// Snapshots that this node sends.
     pub transfers: Transfers,
-    recovering: Mutex<BTreeSet<u64>>,
+    /// Peers whose log lost something.
+    pub recoveries: Recoveries,
 }
 
 impl Peers {
@@ -98,7 +100,7 @@ impl Peers {
             cluster: Arc::default(),
             members: RwLock::default(),
             transfers: Transfers::default(),
-            recovering: Mutex::default(),
+            recoveries: Recoveries::default(),
         }
     }
 
@@ -130,11 +132,6 @@ impl Peers {
     pub fn all(&self) -> Vec<(u64, Peer)> {
         let Ok(members) = self.members.read() else { return Vec::new() };
         members.iter().map(|(id, (_, client))| (*id, client.clone())).collect()
-    }
-
-    /// Peers that said since the last call that their log lost something.
-    pub fn take_recovering(&self) -> BTreeSet<u64> {
-        std::mem::take(&mut *self.recovering.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn connect(&self, node: u64, member: &Member) -> Peer {
@@ -247,7 +244,7 @@ impl Network {
     {
         let pending: Arc<Mutex<VecDeque<()>>> = Arc::default();
         let sent = pending.clone();
-        let group = self.group;
+        let (group, target, peers) = (self.group, self.target, self.peers.clone());
         let outbound = input.map(move |request| {
             if let Ok(mut sent) = sent.lock() {
                 sent.push_back(());
@@ -277,7 +274,7 @@ impl Network {
                         if let Ok(mut pending) = pending.lock() {
                             pending.pop_front();
                         }
-                        let result = stream_result(response);
+                        let result = stream_result(&peers, target, response);
                         let ends = !matches!(result, Ok(Ok(_)));
                         yield result;
                         if ends {
@@ -292,8 +289,12 @@ impl Network {
 }
 
 #[expect(clippy::result_large_err, reason = "the error is openraft's")]
-fn stream_result(response: pb::AppendResponse) -> StreamItem {
+fn stream_result(peers: &Peers, target: u64, response: pb::AppendResponse) -> StreamItem {
+    let expected = peers.recoveries.heard(target, response.recovering);
     match response.result {
+        Some(pb::append_response::Result::Conflict(_)) if !expected => {
+            Err(broken("the peer lost a part of its log, and openraft does not expect that yet"))
+        }
         Some(pb::append_response::Result::Matched(matched)) => Ok(Ok(matched.last.as_ref().map(log_id_from))),
         Some(pb::append_response::Result::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(log_id_from(&id)))),
         Some(pb::append_response::Result::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote_from(&vote)))),
@@ -314,10 +315,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let mut request = tonic::Request::new(append_to(self.group, rpc));
         request.set_timeout(option.soft_ttl());
         let response = self.client.append(request).await.map_err(|status| unreachable(&status))?.into_inner();
-        if response.recovering {
-            self.peers.recovering.lock().unwrap_or_else(PoisonError::into_inner).insert(self.target);
-        }
-        match stream_result(response)? {
+        match stream_result(&self.peers, self.target, response)? {
             Ok(matched) if matched.as_ref().map(position_of) == last => Ok(AppendEntriesResponse::Success),
             Ok(matched) => Ok(AppendEntriesResponse::PartialSuccess(matched)),
             Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
