@@ -174,7 +174,9 @@ fn judge(status: &Status, address: &str) -> Failure {
         // Says nothing bad about the node, but whoever was thought to lead does not.
         "NO_LEADER" | "REPLICA_BEHIND" | "NOT_FOUNDED" => Failure::new(error, Next::After(after)).avoid(Duration::ZERO),
         _ if status.code() == Code::ResourceExhausted => Failure::new(error, Next::Back(after)),
-        _ if status.code() == Code::Unavailable => Failure::new(error, Next::After(after)),
+        _ if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+            Failure::new(error, Next::After(after))
+        }
         _ => Failure::new(error, Next::Stop),
     }
 }

@@ -36,8 +36,9 @@ pub struct Log {
     pub text: String,
 }
 
-/// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows.
-const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN"];
+/// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows, or what was left
+/// of a deadline after all attempts was too little for one more.
+const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT"];
 /// What a panic leaves in a log, whatever wrote it.
 const PANIC: &str = "panicked";
 /// A node that ends in the middle of a line, or of a log, is normal here.

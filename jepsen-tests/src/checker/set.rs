@@ -196,7 +196,7 @@ fn check_answers(requests: &Requests<'_>, report: &mut Report) {
 
 /// A write that failed because no node could take it; judged by the reason, as the API lists it.
 fn could_not_ask(failure: &Failure) -> bool {
-    matches!(failure.reason.as_str(), "" | "NO_LEADER")
+    matches!(failure.reason.as_str(), "" | "NO_LEADER" | "DEADLINE_TOO_SHORT")
 }
 
 /// Each guarded record has one writer, which waits for each end: the guard is the version it was told last.
