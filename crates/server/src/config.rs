@@ -416,4 +416,51 @@ mod tests {
         std::fs::write(&path, "[node]\nid = 3\nname = \"x\"\n").expect("write");
         assert!(Config::load(Some(&path), &[]).expect_err("refused").to_string().contains("node.name"));
     }
+
+    /// `deploy/holdfast.toml`, asked for when the test runs: a binary that another clone left in a shared target
+    /// directory names that clone's files.
+    fn example() -> PathBuf {
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        PathBuf::from(manifest).join("../../deploy/holdfast.toml")
+    }
+
+    fn read(text: &str) -> Values {
+        let table: toml::Table = text.parse().expect("valid TOML");
+        let mut values = Values::default();
+        values.read_table("", &table).expect("known keys");
+        values
+    }
+
+    /// The text with every table and key that stands behind a `#`; prose stays a comment.
+    fn uncommented(text: &str) -> String {
+        let lines = text.lines().map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.starts_with('[') || rest.split(' ').nth(1) == Some("=") => rest,
+            _ => line,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_file_has_every_key_and_shows_the_defaults() {
+        let text = std::fs::read_to_string(example()).expect("deploy/holdfast.toml");
+        let all = read(&uncommented(&text));
+        for (key, _) in KEYS {
+            let shown = match *key {
+                "node.labels.<key>" => !all.labels.is_empty(),
+                "offsite" => !all.offsite.is_empty(),
+                key => all.scalars.contains_key(key),
+            };
+            assert!(shown, "deploy/holdfast.toml lacks {key}");
+        }
+
+        // Values behind `#` change nothing, but for the three that have no default to show.
+        let plain = read(&text).build().expect("valid as it stands");
+        let mut all = all.build().expect("valid with every key");
+        assert_ne!(all.advertise, plain.advertise);
+        assert!(all.floor_dir.is_some() && all.insecure_plaintext);
+        all.advertise = plain.advertise.clone();
+        all.floor_dir = None;
+        all.insecure_plaintext = false;
+        assert_eq!(all, plain);
+    }
 }
