@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill bench-load lint lint-proto fmt clean system
+.PHONY: help build demo test jepsen-kill bench-load lint lint-proto fmt clean system try-systemd
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -62,6 +62,10 @@ test: build ## All tests, real three-node clusters included
 # Not part of `make test`: it takes all cores for more than a minute.
 jepsen-kill: build ## Kill the leader ten times and everyone once under 64 clients; judge what they saw (JEPSEN_ARGS=...)
 	$(BIN_DIR)/jepsen-tests test -w set -n kill --clients 64 --kills 10 --kill-all --holdfast $(BIN) $(JEPSEN_ARGS)
+
+# Not part of `make test`: it needs root, and a kernel that lets root run a systemd in namespaces of its own.
+try-systemd: build ## Try the systemd unit with the real binary (root)
+	deploy/try-systemd.sh $(BIN)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
