@@ -162,6 +162,8 @@ mod tests {
         assert_eq!(of(ClientError::OutcomeUnknown { request_id: "r".into(), message: "m".into() }), 4);
         assert_eq!(of(ClientError::Corrupt { reason: "CHECKSUM".into(), message: "m".into() }), 9);
         assert_eq!(of(ClientError::NotFound { reason: "NOT_FOUND".into(), message: "m".into() }), 7);
+        assert_eq!(of(ClientError::Precondition { reason: "REQUEST_TOO_OLD".into(), message: "m".into() }), 4);
+        assert_eq!(of(ClientError::Precondition { reason: "INCARNATION_MISMATCH".into(), message: "m".into() }), 8);
         let corrupt = ArchiveError::Corrupt { object: "o".into(), reason: "r".into() };
         assert_eq!(exit_of(&anyhow::Error::new(corrupt)), Exit::Integrity);
         assert_eq!(exit_of(&anyhow::anyhow!("anything")), Exit::Error);

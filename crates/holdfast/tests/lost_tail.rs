@@ -119,6 +119,34 @@ async fn a_recovery_does_not_end_before_a_leader_is_heard() {
     ledger.check(&cluster.client_of(alone)).await;
 }
 
+/// A log that is filled up halfway, or a floor made anew, looks whole at the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_outlives_restarts_until_it_is_complete() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 20, PAYLOAD_BYTES).await;
+    cluster.wait_converged().await;
+    cluster.kill_together(&[0, 1, 2]);
+    Spoilt::new(cluster.nodes[0].data_dir.join("floor-0"), become_bytes(b""));
+    for start in 1..=2 {
+        restart(&mut cluster, 0);
+        wait_started(&cluster, 0).await;
+        assert!(is_recovering(&cluster, 0).await, "start {start}: {}", said(&cluster, 0));
+        cluster.kill(0);
+    }
+    for place in 0..3 {
+        restart(&mut cluster, place);
+    }
+    cluster.wait_converged().await;
+    wait_for("the end of the recovery", async || !is_recovering(&cluster, 0).await).await;
+    ledger.check(&cluster.client_of(0)).await;
+    cluster.kill(0);
+    restart(&mut cluster, 0);
+    wait_started(&cluster, 0).await;
+    assert!(!is_recovering(&cluster, 0).await, "{}", said(&cluster, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_log_or_a_damaged_floor_is_filled_up_again() {
     let dir = tempfile::tempdir().expect("tempdir");

@@ -184,7 +184,8 @@ impl Replica {
             && index > log.last().map_or(0, |last| last.index)
         {
             recover_to = recover_to.max(index);
-            recovering.get_or_insert_with(|| format!("a peer saw this node acknowledge entry {index}"));
+            let reason = recovering.get_or_insert_with(|| format!("a peer saw this node acknowledge entry {index}"));
+            data.set_recovering(Some(reason))?;
         }
         if let Some(reason) = &recovering {
             tracing::warn!(event = "log.recovering", reason, recover_to, "this node will not vote until caught up");
@@ -442,7 +443,9 @@ impl Replica {
         let heard = self.core.heard_term.load(Ordering::Acquire);
         let committed = metrics.local_committed.as_ref();
         committed.is_some_and(|committed| {
-            committed.committed_leader_id().term == heard
+            // What is not fsynced may be lost again.
+            self.core.log.durable_index() >= committed.index()
+                && committed.committed_leader_id().term == heard
                 && heard == metrics.current_term
                 && committed.index() >= self.core.recover_to
         })
@@ -465,6 +468,9 @@ impl Replica {
     }
 
     pub(crate) fn end_recovery(&self) {
+        if let Err(error) = self.core.data.set_recovering(None) {
+            tracing::warn!(event = "log.recovered", %error, "the next start will recover once more");
+        }
         self.core.recovering.store(false, Ordering::Release);
         self.core.raft.runtime_config().elect(true);
     }

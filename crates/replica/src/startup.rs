@@ -38,7 +38,7 @@ pub(crate) async fn open(data: &DataDir, options: &Options, hooks: &Arc<Hooks>) 
     {
         data.set_cluster(history.cluster_id)?;
     }
-    let mut recovering = report.recovering.clone();
+    let mut recovering = report.recovering.clone().or(data.recovering()?);
     if log.purged().map(|purged| purged.index) > state.applied().position.map(|applied| applied.index) {
         // The state was lost or set aside, and the log does not reach down to it: both come from a peer.
         let vote = log.vote();
@@ -54,6 +54,9 @@ pub(crate) async fn open(data: &DataDir, options: &Options, hooks: &Arc<Hooks>) 
     // The entry that names the cluster is in the log before the directory is bound to it.
     if bound && log.last().is_none() && state.applied().position.is_none() {
         recovering.get_or_insert_with(|| "the directory belongs to a cluster, and its log and state are gone".into());
+    }
+    if recovering.is_some() {
+        data.set_recovering(recovering.as_deref())?;
     }
     if let Some(path) = &report.quarantined {
         let path = path.display();
@@ -75,8 +78,6 @@ pub(crate) fn agree(log: &LogStore, state: &StateStore) -> Result<(), StoreError
     } else {
         match log.read(applied.index, applied.index + 1, usize::MAX) {
             Ok(entries) => entries.first().is_some_and(|entry| entry.position == applied),
-            // Purged further than the state reaches: openraft asks a peer for a snapshot.
-            Err(StoreError::Purged { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
     };

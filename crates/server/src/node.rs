@@ -211,14 +211,18 @@ fn incoming(std: StdListener) -> Result<TcpIncoming, RunError> {
     listener(std).map(|listener| TcpIncoming::from(listener).with_nodelay(Some(true)))
 }
 
-fn server() -> Server<Stack<Edge, Identity>> {
+/// For callers; peers need no explanations.
+fn public() -> Server<Stack<Edge, Identity>> {
+    server().layer(Edge)
+}
+
+fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
         .max_concurrent_streams(4096)
-        .layer(Edge)
 }
 
 fn reflected<L>(router: Router<L>) -> Result<Router<L>, RunError> {
@@ -239,7 +243,7 @@ async fn serve(shared: Arc<Shared>, listeners: Listeners, raft_runtime: &Runtime
     };
     let (health, health_service) = tonic_health::server::health_reporter();
     let client = reflected(
-        server()
+        public()
             .add_service(health_service.clone())
             .add_service(
                 RecordServiceServer::new(Records::new(shared.clone()))
@@ -253,7 +257,7 @@ async fn serve(shared: Arc<Shared>, listeners: Listeners, raft_runtime: &Runtime
             ),
     )?;
     let admin = reflected(
-        server().add_service(health_service).add_service(AdminServiceServer::new(Admin::new(shared.clone()))),
+        public().add_service(health_service).add_service(AdminServiceServer::new(Admin::new(shared.clone()))),
     )?;
     let client = tokio::spawn(client.serve_with_incoming_shutdown(incoming(listeners.client)?, ended(stopped.clone())));
     let admin = tokio::spawn(admin.serve_with_incoming_shutdown(incoming(listeners.admin)?, ended(stopped.clone())));

@@ -57,6 +57,15 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     if parent(from) != parent(to) { sync_dir(&parent(from)) } else { Ok(()) }
 }
 
+/// Deletes a file durably; no error when it is gone.
+pub(crate) fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_dir(&parent(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io("remove", path)(error)),
+    }
+}
+
 /// Deletes a directory with all in it; no error when it is gone.
 pub(crate) fn remove_dir(dir: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(dir) {
@@ -85,7 +94,6 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Moves what is damaged out of the way, under a name not yet taken. Nothing is deleted: an operator may want it.
 /// A file that must be text; `None` when it is not there. Bytes that are no text are damage, not a failing disk.
 pub(crate) fn read_text(path: &Path) -> Result<Option<Result<String, &'static str>>, StoreError> {
     match std::fs::read(path) {
@@ -95,6 +103,7 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<Result<String, &'static st
     }
 }
 
+/// Moves what is damaged out of the way, under a name not yet taken. Nothing is deleted: an operator may want it.
 pub(crate) fn quarantine(data: &Path, damaged: &Path) -> Result<PathBuf, StoreError> {
     let dir = data.join("quarantine");
     create_dir(&dir)?;

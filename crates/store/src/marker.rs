@@ -19,6 +19,8 @@ pub const FORMAT_VERSION: u32 = 1;
 
 const IDENTITY: &str = "IDENTITY";
 const FORMAT: &str = "FORMAT";
+/// Why this node must not vote, while it must not.
+const RECOVERING: &str = "RECOVERING";
 const LOCK: &str = "LOCK";
 const DIRS: [&str; 5] = ["raft", "state", "snapshots", "outbox", "quarantine"];
 const IDENTITY_HEAD: &str = "holdfast identity 1";
@@ -97,6 +99,22 @@ impl DataDir {
                 *identity = bound;
                 Ok(())
             }
+        }
+    }
+
+    /// Why this node must not vote, as an earlier start found it; `None` = nothing is amiss. A log that is filled up
+    /// halfway looks whole at the next start: only this file knows better.
+    pub fn recovering(&self) -> Result<Option<String>, StoreError> {
+        // Unreadable text is a reason as good as any.
+        Ok(files::read_text(&self.path.join(RECOVERING))?.map(|text| text.unwrap_or_else(str::to_owned)))
+    }
+
+    /// Notes durably that this node must not vote, and why; `None` when it may again.
+    pub fn set_recovering(&self, reason: Option<&str>) -> Result<(), StoreError> {
+        let path = self.path.join(RECOVERING);
+        match reason {
+            Some(reason) => files::replace_file(&path, reason.as_bytes()),
+            None => files::remove_file(&path),
         }
     }
 

@@ -128,6 +128,11 @@ pub mod tests {
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines.len(), 2);
+        let (_, (user, record)) = people_in_order(7, &ledger.acknowledged()).next().expect("a record");
+        assert_eq!(
+            (lines[0]["user"].as_str(), lines[0]["id"].as_str()),
+            (Some(&user[..]), Some(&record.record_id[..]))
+        );
         assert_eq!(lines[0]["commit_index"], 9);
         assert_eq!(lines[0]["time"], "1970-01-01T00:00:00.005Z");
         let keys: Vec<&str> = ["user", "collection", "id", "sha256", "commit_index", "time"].into();

@@ -53,14 +53,17 @@ impl Service {
         if text(TO_NODE).is_some_and(|to| to != self.replica.node_id().to_string()) {
             return refuse("node");
         }
+        // Another cluster's idea of this node id says nothing about this disk.
+        if let (Some(theirs), Some(ours)) = (text(CLUSTER), self.replica.cluster_hex())
+            && theirs != ours
+        {
+            return refuse("cluster");
+        }
         if text(TO_IDENTITY).is_some_and(|to| to != self.replica.identity()) {
             self.replica.note_displaced();
             return refuse("data directory under this node id; was its disk replaced?");
         }
-        match (text(CLUSTER), self.replica.cluster_hex()) {
-            (Some(theirs), Some(ours)) if theirs != ours => refuse("cluster"),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn check_group(&self, group: u32) -> Result<(), Status> {
