@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::id::{DeviceId, Incarnation, Millis, NodeId, RecordKey, RequestId, UserId, Version};
+use crate::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
 
 /// The newest rules this build knows. An entry carries the rules it was proposed under; `transition` dispatches on it.
 pub const RULES: u16 = 1;
@@ -29,10 +30,16 @@ pub enum Command {
     OffsiteFact(OffsiteFact),
     /// Every replica takes a checkpoint right after applying this entry.
     SnapshotBarrier(SnapshotBarrier),
-    /// Drop what is due in the expiry queue.
+    /// Act on what is due in the expiry queue: forget requests, tombstones and devices, end records with a TTL.
     Expire,
     /// State of a long-running job of an operator.
     SetOperation(Operation),
+    /// How far a device has durably applied its user's changes.
+    AckCursor(AckCursor),
+    /// Forget a device.
+    DropDevice(DropDevice),
+    /// Lifetimes and quotas of the group.
+    SetPolicy(Policy),
 }
 
 /// Writes of one user that commit together or not at all.
@@ -83,6 +90,8 @@ pub struct Content {
     pub content_type: String,
     /// Opaque bytes.
     pub payload: Bytes,
+    /// Seconds until it becomes a tombstone by itself; 0 = never.
+    pub ttl_seconds: u32,
 }
 
 /// Guard of a mutation, judged at apply.
@@ -96,6 +105,20 @@ pub enum Guard {
     Absent,
     /// A live record must exist.
     Exists,
+    /// Re-upload of what a rollback lost.
+    Restore(RestoreGuard),
+}
+
+/// Lets any number of devices send again what a rollback lost, in any order and with one outcome: the change with the
+/// largest lost version stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreGuard {
+    /// The user's fork point of `incarnation`: what is stored up to it, the device knows.
+    pub common: Version,
+    /// Version that the change had before it was lost.
+    pub lost: Version,
+    /// Ended history that gave `lost`.
+    pub incarnation: Incarnation,
 }
 
 /// First entry of a history.
@@ -143,6 +166,49 @@ pub struct OffsiteFact {
     pub verifier: NodeId,
     /// When it looked.
     pub at: Millis,
+}
+
+/// A device's cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AckCursor {
+    /// Owner.
+    pub user: UserId,
+    /// Device.
+    pub device: DeviceId,
+    /// History of `version`.
+    pub incarnation: Incarnation,
+    /// Everything up to here is on the device.
+    pub version: Version,
+}
+
+/// A device that will not come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DropDevice {
+    /// Owner.
+    pub user: UserId,
+    /// Device.
+    pub device: DeviceId,
+}
+
+/// What leaders take from their configuration into the log, so that every replica judges alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// A tombstone is kept at least so long, in milliseconds.
+    pub tombstone_age_ms: u64,
+    /// A device that acknowledges nothing for so long is forgotten, in milliseconds.
+    pub device_expiry_ms: u64,
+    /// Payload bytes a user may keep; 0 = any number.
+    pub user_quota_bytes: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            tombstone_age_ms: TOMBSTONE_AGE_MS_DEFAULT,
+            device_expiry_ms: DEVICE_EXPIRY_MS_DEFAULT,
+            user_quota_bytes: 0,
+        }
+    }
 }
 
 /// Barrier of an offsite snapshot.

@@ -3,9 +3,9 @@
 //! They find faults (a lost row, a flipped bit, a replica that went its own way); they are not forgery-proof.
 //! Invariant: a digest kept incrementally equals the one computed over the rows themselves.
 
-use crate::command::{Content, Guard, Mutation, Op, WriteBatch};
+use crate::command::{Content, Guard, Mutation, Op, RestoreGuard, WriteBatch};
 use crate::id::{ContentHash, RecordId, RecordKey, Uid, Version};
-use crate::state::{CollectionDigest, Fork, UserRow};
+use crate::state::{CollectionDigest, Fork, Places, UserRow};
 
 /// A sum modulo 2^256, kept as big-endian bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,7 +46,7 @@ pub fn entry_hash(record_id: &RecordId, version: Version, content_hash: ContentH
 }
 
 /// Hash of everything a caller sets on a record, each part length-prefixed as u64 big-endian: content type, payload,
-/// number of blob references (0 until they exist), TTL in seconds (0 until it exists).
+/// number of blob references (0 until they exist), TTL in seconds (0 = none).
 pub fn content_hash(content: &Content) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
     for part in [content.content_type.as_bytes(), &content.payload[..]] {
@@ -54,7 +54,7 @@ pub fn content_hash(content: &Content) -> ContentHash {
         hasher.update(part);
     }
     hasher.update(&0u64.to_be_bytes());
-    hasher.update(&0u64.to_be_bytes());
+    hasher.update(&u64::from(content.ttl_seconds).to_be_bytes());
     let mut out = [0; 16];
     out.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     ContentHash(out)
@@ -62,10 +62,11 @@ pub fn content_hash(content: &Content) -> ContentHash {
 
 /// What one user row adds to the group's digest: BLAKE3 of these, numbers as u64 big-endian, texts length-prefixed as
 /// u64 big-endian: uid, head, tombstone horizon, used bytes, record count; number of collections and per collection
-/// (in order of name) name, count, 32 bytes of sum; number of forks and per fork incarnation, common version.
+/// (in order of name) name, count, 32 bytes of sum; number of forks and per fork incarnation, common version; index of
+/// the head, mark, index of the mark, settled version.
 pub fn user_row_hash(uid: Uid, row: &UserRow) -> [u8; 32] {
     // No `..`: a new field must be digested, or its absence be decided here.
-    let UserRow { head, tombstone_horizon, usage, collections, forks } = row;
+    let UserRow { head, tombstone_horizon, usage, collections, forks, places } = row;
     let mut hasher = blake3::Hasher::new();
     for number in [uid.0, head.0, tombstone_horizon.0, usage.used_bytes, usage.record_count] {
         hasher.update(&number.to_be_bytes());
@@ -81,6 +82,10 @@ pub fn user_row_hash(uid: Uid, row: &UserRow) -> [u8; 32] {
         hasher.update(&incarnation.0.to_be_bytes());
         hasher.update(&common.0.to_be_bytes());
     }
+    let Places { head_index, mark, mark_index, settled } = places;
+    for number in [*head_index, mark.0, *mark_index, settled.0] {
+        hasher.update(&number.to_be_bytes());
+    }
     *hasher.finalize().as_bytes()
 }
 
@@ -89,7 +94,7 @@ pub fn user_row_hash(uid: Uid, row: &UserRow) -> [u8; 32] {
 /// The body is everything but the request id, `first_sent` and the fingerprint itself. Numbers are u64 big-endian, texts
 /// length-prefixed as such, options a byte 0 or 1 before the value: user, device, `if_head`, `if_incarnation`, number
 /// of mutations and per mutation collection, record id, operation (1 and the content hash for a put, 2 for a delete),
-/// guard (0 none, 1 and the version, 2 absent, 3 exists).
+/// guard (0 none, 1 and the version, 2 absent, 3 exists, 4 and common version, lost version, lost incarnation).
 pub fn fingerprint(batch: &WriteBatch) -> [u8; 16] {
     // No `..`: a new field must become part of the body, or its absence be decided here.
     let WriteBatch { user, request_id: _, fingerprint: _, first_sent: _, device, if_head, if_incarnation, mutations } =
@@ -119,6 +124,12 @@ pub fn fingerprint(batch: &WriteBatch) -> [u8; 16] {
             Guard::Version(version) => hasher.update(&[1]).update(&version.0.to_be_bytes()),
             Guard::Absent => hasher.update(&[2]),
             Guard::Exists => hasher.update(&[3]),
+            Guard::Restore(RestoreGuard { common, lost, incarnation }) => {
+                hasher.update(&[4]);
+                [common.0, lost.0, incarnation.0]
+                    .iter()
+                    .fold(&mut hasher, |to, number| to.update(&number.to_be_bytes()))
+            }
         };
     }
     let mut out = [0; 16];

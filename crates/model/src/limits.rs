@@ -39,6 +39,20 @@ pub const FIRST_SENT_AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
 pub const CONFLICTS_REPORTED_MAX: usize = 32;
 /// Items of the expiry queue handled by one `Expire` command.
 pub const EXPIRE_ITEMS_MAX: usize = 1000;
+/// How long a tombstone is kept unless configured otherwise, in milliseconds of `sys.now`: 30 days.
+pub const TOMBSTONE_AGE_MS_DEFAULT: u64 = 30 * 24 * 60 * 60 * 1000;
+/// How long a silent device is waited for unless configured otherwise, in milliseconds of `sys.now`: 90 days.
+pub const DEVICE_EXPIRY_MS_DEFAULT: u64 = 90 * 24 * 60 * 60 * 1000;
+/// Devices remembered of one user.
+pub const DEVICES_MAX: usize = 256;
+/// Shortest pause before a tombstone that a device holds back is looked at again, in milliseconds.
+pub const TOMBSTONE_RETRY_MS_MIN: u64 = 1000;
+/// Users watched on one stream.
+pub const WATCH_USERS_MAX: usize = 100_000;
+/// Entries of one `WatchRequest`.
+pub const WATCH_CHANGES_MAX: usize = 10_000;
+/// Collections named in one `GetChanges` or `GetManifest`.
+pub const FILTER_COLLECTIONS_MAX: usize = 64;
 /// Longest cluster name, in bytes.
 pub const CLUSTER_NAME_BYTES_MAX: usize = 64;
 
@@ -46,4 +60,5 @@ const _: () = assert!(PAYLOAD_BYTES_MAX <= BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX + BATCH_MUTATIONS_MAX * 512 < MESSAGE_BYTES_MAX);
 const _: () = assert!(PAGE_BYTES_MAX + PAYLOAD_BYTES_MAX + PAGE_RECORDS_MAX * 512 < MESSAGE_BYTES_MAX);
 const _: () = assert!(BATCH_MUTATIONS_MAX <= u16::MAX as usize, "the ordinal of a change is a u16");
+const _: () = assert!(EXPIRE_ITEMS_MAX <= u16::MAX as usize, "so is that of a record whose time is over");
 const _: () = assert!(PAGE_RECORDS_DEFAULT <= PAGE_RECORDS_MAX);

@@ -11,13 +11,13 @@ use std::convert::Infallible;
 
 use crate::command::{Content, Operation, Proposal};
 use crate::digest::{Sum, content_hash, entry_hash, user_row_hash};
-use crate::id::{Collection, Millis, RecordKey, RequestId, Slot, Uid, UserId, Version};
+use crate::id::{Collection, DeviceId, Millis, RecordKey, RequestId, Slot, Uid, UserId, Version};
 use crate::outcome::{Outcome, Usage};
 use crate::state::{
-    ChangeRow, CollectionDigest, Effect, Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, Totals, UserRef,
-    UserRow,
+    ChangeRow, CollectionDigest, DeviceRow, Effect, Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, Totals,
+    UserRef, UserRow,
 };
-use crate::transition::transition_guarded;
+use crate::transition::{due, transition_guarded};
 
 /// All rows of a group. Empty by default, as before `Genesis`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +34,8 @@ pub struct MemoryState {
     pub changes: BTreeMap<(UserRef, Version, u16), ChangeRow>,
     /// Remembered requests.
     pub requests: BTreeMap<(UserRef, RequestId), RequestRow>,
+    /// Cursors of devices.
+    pub devices: BTreeMap<(UserRef, DeviceId), DeviceRow>,
     /// Expiry queue, in its order.
     pub expiry: BTreeSet<(Millis, ExpiryItem)>,
     /// Jobs by id.
@@ -72,8 +74,8 @@ pub enum Violation {
     /// A record above its user's head, without a user, or whose row does not describe its content.
     #[error("user {0:?}: a record's row contradicts its content or its user")]
     Record(UserRef, RecordKey),
-    /// The expiry queue is not exactly the remembered requests at their times.
-    #[error("the expiry queue differs from the remembered requests")]
+    /// The expiry queue is not exactly what requests, records, tombstones and devices put there.
+    #[error("the expiry queue differs from the rows")]
     Expiry,
 }
 
@@ -156,12 +158,20 @@ impl MemoryState {
         if numbered.len() != self.uids.len() || !numbered.iter().eq(self.users.keys()) {
             found.push(Violation::Numbers);
         }
-        let remembered: BTreeSet<(Millis, ExpiryItem)> =
-            self.requests.iter().map(|((user, id), row)| (row.expires, ExpiryItem::Request(*user, *id))).collect();
-        if remembered != self.expiry {
+        if self.recompute_expiry() != self.expiry {
             found.push(Violation::Expiry);
         }
         found
+    }
+
+    fn recompute_expiry(&self) -> BTreeSet<(Millis, ExpiryItem)> {
+        let names: BTreeMap<UserRef, &UserId> =
+            self.uids.iter().map(|(name, uid)| (UserRef { slot: Slot::of(name), uid: *uid }, name)).collect();
+        let requests = self.requests.iter().map(|((user, id), row)| (row.expires, ExpiryItem::Request(*user, *id)));
+        let devices =
+            self.devices.iter().map(|((user, device), row)| (row.expires, ExpiryItem::Device(*user, device.clone())));
+        let records = self.records.iter().filter_map(|((user, key), (row, _))| due(*user, names.get(user)?, key, row));
+        requests.chain(devices).chain(records).collect()
     }
 
     fn check_sums(&self, found: &mut Vec<Violation>) {
@@ -206,11 +216,19 @@ impl MemoryState {
             let described = match content {
                 Some(content) => {
                     row.is_live()
+                        && row.purge_time.is_none()
+                        && row.expire_time.is_some() == (content.ttl_seconds > 0)
                         && row.content_hash == content_hash(content)
                         && row.content_type == content.content_type
                         && row.payload_len == content.payload.len() as u64
                 }
-                None => !row.is_live() && row.content_type.is_empty() && row.payload_len == 0,
+                None => {
+                    !row.is_live()
+                        && row.purge_time.is_some()
+                        && row.expire_time.is_none()
+                        && row.content_type.is_empty()
+                        && row.payload_len == 0
+                }
             };
             if !below_head || !described {
                 found.push(Violation::Record(*user, key.clone()));
@@ -228,6 +246,15 @@ impl MemoryState {
             }
             Effect::PutRecord(user, key, row, content) => {
                 self.records.insert((user, key), (row, content));
+            }
+            Effect::DeleteRecord(user, key) => {
+                self.records.remove(&(user, key));
+            }
+            Effect::PutDevice(user, device, row) => {
+                self.devices.insert((user, device), row);
+            }
+            Effect::DeleteDevice(user, device) => {
+                self.devices.remove(&(user, device));
             }
             Effect::PutChange(user, version, ordinal, row) => {
                 self.changes.insert((user, version, ordinal), row);
@@ -277,7 +304,12 @@ impl StateRead for MemoryState {
         Ok(self.requests.get(&(user, id)).cloned())
     }
 
+    fn devices(&self, user: UserRef) -> Result<BTreeMap<DeviceId, DeviceRow>, Infallible> {
+        let of_user = self.devices.iter().filter(|((of, _), _)| *of == user);
+        Ok(of_user.map(|((_, device), row)| (device.clone(), *row)).collect())
+    }
+
     fn due(&self, now: Millis, limit: usize) -> Result<Vec<(Millis, ExpiryItem)>, Infallible> {
-        Ok(self.expiry.iter().take_while(|(time, _)| *time <= now).take(limit).copied().collect())
+        Ok(self.expiry.iter().take_while(|(time, _)| *time <= now).take(limit).cloned().collect())
     }
 }

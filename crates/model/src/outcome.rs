@@ -72,6 +72,17 @@ pub enum Rejection {
     UnknownRules(u16),
     /// The rules failed on this entry (a defect); it has no effect on any replica.
     Poisoned,
+    /// The user would keep more than the quota allows.
+    UserQuota {
+        /// Payload bytes that the user would keep.
+        wanted_bytes: u64,
+        /// Payload bytes allowed.
+        quota_bytes: u64,
+    },
+    /// A device acknowledged what this history cannot continue from.
+    TokenNotCurrent,
+    /// The user has as many devices as are remembered.
+    DeviceLimit,
 }
 
 /// One failed guard.

@@ -3,9 +3,9 @@
 //! `transition` reads through [`StateRead`] and answers with [`Effects`]; only `store` performs them. The rows are
 //! plain data; their bytes on disk are `wire::durable`'s affair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::command::{Content, OffsiteFact, Operation, Parent};
+use crate::command::{Content, OffsiteFact, Operation, Parent, Policy};
 use crate::digest::Sum;
 use crate::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordKey, RequestId, Uid, UserId, Version};
 use crate::outcome::{MutationResult, Usage};
@@ -31,6 +31,18 @@ pub struct Sys {
     pub offsite: BTreeMap<String, OffsiteFact>,
     /// Index of the newest snapshot barrier; 0 = none.
     pub barrier_index: u64,
+    /// Lifetimes and quotas.
+    pub policy: Policy,
+}
+
+impl Sys {
+    /// Every entry up to here is in some copy outside the cluster: a destination's, or that which this history was
+    /// restored from.
+    pub fn offsite_index(&self) -> u64 {
+        let restored =
+            self.history.as_ref().and_then(|history| history.parent.as_ref()).map_or(0, |parent| parent.index);
+        self.offsite.values().map(|fact| fact.index).fold(restored, u64::max)
+    }
 }
 
 /// Totals of a group.
@@ -84,9 +96,53 @@ pub struct UserRow {
     /// Head at the end of each ended history, oldest first: the fork points of its tokens (0 where it had no commit).
     /// Written at the first commit in a new epoch; until then [`UserRow::common_with`] tells them from the head.
     pub forks: Vec<Fork>,
+    /// Where recent versions are in the log.
+    pub places: Places,
+}
+
+/// Log positions of two versions of a user, from which [`UserRow::backed_up`] is told without a row per version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Places {
+    /// Index of the entry that gave the head; 0 = no commit.
+    pub head_index: u64,
+    /// An earlier version that was not offsite at the last commit; 0 = none.
+    pub mark: Version,
+    /// Index of the entry that gave `mark`.
+    pub mark_index: u64,
+    /// A version that was offsite at the last commit.
+    pub settled: Version,
 }
 
 impl UserRow {
+    /// A version such that it and all below are in a copy outside the cluster. It may lag behind the newest such by the
+    /// commits since one of them was last found offsite.
+    pub fn backed_up(&self, sys: &Sys) -> Version {
+        let offsite = sys.offsite_index();
+        let places = &self.places;
+        if places.head_index <= offsite {
+            self.head
+        } else if places.mark_index != 0 && places.mark_index <= offsite {
+            places.mark
+        } else {
+            places.settled
+        }
+    }
+
+    /// The head moves to `version`, given by the entry at `index`.
+    pub(crate) fn move_head(&mut self, sys: &Sys, version: Version, index: u64) {
+        let settled = self.backed_up(sys);
+        let places = &mut self.places;
+        let mark_is_offsite = places.mark_index <= sys.offsite_index();
+        places.settled = settled;
+        if settled == self.head {
+            (places.mark, places.mark_index) = (Version(0), 0);
+        } else if mark_is_offsite {
+            (places.mark, places.mark_index) = (self.head, places.head_index);
+        }
+        places.head_index = index;
+        self.head = version;
+    }
+
     /// Last version that a token of `incarnation` shares with the present: what lies above it was lost, or written
     /// in another history. `None`: this lineage does not know the incarnation.
     ///
@@ -138,6 +194,12 @@ pub struct RecordRow {
     pub update_time: Millis,
     /// Set on tombstones.
     pub delete_time: Option<Millis>,
+    /// Set on records with a TTL: when they become tombstones; their key in the expiry queue.
+    pub expire_time: Option<Millis>,
+    /// Set on tombstones: when they may be forgotten, or are looked at again; their key in the expiry queue.
+    pub purge_time: Option<Millis>,
+    /// Set by a `RestoreGuard`: the version that this change had before a rollback lost it.
+    pub lost: Option<Version>,
 }
 
 impl RecordRow {
@@ -177,11 +239,28 @@ pub struct RequestRow {
     pub expires: Millis,
 }
 
+/// A device of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceRow {
+    /// Everything up to here is on the device.
+    pub acked: Version,
+    /// When it last said so.
+    pub ack_time: Millis,
+    /// When it is forgotten unless it says so again; its key in the expiry queue.
+    pub expires: Millis,
+}
+
 /// Something due at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExpiryItem {
     /// A request id leaves the dedup window.
     Request(UserRef, RequestId),
+    /// A record's TTL ends. By name: those who wait for the user are woken by it.
+    Record(UserId, RecordKey),
+    /// A tombstone may be forgotten, if no device still needs it.
+    Tombstone(UserRef, RecordKey),
+    /// A device was silent for too long.
+    Device(UserRef, DeviceId),
 }
 
 /// How the rules read the state, including effects of earlier entries of the same apply batch.
@@ -199,6 +278,8 @@ pub trait StateRead {
     fn record(&self, user: UserRef, key: &RecordKey) -> Result<Option<RecordRow>, Self::Error>;
     /// A remembered request.
     fn request(&self, user: UserRef, id: RequestId) -> Result<Option<RequestRow>, Self::Error>;
+    /// A user's devices, by id.
+    fn devices(&self, user: UserRef) -> Result<BTreeMap<DeviceId, DeviceRow>, Self::Error>;
     /// At most `limit` items due at or before `now`, oldest first.
     fn due(&self, now: Millis, limit: usize) -> Result<Vec<(Millis, ExpiryItem)>, Self::Error>;
 }
@@ -211,9 +292,20 @@ pub struct Effects {
     /// Changes of rows.
     pub rows: Vec<Effect>,
     /// Users whose head moved, for waking those who wait.
-    pub touched: Vec<(UserId, Version)>,
+    pub touched: Vec<Touched>,
     /// Take a checkpoint right after this entry.
     pub barrier: bool,
+}
+
+/// A user whose head moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// Who.
+    pub user: UserId,
+    /// The new head.
+    pub head: Version,
+    /// Collections with changes at it.
+    pub collections: BTreeSet<Collection>,
 }
 
 /// One change of a row.
@@ -225,6 +317,8 @@ pub enum Effect {
     PutUser(UserRef, UserRow),
     /// Record with its payload, or a tombstone (`content` is `None`).
     PutRecord(UserRef, RecordKey, RecordRow, Option<Content>),
+    /// A tombstone is forgotten.
+    DeleteRecord(UserRef, RecordKey),
     /// Change row at (version, ordinal).
     PutChange(UserRef, Version, u16, ChangeRow),
     /// A change row superseded by a newer change of its record.
@@ -233,6 +327,10 @@ pub enum Effect {
     PutRequest(UserRef, RequestId, RequestRow),
     /// Forget a request.
     DeleteRequest(UserRef, RequestId),
+    /// A device's cursor.
+    PutDevice(UserRef, DeviceId, DeviceRow),
+    /// Forget a device.
+    DeleteDevice(UserRef, DeviceId),
     /// Queue something.
     PutExpiry(Millis, ExpiryItem),
     /// Unqueue something.

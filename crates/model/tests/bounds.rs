@@ -35,7 +35,7 @@ fn put(number: usize, guard: Guard) -> Mutation {
             collection: Collection::new("notes").unwrap(),
             record_id: RecordId::new(&format!("n{number}")).unwrap(),
         },
-        op: Op::Put(Content { content_type: "text/plain".into(), payload: Bytes::from_static(b"x") }),
+        op: Op::Put(Content { content_type: "text/plain".into(), payload: Bytes::from_static(b"x"), ttl_seconds: 0 }),
         guard,
     }
 }

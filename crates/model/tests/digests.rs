@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_model::command::{Content, Guard, Mutation, Op, WriteBatch};
+use holdfast_model::command::{Content, Guard, Mutation, Op, RestoreGuard, WriteBatch};
 use holdfast_model::digest::{Sum, content_hash, entry_hash, fingerprint, user_row_hash};
 use holdfast_model::id::{
     Collection, DeviceId, Incarnation, Millis, RecordId, RecordKey, RequestId, Uid, UserId, Version,
 };
 use holdfast_model::outcome::Usage;
-use holdfast_model::state::{CollectionDigest, Fork, UserRow};
+use holdfast_model::state::{CollectionDigest, Fork, Places, UserRow};
 use proptest::prelude::*;
 
 fn hex(bytes: &[u8]) -> String {
@@ -20,7 +20,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn content() -> Content {
-    Content { content_type: "text/vcard".into(), payload: Bytes::from_static(b"BEGIN:VCARD") }
+    Content { content_type: "text/vcard".into(), payload: Bytes::from_static(b"BEGIN:VCARD"), ttl_seconds: 0 }
 }
 
 fn key(collection: &str, id: &str) -> RecordKey {
@@ -33,6 +33,10 @@ fn entry() -> [u8; 32] {
 
 fn mutation(id: (&str, &str), op: Op, guard: Guard) -> Mutation {
     Mutation { key: key(id.0, id.1), op, guard }
+}
+
+fn restore(common: u64, lost: u64, incarnation: u64) -> Guard {
+    Guard::Restore(RestoreGuard { common: Version(common), lost: Version(lost), incarnation: Incarnation(incarnation) })
 }
 
 fn batch() -> WriteBatch {
@@ -71,11 +75,12 @@ fn golden_user_row() {
             (Collection::new("x-own").unwrap(), CollectionDigest { count: 0, sum: Sum([0xff; 32]) }),
         ]),
         forks: vec![Fork { incarnation: Incarnation(10), common: Version::new(1, 9) }],
+        places: Places { head_index: 9, mark: Version::new(2, 4), mark_index: 8, settled: Version::new(2, 3) },
     };
-    assert_eq!(hex(&user_row_hash(uid, &row)), "427e781a980168b1489b9e07be7572c120e89bf12d51c2242fc67aee29ec6902");
+    assert_eq!(hex(&user_row_hash(uid, &row)), "63b6fb876b5b8e7ac288e3082c9e95ccf203d0fe6c23316a260a6485f167b216");
     assert_eq!(
         hex(&user_row_hash(uid, &UserRow::default())),
-        "f7b0ff5e4c456d755074a10b63eeb9b7e4471b38dafa827fd801440b90bbf169"
+        "c122d4c6fd498eb4cff435075d911b4663288b802e4eb00308f9709ef23c8655"
     );
 }
 
@@ -110,6 +115,11 @@ fn a_retry_keeps_its_fingerprint_and_nothing_else_has_it() {
         |mutation: &mut Mutation| mutation.op = Op::Delete,
         |mutation: &mut Mutation| mutation.op = Op::Put(Content { content_type: "text/plain".into(), ..content() }),
         |mutation: &mut Mutation| mutation.op = Op::Put(Content { payload: Bytes::new(), ..content() }),
+        |mutation: &mut Mutation| mutation.op = Op::Put(Content { ttl_seconds: 1, ..content() }),
+        |mutation: &mut Mutation| mutation.guard = restore(1, 2, 3),
+        |mutation: &mut Mutation| mutation.guard = restore(0, 2, 3),
+        |mutation: &mut Mutation| mutation.guard = restore(1, 4, 3),
+        |mutation: &mut Mutation| mutation.guard = restore(1, 2, 4),
         |mutation: &mut Mutation| mutation.guard = Guard::None,
         |mutation: &mut Mutation| mutation.guard = Guard::Absent,
         |mutation: &mut Mutation| mutation.guard = Guard::Exists,

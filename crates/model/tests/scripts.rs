@@ -13,10 +13,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use holdfast_model::command::Proposal;
-use holdfast_model::id::{Millis, RecordKey, RequestId, Uid, UserId};
+use holdfast_model::id::{DeviceId, Millis, RecordKey, RequestId, Uid, UserId};
 use holdfast_model::memory::MemoryState;
 use holdfast_model::outcome::{Outcome, Rejection};
-use holdfast_model::state::{Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, UserRef, UserRow};
+use holdfast_model::state::{DeviceRow, Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, UserRef, UserRow};
 use holdfast_model::transition::transition_guarded;
 
 use parse::Line;
@@ -38,9 +38,11 @@ macro_rules! scripts {
 }
 
 scripts!(
+    backed_up,
     clock,
     dedup,
     dedup_window,
+    devices,
     expire,
     genesis,
     guards,
@@ -48,8 +50,12 @@ scripts!(
     offsite,
     operations_and_barriers,
     poisoned,
+    quota,
     records,
     restore,
+    restore_guard,
+    tombstones,
+    ttl,
     unknown_rules,
     users,
 );
@@ -116,6 +122,10 @@ impl Player {
                 Some(row) => vec![render::user_row(row)],
                 None => vec!["unknown".into()],
             },
+            Line::BackedUp(user) => {
+                let row = self.state.user_row(user).cloned().unwrap_or_default();
+                vec![render::version(row.backed_up(&self.state.sys))]
+            }
             Line::Common(user, incarnation) => {
                 let row = self.state.user_row(user).cloned().unwrap_or_default();
                 vec![match row.common_with(&self.state.sys, *incarnation) {
@@ -178,6 +188,10 @@ impl StateRead for Poison<'_> {
         panic!("poison, as the script asked")
     }
 
+    fn devices(&self, _: UserRef) -> Result<BTreeMap<DeviceId, DeviceRow>, Self::Error> {
+        panic!("poison, as the script asked")
+    }
+
     fn due(&self, _: Millis, _: usize) -> Result<Vec<(Millis, ExpiryItem)>, Self::Error> {
         panic!("poison, as the script asked")
     }
@@ -201,6 +215,9 @@ fn a_storage_error_is_no_outcome() {
             Err("disk")
         }
         fn request(&self, _: UserRef, _: RequestId) -> Result<Option<RequestRow>, Self::Error> {
+            Err("disk")
+        }
+        fn devices(&self, _: UserRef) -> Result<BTreeMap<DeviceId, DeviceRow>, Self::Error> {
             Err("disk")
         }
         fn due(&self, _: Millis, _: usize) -> Result<Vec<(Millis, ExpiryItem)>, Self::Error> {

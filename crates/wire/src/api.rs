@@ -5,13 +5,20 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use holdfast_model::command::{Content, Guard, Mutation, Op, WriteBatch};
+use holdfast_model::command::{Content, Guard, Mutation, Op, RestoreGuard, WriteBatch};
 use holdfast_model::id::{Collection, DeviceId, Incarnation, Millis, RecordId, RecordKey, RequestId, UserId, Version};
 use holdfast_model::{digest, limits};
 
 use crate::status::{Refusal, Violation};
-use crate::token::{PageToken, SyncToken, arguments_hash, filter_hash};
+use crate::token::{PageToken, arguments_hash};
 use crate::v1;
+
+mod sync;
+
+pub use sync::{
+    ChangesQuery, DevicesQuery, ManifestQuery, UserQuery, WatchChange, ack_cursor, changes, drop_device, list_devices,
+    manifest, user, watch,
+};
 
 /// Freshness wanted by a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +32,7 @@ pub enum Consistency {
         /// Index to wait for.
         index: u64,
     },
-    /// Whatever this replica has, if its leader contact is at most this old.
+    /// Whatever this replica has, if it can prove that it is at most this old.
     MaxStaleness(Duration),
 }
 
@@ -63,29 +70,6 @@ pub struct ListQuery {
     pub consistency: Consistency,
     /// Hash of the arguments that page tokens are bound to.
     pub arguments: u64,
-}
-
-/// `GetChanges`, checked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ChangesQuery {
-    /// Owner.
-    pub user: UserId,
-    /// Where the device stands; `None` = at zero.
-    pub token: Option<SyncToken>,
-    /// Collections; empty = all.
-    pub collections: Vec<Collection>,
-    /// Hash of the collections, as tokens carry it.
-    pub filter: u64,
-    /// Most records in the page (one commit is never split).
-    pub page_records: usize,
-    /// Leave payloads out.
-    pub metadata_only: bool,
-    /// Hold the call this long when nothing changed.
-    pub wait: Duration,
-    /// Skip what this device wrote.
-    pub exclude_device: Option<DeviceId>,
-    /// Freshness; `None` = any replica at least as new as the token, linearizable without one.
-    pub consistency: Option<Consistency>,
 }
 
 /// Collects violations while a request is read.
@@ -139,6 +123,16 @@ impl Reader {
         })
     }
 
+    /// Collections of a filter; empty = all.
+    fn collections(&mut self, names: &[String]) -> Vec<Collection> {
+        if names.len() > limits::FILTER_COLLECTIONS_MAX {
+            self.bad("collections", format!("has more than {} entries", limits::FILTER_COLLECTIONS_MAX));
+            return Vec::new();
+        }
+        let read = |(index, name): (usize, &String)| self.take(format!("collections[{index}]"), Collection::new(name));
+        names.iter().enumerate().filter_map(read).collect()
+    }
+
     fn page_records(&mut self, page_size: i32) -> usize {
         match page_size {
             0 => limits::PAGE_RECORDS_DEFAULT,
@@ -165,9 +159,6 @@ fn millis(time: &prost_types::Timestamp) -> Result<Millis, &'static str> {
 /// Reads a `BatchWrite`.
 pub fn batch_write(request: v1::BatchWriteRequest) -> Result<WriteBatch, Refusal> {
     let mut reader = Reader::default();
-    if request.wait_offsite {
-        return Err(Refusal::Unsupported("wait_offsite"));
-    }
     let user = reader.take("user_id", UserId::new(&request.user_id));
     let request_id = reader.take("request_id", RequestId::parse(&request.request_id));
     let first_sent = request.first_sent_time.as_ref().and_then(|time| reader.take("first_sent_time", millis(time)));
@@ -240,9 +231,6 @@ fn read_mutation(reader: &mut Reader, index: usize, mutation: v1::Mutation) -> R
             if !put.blobs.is_empty() {
                 return Err(Refusal::Unsupported("blob references"));
             }
-            if put.ttl_seconds != 0 {
-                return Err(Refusal::Unsupported("ttl_seconds"));
-            }
             if put.payload.len() > limits::PAYLOAD_BYTES_MAX {
                 reader.bad(
                     field("put.payload"),
@@ -253,7 +241,8 @@ fn read_mutation(reader: &mut Reader, index: usize, mutation: v1::Mutation) -> R
             {
                 reader.bad(field("put.content_type"), "must be at most 128 bytes without control characters");
             }
-            Some(Op::Put(Content { content_type: put.content_type, payload: put.payload }))
+            let v1::PutOp { content_type, payload, ttl_seconds, blobs: _ } = put;
+            Some(Op::Put(Content { content_type, payload, ttl_seconds }))
         }
     };
     let guard = match mutation.precondition {
@@ -261,8 +250,19 @@ fn read_mutation(reader: &mut Reader, index: usize, mutation: v1::Mutation) -> R
         Some(v1::Precondition { check: Some(Check::Version(version)) }) => Some(Guard::Version(Version(version))),
         Some(v1::Precondition { check: Some(Check::Absent(true)) }) => Some(Guard::Absent),
         Some(v1::Precondition { check: Some(Check::Exists(true)) }) => Some(Guard::Exists),
-        Some(v1::Precondition { check: Some(Check::Restore(_)) }) => {
-            return Err(Refusal::Unsupported("RestoreGuard"));
+        Some(v1::Precondition { check: Some(Check::Restore(guard)) }) => {
+            let v1::RestoreGuard { common_version, lost_version, lost_incarnation } = guard;
+            if lost_version <= common_version {
+                reader.bad(field("precondition.restore.lost_version"), "must be above common_version: it was lost");
+            }
+            if lost_incarnation == 0 {
+                reader.bad(field("precondition.restore.lost_incarnation"), "is required");
+            }
+            Some(Guard::Restore(RestoreGuard {
+                common: Version(common_version),
+                lost: Version(lost_version),
+                incarnation: Incarnation(lost_incarnation),
+            }))
         }
         Some(v1::Precondition { check: Some(Check::Absent(false) | Check::Exists(false)) | None }) => {
             reader.bad(field("precondition"), "must name a check; false is not one");
@@ -332,48 +332,6 @@ pub fn list(request: v1::ListRecordsRequest) -> Result<ListQuery, Refusal> {
         arguments,
     });
     reader.finish(query)
-}
-
-/// Reads a `GetChanges`.
-pub fn changes(request: v1::GetChangesRequest) -> Result<ChangesQuery, Refusal> {
-    let mut reader = Reader::default();
-    let user = reader.take("user_id", UserId::new(&request.user_id));
-    if request.collections.len() > 64 {
-        reader.bad("collections", "has more than 64 entries");
-        return reader.finish(None);
-    }
-    let collections: Vec<Collection> = request
-        .collections
-        .iter()
-        .enumerate()
-        .filter_map(|(index, name)| reader.take(format!("collections[{index}]"), Collection::new(name)))
-        .collect();
-    let page_records = reader.page_records(request.page_size);
-    if u64::from(request.wait_ms) > limits::LONG_POLL_MS_MAX {
-        reader.bad("wait_ms", format!("must be at most {}", limits::LONG_POLL_MS_MAX));
-    }
-    let exclude_device = match request.exclude_device_id.as_str() {
-        "" => None,
-        device => reader.take("exclude_device_id", DeviceId::new(device)),
-    };
-    let consistency = reader.consistency(request.consistency);
-    let (user, consistency) = reader.finish(user.zip(consistency))?;
-    let filter = filter_hash(&collections);
-    let token = match request.sync_token.as_str() {
-        "" => None,
-        text => Some(SyncToken::decode(text, &user, filter).map_err(Refusal::Token)?),
-    };
-    Ok(ChangesQuery {
-        user,
-        token,
-        collections,
-        filter,
-        page_records,
-        metadata_only: request.metadata_only,
-        wait: Duration::from_millis(request.wait_ms.into()),
-        exclude_device,
-        consistency,
-    })
 }
 
 #[cfg(test)]

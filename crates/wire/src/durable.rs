@@ -12,11 +12,14 @@ use holdfast_model::digest::Sum;
 use holdfast_model::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordId, RecordKey, Uid, Version};
 use holdfast_model::outcome::{MutationResult, Usage};
 use holdfast_model::state::{
-    Ancestor, ChangeRow, CollectionDigest, Fork, History, RecordRow, RequestRow, Sys, Totals, UserRow,
+    Ancestor, ChangeRow, CollectionDigest, DeviceRow, Fork, History, Places, RecordRow, RequestRow, Sys, Totals,
+    UserRow,
 };
 
 use crate::internal::v1 as pb;
-use crate::log::{offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from, parent_to};
+use crate::log::{
+    offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from, parent_to, policy_from, policy_to,
+};
 use crate::{DecodeError, decode, encode, fixed};
 
 /// Layout of a record's value; the first byte of it.
@@ -62,7 +65,7 @@ pub fn decode_applied(bytes: &[u8]) -> Result<AppliedRecord, DecodeError> {
 /// Encodes group facts.
 pub fn encode_sys(sys: &Sys) -> Bytes {
     // No `..`: a new field must be stored, or its absence be decided here.
-    let Sys { now, rules, history, ancestors, uid_counter, digest, totals, offsite, barrier_index } = sys;
+    let Sys { now, rules, history, ancestors, uid_counter, digest, totals, offsite, barrier_index, policy } = sys;
     encode(&pb::StoredSys {
         now_ms: now.0,
         rules: (*rules).into(),
@@ -78,6 +81,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         total_bytes: totals.bytes,
         offsite: offsite.values().map(offsite_fact_to).collect(),
         barrier_index: *barrier_index,
+        policy: Some(policy_to(policy)),
     })
 }
 
@@ -107,6 +111,7 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
         totals: Totals { users: message.total_users, records: message.total_records, bytes: message.total_bytes },
         offsite,
         barrier_index: message.barrier_index,
+        policy: message.policy.map(policy_from).unwrap_or_default(),
     })
 }
 
@@ -146,7 +151,7 @@ pub fn decode_uid(bytes: &[u8]) -> Result<Uid, DecodeError> {
 
 /// Encodes a user's row.
 pub fn encode_user(row: &UserRow) -> Bytes {
-    let UserRow { head, tombstone_horizon, usage, collections, forks } = row;
+    let UserRow { head, tombstone_horizon, usage, collections, forks, places } = row;
     encode(&pb::StoredUser {
         head: head.0,
         tombstone_horizon: tombstone_horizon.0,
@@ -164,6 +169,10 @@ pub fn encode_user(row: &UserRow) -> Bytes {
             .iter()
             .map(|fork| pb::StoredFork { incarnation: fork.incarnation.0, common: fork.common.0 })
             .collect(),
+        head_index: places.head_index,
+        mark: places.mark.0,
+        mark_index: places.mark_index,
+        settled: places.settled.0,
     })
 }
 
@@ -187,12 +196,29 @@ pub fn decode_user(bytes: &[u8]) -> Result<UserRow, DecodeError> {
             .into_iter()
             .map(|fork| Fork { incarnation: Incarnation(fork.incarnation), common: Version(fork.common) })
             .collect(),
+        places: Places {
+            head_index: message.head_index,
+            mark: Version(message.mark),
+            mark_index: message.mark_index,
+            settled: Version(message.settled),
+        },
     })
 }
 
 /// Encodes the header of a record: what its value holds besides the payload, which it names by its content hash.
 pub fn encode_record_header(row: &RecordRow) -> Bytes {
-    let RecordRow { version, ordinal, content_hash, content_type, payload_len, update_time, delete_time } = row;
+    let RecordRow {
+        version,
+        ordinal,
+        content_hash,
+        content_type,
+        payload_len,
+        update_time,
+        delete_time,
+        expire_time,
+        purge_time,
+        lost,
+    } = row;
     encode(&pb::StoredRecordHeader {
         version: version.0,
         ordinal: (*ordinal).into(),
@@ -202,6 +228,9 @@ pub fn encode_record_header(row: &RecordRow) -> Bytes {
         update_time_ms: update_time.0,
         delete_time_ms: delete_time.map(|at| at.0),
         key_id: 0,
+        expire_time_ms: expire_time.map(|at| at.0),
+        purge_time_ms: purge_time.map(|at| at.0),
+        lost: lost.map(|version| version.0),
     })
 }
 
@@ -258,6 +287,9 @@ fn decode_record_row_at(bytes: &[u8]) -> Result<(RecordRow, usize), DecodeError>
         payload_len: message.payload_len,
         update_time: Millis(message.update_time_ms),
         delete_time: message.delete_time_ms.map(Millis),
+        expire_time: message.expire_time_ms.map(Millis),
+        purge_time: message.purge_time_ms.map(Millis),
+        lost: message.lost.map(Version),
     };
     Ok((row, RECORD_PREFIX_BYTES + header_len))
 }
@@ -290,6 +322,22 @@ pub fn decode_change(bytes: &[u8]) -> Result<ChangeRow, DecodeError> {
             "" => None,
             device => Some(DeviceId::new(device).map_err(bad)?),
         },
+    })
+}
+
+/// Encodes a device's cursor.
+pub fn encode_device(row: &DeviceRow) -> Bytes {
+    let DeviceRow { acked, ack_time, expires } = row;
+    encode(&pb::StoredDevice { acked: acked.0, ack_time_ms: ack_time.0, expires_ms: expires.0 })
+}
+
+/// Decodes a device's cursor.
+pub fn decode_device(bytes: &[u8]) -> Result<DeviceRow, DecodeError> {
+    let message: pb::StoredDevice = decode("device row", bytes)?;
+    Ok(DeviceRow {
+        acked: Version(message.acked),
+        ack_time: Millis(message.ack_time_ms),
+        expires: Millis(message.expires_ms),
     })
 }
 

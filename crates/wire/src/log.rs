@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    Command, Content, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, Proposal, SnapshotBarrier,
-    WriteBatch,
+    AckCursor, Command, Content, DropDevice, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, Policy,
+    Proposal, RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::id::{
     Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
@@ -78,6 +78,17 @@ pub fn encode_proposal(proposal: &Proposal) -> Bytes {
         }
         Command::Expire => pb::proposal::Command::Expire(pb::Expire {}),
         Command::SetOperation(operation) => pb::proposal::Command::SetOperation(operation_to(operation)),
+        Command::AckCursor(ack) => pb::proposal::Command::AckCursor(pb::AckCursor {
+            user_id: ack.user.as_str().to_owned(),
+            device_id: ack.device.as_str().to_owned(),
+            incarnation: ack.incarnation.0,
+            version: ack.version.0,
+        }),
+        Command::DropDevice(drop) => pb::proposal::Command::DropDevice(pb::DropDevice {
+            user_id: drop.user.as_str().to_owned(),
+            device_id: drop.device.as_str().to_owned(),
+        }),
+        Command::SetPolicy(policy) => pb::proposal::Command::SetPolicy(policy_to(policy)),
     };
     encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
 }
@@ -94,6 +105,17 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
         }
         pb::proposal::Command::Expire(_) => Command::Expire,
         pb::proposal::Command::SetOperation(operation) => Command::SetOperation(operation_from(operation)),
+        pb::proposal::Command::AckCursor(ack) => Command::AckCursor(AckCursor {
+            user: UserId::new(&ack.user_id).map_err(|error| DecodeError::new("cursor", error))?,
+            device: DeviceId::new(&ack.device_id).map_err(|error| DecodeError::new("cursor", error))?,
+            incarnation: Incarnation(ack.incarnation),
+            version: Version(ack.version),
+        }),
+        pb::proposal::Command::DropDevice(drop) => Command::DropDevice(DropDevice {
+            user: UserId::new(&drop.user_id).map_err(|error| DecodeError::new("device", error))?,
+            device: DeviceId::new(&drop.device_id).map_err(|error| DecodeError::new("device", error))?,
+        }),
+        pb::proposal::Command::SetPolicy(policy) => Command::SetPolicy(policy_from(policy)),
     };
     let rules = u16::try_from(message.rules).map_err(|_| DecodeError::new("proposal", "rules out of range"))?;
     Ok(Proposal { rules, stamp: Millis(message.stamp_ms), command })
@@ -126,6 +148,7 @@ fn mutation_to(mutation: &Mutation) -> pb::Mutation {
             Op::Put(content) => pb::mutation::Op::Put(pb::Content {
                 content_type: content.content_type.clone(),
                 payload: content.payload.clone(),
+                ttl_seconds: content.ttl_seconds,
             }),
             Op::Delete => pb::mutation::Op::Delete(pb::Empty {}),
         }),
@@ -134,6 +157,10 @@ fn mutation_to(mutation: &Mutation) -> pb::Mutation {
             Guard::Version(version) => Some(pb::mutation::Guard::Version(version.0)),
             Guard::Absent => Some(pb::mutation::Guard::Absent(pb::Empty {})),
             Guard::Exists => Some(pb::mutation::Guard::Exists(pb::Empty {})),
+            Guard::Restore(RestoreGuard { common, lost, incarnation }) => {
+                let guard = pb::RestoreGuard { common: common.0, lost: lost.0, incarnation: incarnation.0 };
+                Some(pb::mutation::Guard::Restore(guard))
+            }
         },
     }
 }
@@ -165,9 +192,11 @@ fn mutation_from(mutation: pb::Mutation) -> Result<Mutation, DecodeError> {
             record_id: RecordId::new(&mutation.record_id).map_err(bad)?,
         },
         op: match required(WHAT, "op", mutation.op)? {
-            pb::mutation::Op::Put(content) => {
-                Op::Put(Content { content_type: content.content_type, payload: content.payload })
-            }
+            pb::mutation::Op::Put(content) => Op::Put(Content {
+                content_type: content.content_type,
+                payload: content.payload,
+                ttl_seconds: content.ttl_seconds,
+            }),
             pb::mutation::Op::Delete(_) => Op::Delete,
         },
         guard: match mutation.guard {
@@ -175,6 +204,11 @@ fn mutation_from(mutation: pb::Mutation) -> Result<Mutation, DecodeError> {
             Some(pb::mutation::Guard::Version(version)) => Guard::Version(Version(version)),
             Some(pb::mutation::Guard::Absent(_)) => Guard::Absent,
             Some(pb::mutation::Guard::Exists(_)) => Guard::Exists,
+            Some(pb::mutation::Guard::Restore(guard)) => Guard::Restore(RestoreGuard {
+                common: Version(guard.common),
+                lost: Version(guard.lost),
+                incarnation: Incarnation(guard.incarnation),
+            }),
         },
     })
 }
@@ -245,6 +279,19 @@ pub fn offsite_fact_from(fact: pb::OffsiteFact) -> Result<OffsiteFact, DecodeErr
         verifier: NodeId(fact.verifier),
         at: Millis(fact.at_ms),
     })
+}
+
+/// Encodes lifetimes and quotas.
+pub fn policy_to(policy: &Policy) -> pb::Policy {
+    // No `..`: a new field must travel, or its absence be decided here.
+    let Policy { tombstone_age_ms, device_expiry_ms, user_quota_bytes } = *policy;
+    pb::Policy { tombstone_age_ms, device_expiry_ms, user_quota_bytes }
+}
+
+/// Decodes lifetimes and quotas.
+pub fn policy_from(policy: pb::Policy) -> Policy {
+    let pb::Policy { tombstone_age_ms, device_expiry_ms, user_quota_bytes } = policy;
+    Policy { tombstone_age_ms, device_expiry_ms, user_quota_bytes }
 }
 
 /// Encodes a job's state.

@@ -74,6 +74,12 @@ fn rejection_to(rejection: &Rejection) -> pb::Rejection {
             7
         }
         Rejection::Poisoned => 8,
+        Rejection::UserQuota { wanted_bytes, quota_bytes } => {
+            (message.wanted_bytes, message.quota_bytes) = (*wanted_bytes, *quota_bytes);
+            9
+        }
+        Rejection::TokenNotCurrent => 10,
+        Rejection::DeviceLimit => 11,
     };
     message
 }
@@ -108,6 +114,9 @@ fn rejection_from(message: pb::Rejection) -> Result<Rejection, DecodeError> {
             u16::try_from(message.rules).map_err(|_| DecodeError::new(WHAT, "rules out of range"))?,
         ),
         8 => Rejection::Poisoned,
+        9 => Rejection::UserQuota { wanted_bytes: message.wanted_bytes, quota_bytes: message.quota_bytes },
+        10 => Rejection::TokenNotCurrent,
+        11 => Rejection::DeviceLimit,
         other => return Err(DecodeError::new(WHAT, format!("unknown reason {other}"))),
     })
 }
@@ -141,6 +150,9 @@ mod tests {
             Outcome::Rejected(Rejection::NotFounded),
             Outcome::Rejected(Rejection::UnknownRules(9)),
             Outcome::Rejected(Rejection::Poisoned),
+            Outcome::Rejected(Rejection::UserQuota { wanted_bytes: 11, quota_bytes: 10 }),
+            Outcome::Rejected(Rejection::TokenNotCurrent),
+            Outcome::Rejected(Rejection::DeviceLimit),
         ];
         for outcome in outcomes {
             assert_eq!(decode_outcome(&encode_outcome(&outcome)).expect("decodes"), outcome);
@@ -152,8 +164,8 @@ mod tests {
             decode_outcome(&encode(&pb::Outcome { result: Some(pb::outcome::Result::Rejected(rejection)) }))
         };
         let message = |reason| pb::Rejection { reason, ..Default::default() };
-        assert!(rejected(message(8)).is_ok());
-        for reason in [0, 9] {
+        assert!(rejected(message(11)).is_ok());
+        for reason in [0, 12] {
             assert!(rejected(message(reason)).is_err(), "{reason}");
         }
         assert!(rejected(pb::Rejection { rules: 65_535, ..message(7) }).is_ok());

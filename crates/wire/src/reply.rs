@@ -1,9 +1,10 @@
 //! Answers of the model into messages of the public API.
 
 use bytes::Bytes;
-use holdfast_model::id::{Collection, Millis, RecordKey};
+use holdfast_model::command::Policy;
+use holdfast_model::id::{Collection, DeviceId, Millis, RecordKey, Version};
 use holdfast_model::outcome::{Receipt, Usage};
-use holdfast_model::state::{CollectionDigest, RecordRow};
+use holdfast_model::state::{ChangeRow, CollectionDigest, DeviceRow, RecordRow};
 
 use crate::v1;
 
@@ -33,15 +34,35 @@ pub fn record(key: &RecordKey, row: &RecordRow, payload: Bytes) -> v1::Record {
         blobs: Vec::new(),
         update_time: Some(timestamp(row.update_time)),
         delete_time: row.delete_time.map(timestamp),
-        expire_time: None,
-        purge_time: None,
+        expire_time: row.expire_time.map(timestamp),
+        purge_time: row.purge_time.map(timestamp),
         content_hash: Bytes::copy_from_slice(&row.content_hash.0),
     }
 }
 
-/// Usage; no quota yet.
-pub fn usage(usage: &Usage) -> v1::Usage {
-    v1::Usage { used_bytes: usage.used_bytes, quota_bytes: 0, record_count: usage.record_count }
+/// Usage of a user, with what the policy allows.
+pub fn usage(usage: &Usage, policy: &Policy) -> v1::Usage {
+    v1::Usage { used_bytes: usage.used_bytes, quota_bytes: policy.user_quota_bytes, record_count: usage.record_count }
+}
+
+/// A record or tombstone of a manifest: what its change row says.
+pub fn manifest_record(version: Version, row: &ChangeRow, delete_time: Option<Millis>) -> v1::Record {
+    v1::Record {
+        key: Some(record_key(&row.key)),
+        version: version.0,
+        content_hash: Bytes::copy_from_slice(&row.content_hash.0),
+        delete_time: delete_time.map(timestamp),
+        ..Default::default()
+    }
+}
+
+/// A device's cursor.
+pub fn device(id: &DeviceId, row: &DeviceRow) -> v1::Device {
+    v1::Device {
+        device_id: id.as_str().to_owned(),
+        acked_version: row.acked.0,
+        ack_time: Some(timestamp(row.ack_time)),
+    }
 }
 
 /// Digest of a collection.
@@ -54,26 +75,31 @@ pub fn collection_digest(collection: &Collection, digest: &CollectionDigest) -> 
 }
 
 /// Outcome of a batch.
-pub fn batch_write(receipt: Receipt, header: v1::ResponseHeader) -> v1::BatchWriteResponse {
+pub fn batch_write(
+    receipt: Receipt,
+    policy: &Policy,
+    offsite: bool,
+    header: v1::ResponseHeader,
+) -> v1::BatchWriteResponse {
     v1::BatchWriteResponse {
         header: Some(header),
         version: receipt.version.0,
         replayed: receipt.replayed,
-        usage: Some(usage(&receipt.usage)),
+        usage: Some(usage(&receipt.usage, policy)),
         results: receipt
             .results
             .iter()
             .map(|result| v1::MutationResult { changed: result.changed, version: result.version.0 })
             .collect(),
         commit_index: receipt.commit_index,
-        offsite: false,
+        offsite,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use holdfast_model::digest::Sum;
-    use holdfast_model::id::{ContentHash, RecordId, Version};
+    use holdfast_model::id::{ContentHash, RecordId};
     use holdfast_model::outcome::MutationResult;
 
     use super::*;
@@ -100,6 +126,9 @@ mod tests {
             payload_len: 2,
             update_time: Millis(4000),
             delete_time: None,
+            expire_time: Some(Millis(6000)),
+            purge_time: None,
+            lost: None,
         };
         let live = v1::Record {
             key: Some(v1::RecordKey { collection: "notes".into(), record_id: "n1".into() }),
@@ -107,13 +136,42 @@ mod tests {
             content_type: "text/plain".into(),
             payload: "hi".into(),
             update_time: Some(timestamp(Millis(4000))),
+            expire_time: Some(timestamp(Millis(6000))),
             content_hash: vec![7; 16].into(),
             ..Default::default()
         };
         assert_eq!(record(&key, &row, "hi".into()), live);
-        let tombstone = RecordRow { delete_time: Some(Millis(5000)), ..row };
-        let deleted = v1::Record { payload: Bytes::new(), delete_time: Some(timestamp(Millis(5000))), ..live };
+        let purge_time = Some(Millis(7000));
+        let tombstone = RecordRow { delete_time: Some(Millis(5000)), expire_time: None, purge_time, ..row };
+        let deleted = v1::Record {
+            payload: Bytes::new(),
+            delete_time: Some(timestamp(Millis(5000))),
+            expire_time: None,
+            purge_time: purge_time.map(timestamp),
+            ..live
+        };
         assert_eq!(record(&key, &tombstone, Bytes::new()), deleted);
+    }
+
+    #[test]
+    fn a_manifest_and_a_device_say_what_their_rows_say() {
+        let key = RecordKey {
+            collection: Collection::new("notes").expect("valid"),
+            record_id: RecordId::new("n1").expect("valid"),
+        };
+        let row = ChangeRow { key, content_hash: ContentHash([7; 16]), deleted: true, device: None };
+        let expected = v1::Record {
+            key: Some(v1::RecordKey { collection: "notes".into(), record_id: "n1".into() }),
+            version: 3,
+            delete_time: Some(timestamp(Millis(4000))),
+            content_hash: vec![7; 16].into(),
+            ..Default::default()
+        };
+        assert_eq!(manifest_record(Version(3), &row, Some(Millis(4000))), expected);
+        let row = DeviceRow { acked: Version(5), ack_time: Millis(6000), expires: Millis(7000) };
+        let ack_time = Some(timestamp(Millis(6000)));
+        let expected = v1::Device { device_id: "phone".into(), acked_version: 5, ack_time };
+        assert_eq!(device(&DeviceId::new("phone").expect("valid"), &row), expected);
     }
 
     #[test]
@@ -130,12 +188,13 @@ mod tests {
             header: Some(header),
             version: 1,
             replayed: true,
-            usage: Some(v1::Usage { used_bytes: 2, quota_bytes: 0, record_count: 3 }),
+            usage: Some(v1::Usage { used_bytes: 2, quota_bytes: 7, record_count: 3 }),
             results: vec![v1::MutationResult { changed: true, version: 4 }],
             commit_index: 5,
-            offsite: false,
+            offsite: true,
         };
-        assert_eq!(batch_write(receipt, header), expected);
+        let policy = Policy { user_quota_bytes: 7, ..Policy::default() };
+        assert_eq!(batch_write(receipt, &policy, true, header), expected);
         let digest = CollectionDigest { count: 8, sum: Sum([9; 32]) };
         let digest = collection_digest(&Collection::new("notes").expect("valid"), &digest);
         assert_eq!((digest.collection.as_str(), digest.count, &digest.digest[..]), ("notes", 8, &[9; 32][..]));

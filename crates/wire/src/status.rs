@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use holdfast_model::limits::MESSAGE_BYTES_MAX;
+use holdfast_model::limits::{DEVICES_MAX, MESSAGE_BYTES_MAX, WATCH_USERS_MAX};
 use holdfast_model::outcome::{Conflict, Rejection};
 use prost::Message;
 use prost_types::Any;
@@ -52,6 +52,10 @@ pub enum Refusal {
     Overloaded(Duration),
     /// The service has no room for more data; deletes still work.
     DiskFull,
+    /// The caller took a part of its answer too slowly.
+    TooSlow,
+    /// The stream watches as many users as one may.
+    WatchLimit,
     /// The message is larger than the service takes.
     MessageTooLarge,
     /// The bytes are not the message that the method takes.
@@ -138,6 +142,18 @@ impl Refusal {
                 text("the disk is nearly full; nothing was proposed; deletes are still taken"),
                 Some(Duration::from_secs(5)),
             ),
+            Self::TooSlow => (
+                Code::DeadlineExceeded,
+                "TOO_SLOW",
+                text("a part of the answer was not taken in time and the rest is given up; ask again, and read on"),
+                retry,
+            ),
+            Self::WatchLimit => (
+                Code::ResourceExhausted,
+                "WATCH_LIMIT",
+                format!("a stream watches at most {WATCH_USERS_MAX} users; open another one for more"),
+                None,
+            ),
             Self::MessageTooLarge => (
                 Code::ResourceExhausted,
                 "MESSAGE_TOO_LARGE",
@@ -205,6 +221,21 @@ fn rejection_parts(rejection: &Rejection) -> (Code, &'static str, String) {
             Code::FailedPrecondition,
             "UNKNOWN_RULES",
             format!("the entry was written under rules {rules}, newer than this binary; upgrade this node"),
+        ),
+        Rejection::UserQuota { wanted_bytes, quota_bytes } => (
+            Code::ResourceExhausted,
+            "USER_QUOTA",
+            format!("the user would keep {wanted_bytes} bytes and may keep {quota_bytes}; delete something first"),
+        ),
+        Rejection::TokenNotCurrent => parts(
+            Code::FailedPrecondition,
+            "TOKEN_NOT_CURRENT",
+            "the token cannot be continued in this history; call GetChanges with it and follow what that answers",
+        ),
+        Rejection::DeviceLimit => (
+            Code::ResourceExhausted,
+            "DEVICE_LIMIT",
+            format!("the user has {DEVICES_MAX} devices already; drop one that is not used any more (DropDevice)"),
         ),
         Rejection::Poisoned => parts(
             Code::Internal,
@@ -349,6 +380,7 @@ mod tests {
     fn every_refusal_has_its_code_reason_and_pause() {
         let rejected = |rejection| Refusal::Rejected(rejection, None);
         let mismatch = Rejection::VersionMismatch { conflicts: Vec::new(), head: None };
+        let quota = Rejection::UserQuota { wanted_bytes: 2, quota_bytes: 1 };
         let precondition = Refusal::Precondition { reason: "NOT_FRESH", message: "m".into() };
         let table = [
             (Refusal::field("a", "b"), Code::InvalidArgument, "INVALID_FIELD", None),
@@ -363,6 +395,14 @@ mod tests {
             (rejected(Rejection::NotFounded), Code::FailedPrecondition, "NOT_FOUNDED", None),
             (rejected(Rejection::UnknownRules(2)), Code::FailedPrecondition, "UNKNOWN_RULES", None),
             (rejected(Rejection::Poisoned), Code::Internal, "POISONED", None),
+            (rejected(quota), Code::ResourceExhausted, "USER_QUOTA", None),
+            (rejected(Rejection::TokenNotCurrent), Code::FailedPrecondition, "TOKEN_NOT_CURRENT", None),
+            (rejected(Rejection::DeviceLimit), Code::ResourceExhausted, "DEVICE_LIMIT", None),
+            (Refusal::WatchLimit, Code::ResourceExhausted, "WATCH_LIMIT", None),
+            (Refusal::TooSlow, Code::DeadlineExceeded, "TOO_SLOW", Some(100)),
+            (Refusal::MessageTooLarge, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
+            (Refusal::MalformedMessage("m".into()), Code::InvalidArgument, "MALFORMED_MESSAGE", None),
+            (Refusal::DeadlineTooShort, Code::DeadlineExceeded, "DEADLINE_TOO_SHORT", Some(100)),
             (Refusal::NoLeader, Code::Unavailable, "NO_LEADER", Some(100)),
             (Refusal::ReplicaBehind, Code::Unavailable, "REPLICA_BEHIND", Some(100)),
             (Refusal::Draining, Code::Unavailable, "DRAINING", Some(100)),

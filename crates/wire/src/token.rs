@@ -1,13 +1,13 @@
 //! Sync tokens and page tokens: opaque to callers, checked in full here, and they carry no authority.
 //!
-//! A sync token is base64url of {format, incarnation, user tag, uid, version, filter hash, issued, start of a sync from zero} and a checksum, so
-//! that a flipped character, another user's token and another filter are each told apart.
+//! A sync token is base64url of {format, incarnation, user tag, uid, version, filter hash, issued, start of a sync from
+//! zero, head of the page's state} and a checksum, so that a flipped character, another user's token and another filter are each told apart.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use holdfast_model::id::{Collection, Incarnation, Millis, RecordId, Uid, UserId, Version};
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const PAGE_FORMAT: u8 = 0x41;
 const CHECKSUM_BYTES: usize = 8;
 /// Longest token that is looked at.
@@ -45,12 +45,15 @@ pub struct SyncToken {
     /// Head when this sync began from zero, while it is still paging: the device never had what was deleted at or
     /// below it. 0 = not such a sync.
     pub fresh_until: Version,
+    /// Head of the state that the last page came from, while there are more; 0 = there are none. A record that moved to a
+    /// later version in that state was passed over at its old place: only a state at least as new may continue.
+    pub seen: Version,
 }
 
 impl SyncToken {
     /// Text form.
     pub fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(65);
+        let mut bytes = Vec::with_capacity(73);
         bytes.push(FORMAT);
         for field in [
             self.incarnation.0,
@@ -60,6 +63,7 @@ impl SyncToken {
             self.filter,
             self.issued.0,
             self.fresh_until.0,
+            self.seen.0,
         ] {
             bytes.extend_from_slice(&field.to_be_bytes());
         }
@@ -68,9 +72,15 @@ impl SyncToken {
 
     /// Reads a token and checks that it is `user`'s and was issued for `filter`.
     pub fn decode(text: &str, user: &UserId, filter: u64) -> Result<Self, TokenError> {
+        let token = Self::decode_any_filter(text, user)?;
+        if token.filter == filter { Ok(token) } else { Err(TokenError::FilterChanged) }
+    }
+
+    /// Reads a token and checks that it is `user`'s.
+    pub fn decode_any_filter(text: &str, user: &UserId) -> Result<Self, TokenError> {
         let body = unseal(text, FORMAT)?;
         let mut fields = body[1..].chunks_exact(8);
-        if body.len() != 1 + 7 * 8 {
+        if body.len() != 1 + 8 * 8 {
             return Err(TokenError::Malformed);
         }
         let mut next = || {
@@ -88,14 +98,9 @@ impl SyncToken {
             filter: next(),
             issued: Millis(next()),
             fresh_until: Version(next()),
+            seen: Version(next()),
         };
-        if token.user_tag != user_tag(user) {
-            return Err(TokenError::OtherUser);
-        }
-        if token.filter != filter {
-            return Err(TokenError::FilterChanged);
-        }
-        Ok(token)
+        if token.user_tag == user_tag(user) { Ok(token) } else { Err(TokenError::OtherUser) }
     }
 }
 
@@ -244,6 +249,7 @@ mod tests {
             filter: 0,
             issued: Millis(1234),
             fresh_until: Version(0),
+            seen: Version(0),
         }
     }
 
@@ -287,8 +293,8 @@ mod tests {
     #[test]
     fn tokens_that_devices_hold_stay_readable() {
         let names = ["notes", "x-a"].map(|name| Collection::new(name).expect("valid"));
-        let token = SyncToken { filter: filter_hash(&names), fresh_until: Version(6), ..token() };
-        let text = "AQAAAAAAAAAHcbJ489xDREcAAAAAAAAAAwABAAAAAAAFp8XElQilF2gAAAAAAAAE0gAAAAAAAAAGla4k7OSWKZ0";
+        let token = SyncToken { filter: filter_hash(&names), fresh_until: Version(6), seen: Version(8), ..token() };
+        let text = "AgAAAAAAAAAHcbJ489xDREcAAAAAAAAAAwABAAAAAAAFp8XElQilF2gAAAAAAAAE0gAAAAAAAAAGAAAAAAAAAAhm52mKVBbW0A";
         assert_eq!(token.encode(), text);
         assert_eq!(SyncToken::decode(text, &user(), filter_hash(&names)), Ok(token));
     }

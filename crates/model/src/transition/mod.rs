@@ -10,18 +10,23 @@
 //! - A rejected command changes nothing but `sys.now`.
 //! - Nothing but `Genesis` takes effect before `Genesis`.
 
+mod devices;
 mod expire;
 mod genesis;
 mod offsite_fact;
 mod set_operation;
+mod set_policy;
 mod snapshot_barrier;
 mod write_batch;
+mod writing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::command::{Command, Proposal};
 use crate::outcome::{Outcome, Rejection};
 use crate::state::{Effects, StateRead, Sys};
+
+pub(crate) use writing::due;
 
 /// What a command's rules answer. On a rejection the draft is thrown away, so no rule has to undo anything.
 type Judged = Result<Outcome, Rejection>;
@@ -80,8 +85,11 @@ fn rules_1<S: StateRead>(state: &S, index: u64, command: &Command, draft: &mut D
         (Command::WriteBatch(batch), Some(history)) => write_batch::judge(state, index, history, batch, draft),
         (Command::OffsiteFact(fact), Some(_)) => Ok(offsite_fact::judge(fact, draft)),
         (Command::SnapshotBarrier(_), Some(_)) => Ok(snapshot_barrier::judge(index, draft)),
-        (Command::Expire, Some(_)) => expire::judge(state, draft),
+        (Command::Expire, Some(history)) => expire::judge(state, index, history, draft),
         (Command::SetOperation(operation), Some(_)) => Ok(set_operation::judge(operation, draft)),
+        (Command::AckCursor(ack), Some(_)) => devices::ack(state, ack, draft),
+        (Command::DropDevice(drop), Some(_)) => devices::forget(state, drop, draft),
+        (Command::SetPolicy(policy), Some(_)) => Ok(set_policy::judge(*policy, draft)),
     }
 }
 

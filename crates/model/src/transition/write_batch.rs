@@ -1,25 +1,25 @@
 //! `WriteBatch`: writes of one user that commit together or not at all.
 //!
-//! Order of judgement: remembered request, age of the request, history, whole-user guard and guards of mutations.
+//! Order of judgement: remembered request, age of the request, history, what re-uploads speak of, whole-user guard and
+//! guards of mutations, quota.
 //!
 //! Invariants:
 //! - A request id takes effect at most once: as long as a retry passes for young enough, its id is remembered.
 //! - Guards see the state before the batch, never another mutation of it.
 //! - A commit that changes something takes exactly one version, and one that changes nothing takes none.
-//! - Each record has exactly one change row, at its (version, ordinal).
-//! - Usage, digests and totals move with the rows they sum up.
+//! - What a rollback lost comes back in any order: of two re-uploads of a record, the larger lost version stays.
+//! - Neither a delete nor a re-upload is ever refused for quota.
 
 use std::collections::BTreeSet;
 
+use super::writing::{Writing, account};
 use super::{Draft, Judged};
-use crate::command::{Content, Guard, Mutation, Op, WriteBatch};
-use crate::digest::{content_hash, entry_hash, user_row_hash};
-use crate::id::{Collection, Millis, RecordKey, Slot, Uid, Version};
+use crate::command::{Guard, Mutation, Op, RestoreGuard, WriteBatch};
+use crate::digest::content_hash;
+use crate::id::{Millis, Slot, Uid, Version};
 use crate::limits::{BATCH_MUTATIONS_MAX, CONFLICTS_REPORTED_MAX, DEDUP_WINDOW_MS, FIRST_SENT_AHEAD_MS_MAX};
 use crate::outcome::{Conflict, MutationResult, Outcome, Receipt, Rejection};
-use crate::state::{
-    ChangeRow, Effect, ExpiryItem, Fork, History, RecordRow, RequestRow, StateRead, Sys, UserRef, UserRow,
-};
+use crate::state::{Effect, ExpiryItem, History, RecordRow, RequestRow, StateRead, Sys, Touched, UserRef, UserRow};
 
 pub(super) fn judge<S: StateRead>(
     state: &S,
@@ -61,8 +61,11 @@ pub(super) fn judge<S: StateRead>(
             None => None,
         });
     }
-    let head = known.as_ref().map_or(Version(0), |(_, row)| row.head);
-    if let Err(rejection) = judge_guards(batch, head, &stored) {
+    let row = known.as_ref().map(|(_, row)| row);
+    let judged = judge_restores(batch, state.sys(), row)
+        .and_then(|()| judge_guards(batch, row.map_or(Version(0), |row| row.head), &stored))
+        .and_then(|()| judge_quota(batch, draft.sys.policy.user_quota_bytes, row, &stored));
+    if let Err(rejection) = judged {
         return Ok(Err(rejection));
     }
     let forgotten = request.map(|row| row.expires);
@@ -107,10 +110,30 @@ fn request_expires(first_sent: Option<Millis>, now: Millis) -> Millis {
     Millis(first_sent.unwrap_or(now).max(now).0.saturating_add(DEDUP_WINDOW_MS))
 }
 
+/// A re-upload speaks of a history that ended, and of the very fork that the device was told.
+fn judge_restores(batch: &WriteBatch, sys: &Sys, row: Option<&UserRow>) -> Result<(), Rejection> {
+    for mutation in &batch.mutations {
+        let Guard::Restore(guard) = mutation.guard else { continue };
+        // No history gave versions of a later epoch than its own.
+        let ended = sys
+            .ancestors
+            .iter()
+            .any(|ancestor| ancestor.incarnation == guard.incarnation && guard.lost.epoch() <= ancestor.epoch);
+        let fork = match row {
+            Some(row) => row.common_with(sys, guard.incarnation),
+            None => Some(Version(0)),
+        };
+        if !ended || fork != Some(guard.common) {
+            return Err(Rejection::IncarnationMismatch);
+        }
+    }
+    Ok(())
+}
+
 fn judge_guards(batch: &WriteBatch, head: Version, stored: &[Option<RecordRow>]) -> Result<(), Rejection> {
     let conflicts: Vec<Conflict> = (0u32..)
         .zip(batch.mutations.iter().zip(stored))
-        .filter(|(_, (mutation, row))| !passes(mutation.guard, row.as_ref()))
+        .filter(|(_, (mutation, row))| !passes(mutation, row.as_ref()))
         .map(|(index, (_, row))| Conflict {
             index,
             current_version: row.as_ref().map_or(Version(0), |row| row.version),
@@ -123,13 +146,62 @@ fn judge_guards(batch: &WriteBatch, head: Version, stored: &[Option<RecordRow>])
     if conflicts.is_empty() && head.is_none() { Ok(()) } else { Err(Rejection::VersionMismatch { conflicts, head }) }
 }
 
-fn passes(guard: Guard, stored: Option<&RecordRow>) -> bool {
-    match guard {
+fn passes(mutation: &Mutation, stored: Option<&RecordRow>) -> bool {
+    match mutation.guard {
         Guard::None => true,
         Guard::Version(expected) => stored.map_or(Version(0), |row| row.version) == expected,
         Guard::Absent => !stored.is_some_and(RecordRow::is_live),
         Guard::Exists => stored.is_some_and(RecordRow::is_live),
+        Guard::Restore(guard) => {
+            stored.is_none_or(|row| row.version <= guard.common || is_outdone(row, guard, &mutation.op))
+        }
     }
+}
+
+/// What is stored was re-uploaded as well, and is older than what comes now, or the same.
+fn is_outdone(stored: &RecordRow, guard: RestoreGuard, op: &Op) -> bool {
+    match stored.lost {
+        Some(lost) if lost == guard.lost => is_same(stored, op),
+        Some(lost) => lost < guard.lost,
+        None => false,
+    }
+}
+
+fn is_same(stored: &RecordRow, op: &Op) -> bool {
+    match op {
+        Op::Put(content) => stored.is_live() && stored.content_hash == content_hash(content),
+        Op::Delete => !stored.is_live(),
+    }
+}
+
+/// Refused is only what makes more of too much: a person who is over the quota can still delete, and gets back all that
+/// a rollback lost.
+fn judge_quota(
+    batch: &WriteBatch,
+    quota_bytes: u64,
+    row: Option<&UserRow>,
+    stored: &[Option<RecordRow>],
+) -> Result<(), Rejection> {
+    if quota_bytes == 0 {
+        return Ok(());
+    }
+    // Payloads are limited to 1 MiB and batches to 500: no sum of theirs comes near the ends of i64.
+    let (mut grown, mut restored) = (0i64, 0i64);
+    for (mutation, stored) in batch.mutations.iter().zip(stored) {
+        let before = stored.as_ref().map_or(0, |row| row.payload_len) as i64;
+        let after = match &mutation.op {
+            Op::Put(content) => content.payload.len() as i64,
+            Op::Delete => 0,
+        };
+        let sum = if matches!(mutation.guard, Guard::Restore(_)) { &mut restored } else { &mut grown };
+        *sum += after - before;
+    }
+    let used = row.map_or(0, |row| row.usage.used_bytes);
+    let wanted_bytes = used.saturating_add_signed(grown + restored);
+    if grown > 0 && wanted_bytes > quota_bytes {
+        return Err(Rejection::UserQuota { wanted_bytes, quota_bytes });
+    }
+    Ok(())
 }
 
 fn commit(
@@ -146,23 +218,18 @@ fn commit(
         Some((user, row)) => (user, Some(row)),
         None => (allocate(history, batch, sys, &mut effects.rows), None),
     };
-    let mut writing = Writing {
-        batch,
-        user,
-        now: sys.now,
-        version: before.as_ref().map_or(Version(0), |row| row.head).next_in(history.epoch),
-        row: before.clone().unwrap_or_default(),
-        rows: &mut effects.rows,
-    };
-    let results: Vec<MutationResult> = (0u16..)
-        .zip(batch.mutations.iter().zip(stored))
-        .map(|(ordinal, (mutation, stored))| writing.mutate(ordinal, mutation, stored))
+    let row = before.clone().unwrap_or_default();
+    let mut writing = Writing::new(user, batch.device.as_ref(), sys, history, row, &mut effects.rows);
+    let results: Vec<MutationResult> = batch
+        .mutations
+        .iter()
+        .zip(stored)
+        .map(|(mutation, stored)| writing.mutate(&batch.user, mutation, stored))
         .collect();
-    let Writing { version, mut row, .. } = writing;
-    if results.iter().any(|result| result.changed) {
-        record_forks(sys, &mut row);
-        row.head = version;
-        effects.touched.push((batch.user.clone(), version));
+    let collections = writing.touched();
+    let row = writing.finish(sys, index);
+    if !collections.is_empty() {
+        effects.touched.push(Touched { user: batch.user.clone(), head: row.head, collections });
     }
     account(sys, user.uid, before.as_ref(), &row);
     let request = RequestRow {
@@ -187,27 +254,6 @@ fn allocate(history: &History, batch: &WriteBatch, sys: &mut Sys, rows: &mut Vec
     UserRef { slot: Slot::of(&batch.user), uid }
 }
 
-/// The first commit in a new epoch is the last chance to see where the ended histories left the user.
-fn record_forks(sys: &Sys, row: &mut UserRow) {
-    for ancestor in &sys.ancestors {
-        if row.forks.iter().all(|fork| fork.incarnation != ancestor.incarnation) {
-            row.forks.push(Fork { incarnation: ancestor.incarnation, common: row.head });
-        }
-    }
-}
-
-fn account(sys: &mut Sys, uid: Uid, before: Option<&UserRow>, after: &UserRow) {
-    match before {
-        Some(before) => sys.digest.sub(user_row_hash(uid, before)),
-        None => sys.totals.users = sys.totals.users.saturating_add(1),
-    }
-    sys.digest.add(user_row_hash(uid, after));
-    let usage = before.map(|row| row.usage).unwrap_or_default();
-    let totals = &mut sys.totals;
-    totals.records = totals.records.saturating_sub(usage.record_count).saturating_add(after.usage.record_count);
-    totals.bytes = totals.bytes.saturating_sub(usage.used_bytes).saturating_add(after.usage.used_bytes);
-}
-
 fn remember(
     user: UserRef,
     batch: &WriteBatch,
@@ -224,111 +270,9 @@ fn remember(
     };
     let item = ExpiryItem::Request(user, batch.request_id);
     if let Some(expired) = forgotten {
-        rows.push(Effect::DeleteExpiry(expired, item));
+        rows.push(Effect::DeleteExpiry(expired, item.clone()));
     }
     rows.push(Effect::PutExpiry(request.expires, item));
     rows.push(Effect::PutRequest(user, batch.request_id, request));
     Outcome::Written(receipt)
-}
-
-/// A batch being written: the user's row as it becomes, and the effects so far.
-struct Writing<'a> {
-    batch: &'a WriteBatch,
-    user: UserRef,
-    now: Millis,
-    version: Version,
-    row: UserRow,
-    rows: &'a mut Vec<Effect>,
-}
-
-impl Writing<'_> {
-    fn mutate(&mut self, ordinal: u16, mutation: &Mutation, stored: Option<RecordRow>) -> MutationResult {
-        let live = stored.as_ref().filter(|row| row.is_live());
-        let (next, content) = match (&mutation.op, live) {
-            (Op::Put(content), live) => {
-                let next = self.live_row(ordinal, content);
-                if live.is_some_and(|live| live.content_hash == next.content_hash) {
-                    return unchanged(stored.as_ref());
-                }
-                (next, Some(content.clone()))
-            }
-            (Op::Delete, Some(live)) => (self.tombstone(ordinal, live), None),
-            (Op::Delete, None) => return unchanged(stored.as_ref()),
-        };
-        if let Some(old) = live {
-            self.unlist(&mutation.key, old);
-        }
-        if next.is_live() {
-            self.list(&mutation.key, &next);
-        }
-        if let Some(old) = &stored {
-            self.rows.push(Effect::DeleteChange(self.user, old.version, old.ordinal));
-        }
-        let change = ChangeRow {
-            key: mutation.key.clone(),
-            content_hash: next.content_hash,
-            deleted: !next.is_live(),
-            device: self.batch.device.clone(),
-        };
-        self.rows.push(Effect::PutRecord(self.user, mutation.key.clone(), next, content));
-        self.rows.push(Effect::PutChange(self.user, self.version, ordinal, change));
-        MutationResult { changed: true, version: self.version }
-    }
-
-    fn live_row(&self, ordinal: u16, content: &Content) -> RecordRow {
-        RecordRow {
-            version: self.version,
-            ordinal,
-            content_hash: content_hash(content),
-            content_type: content.content_type.clone(),
-            payload_len: content.payload.len() as u64,
-            update_time: self.now,
-            delete_time: None,
-        }
-    }
-
-    fn tombstone(&self, ordinal: u16, last: &RecordRow) -> RecordRow {
-        RecordRow {
-            version: self.version,
-            ordinal,
-            content_hash: last.content_hash,
-            content_type: String::new(),
-            payload_len: 0,
-            update_time: self.now,
-            delete_time: Some(self.now),
-        }
-    }
-
-    /// Adds a live record to what sums it up.
-    fn list(&mut self, key: &RecordKey, row: &RecordRow) {
-        let digest = self.row.collections.entry(key.collection.clone()).or_default();
-        digest.count = digest.count.saturating_add(1);
-        digest.sum.add(entry_hash(&key.record_id, row.version, row.content_hash));
-        let usage = &mut self.row.usage;
-        usage.record_count = usage.record_count.saturating_add(1);
-        usage.used_bytes = usage.used_bytes.saturating_add(row.payload_len);
-    }
-
-    /// Takes a live record out of what sums it up.
-    fn unlist(&mut self, key: &RecordKey, row: &RecordRow) {
-        let digest = self.row.collections.entry(key.collection.clone()).or_default();
-        digest.count = digest.count.saturating_sub(1);
-        digest.sum.sub(entry_hash(&key.record_id, row.version, row.content_hash));
-        let usage = &mut self.row.usage;
-        usage.record_count = usage.record_count.saturating_sub(1);
-        usage.used_bytes = usage.used_bytes.saturating_sub(row.payload_len);
-        self.forget_empty(&key.collection);
-    }
-
-    /// An emptied collection looks like one never used, as a recomputation would have it. A sum that is left over
-    /// without records is damage, and stays to be seen.
-    fn forget_empty(&mut self, collection: &Collection) {
-        if self.row.collections.get(collection).is_some_and(|digest| *digest == Default::default()) {
-            self.row.collections.remove(collection);
-        }
-    }
-}
-
-fn unchanged(stored: Option<&RecordRow>) -> MutationResult {
-    MutationResult { changed: false, version: stored.map_or(Version(0), |row| row.version) }
 }

@@ -230,9 +230,11 @@ impl Builder {
             GuardStep::Stale => Guard::Version(Version(stored.0.saturating_sub(1))),
         };
         let op = match op {
-            Some(payload) => {
-                Op::Put(Content { content_type: "text/plain".into(), payload: Bytes::from(PAYLOADS[payload]) })
-            }
+            Some(payload) => Op::Put(Content {
+                content_type: "text/plain".into(),
+                payload: Bytes::from(PAYLOADS[payload]),
+                ttl_seconds: 0,
+            }),
             None => Op::Delete,
         };
         Mutation { key, op, guard }

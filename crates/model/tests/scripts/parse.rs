@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    Command, Content, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, RULES, SnapshotBarrier, WriteBatch,
+    AckCursor, Command, Content, DropDevice, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, Policy,
+    RULES, RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::digest::fingerprint;
 use holdfast_model::id::{
@@ -18,6 +19,7 @@ pub enum Line {
     ShowSys,
     ShowUser(UserId),
     Common(UserId, Incarnation),
+    BackedUp(UserId),
     Entry { rules: u16, poison: bool, command: Command },
 }
 
@@ -59,6 +61,7 @@ fn parse(words: &[String], inner: &[Vec<String>]) -> Line {
         "load" => Line::Load(rest[0].clone()),
         "show" if rest[0] == "sys" => Line::ShowSys,
         "show" => Line::ShowUser(user(&rest[0])),
+        "backed_up" => Line::BackedUp(user(&rest[0])),
         "common" => Line::Common(user(&rest[0]), Incarnation(number(required(rest, "inc")))),
         "poison" => Line::Entry { rules: RULES, poison: true, command: command(rest, inner) },
         rules if rules.starts_with("rules=") => Line::Entry {
@@ -87,6 +90,18 @@ fn command(words: &[String], inner: &[Vec<String>]) -> Command {
             chain: [7; 32],
             verifier: NodeId(option(rest, "by").map_or(1, number)),
             at: Millis(0),
+        }),
+        "ack" => Command::AckCursor(AckCursor {
+            user: user(&rest[0]),
+            device: DeviceId::new(&rest[1]).unwrap(),
+            incarnation: Incarnation(number(required(rest, "inc"))),
+            version: version(&rest[2]),
+        }),
+        "drop" => Command::DropDevice(DropDevice { user: user(&rest[0]), device: DeviceId::new(&rest[1]).unwrap() }),
+        "policy" => Command::SetPolicy(Policy {
+            tombstone_age_ms: time(required(rest, "age")).0,
+            device_expiry_ms: time(required(rest, "silence")).0,
+            user_quota_bytes: option(rest, "quota").map_or(0, number),
         }),
         "barrier" => Command::SnapshotBarrier(SnapshotBarrier { operation_id: rest[0].clone() }),
         "expire" => Command::Expire,
@@ -127,12 +142,19 @@ fn mutation(words: &[String]) -> Mutation {
         "put" => Op::Put(Content {
             content_type: option(words, "type").unwrap_or("text/plain").into(),
             payload: Bytes::from(words[2].strip_prefix('"').expect("a quoted payload").to_string()),
+            ttl_seconds: option(words, "ttl").map_or(0, |text| (time(text).0 / 1000) as u32),
         }),
         "delete" => Op::Delete,
         other => panic!("unknown mutation {other}"),
     };
     let guard = if let Some(expected) = option(words, "if_version") {
         Guard::Version(version(expected))
+    } else if let Some(lost) = option(words, "lost") {
+        Guard::Restore(RestoreGuard {
+            lost: version(lost),
+            common: version(required(words, "common")),
+            incarnation: Incarnation(number(required(words, "of"))),
+        })
     } else if words.iter().any(|word| word == "absent") {
         Guard::Absent
     } else if words.iter().any(|word| word == "exists") {
@@ -153,7 +175,7 @@ fn genesis(words: &[String]) -> Genesis {
             cluster_id: [1; 16],
             incarnation: Incarnation(number(incarnation)),
             snapshot_index: 0,
-            index: 0,
+            index: option(words, "held").map_or(0, number),
             chain: [0; 32],
         }),
         members: vec![NodeId(1)],

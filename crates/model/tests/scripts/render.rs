@@ -5,7 +5,7 @@ use holdfast_model::digest::Sum;
 use holdfast_model::id::{Incarnation, Millis, RecordKey, RequestId, Uid, Version};
 use holdfast_model::memory::MemoryState;
 use holdfast_model::outcome::{Conflict, MutationResult, Outcome, Rejection, Usage};
-use holdfast_model::state::{Effect, Effects, ExpiryItem, RecordRow, Sys, UserRef, UserRow};
+use holdfast_model::state::{Effect, Effects, ExpiryItem, Places, RecordRow, Sys, UserRef, UserRow};
 
 pub fn outcome(outcome: &Outcome) -> Vec<String> {
     match outcome {
@@ -35,7 +35,10 @@ pub fn effects(before: &Sys, effects: &Effects, after: &MemoryState) -> Vec<Stri
         let moved: Vec<String> = sys_fields(sys).into_iter().filter(|field| !old.contains(field)).collect();
         lines.push(format!("sys {}", moved.join(" ")));
     }
-    lines.extend(effects.touched.iter().map(|(user, head)| format!("wake {} at {}", user.as_str(), version(*head))));
+    lines.extend(effects.touched.iter().map(|touched| {
+        let collections: Vec<&str> = touched.collections.iter().map(|name| name.as_str()).collect();
+        format!("wake {} at {} in {}", touched.user.as_str(), version(touched.head), collections.join(" "))
+    }));
     if effects.barrier {
         lines.push("checkpoint".into());
     }
@@ -54,7 +57,17 @@ pub fn user_row(row: &UserRow) -> String {
     for fork in &row.forks {
         text += &format!(" fork({})={}", incarnation(fork.incarnation), version(fork.common));
     }
-    assert_eq!(row.tombstone_horizon, Version(0), "no command moves the horizon yet");
+    if row.tombstone_horizon > Version(0) {
+        text += &format!(" horizon={}", version(row.tombstone_horizon));
+    }
+    let Places { head_index, mark, mark_index, settled } = row.places;
+    text += &format!(" at={head_index}");
+    if mark_index > 0 {
+        text += &format!(" mark={}@{mark_index}", version(mark));
+    }
+    if settled > Version(0) {
+        text += &format!(" settled={}", version(settled));
+    }
     text
 }
 
@@ -94,12 +107,18 @@ fn effect(effect: &Effect, after: &MemoryState) -> String {
             time(row.expires),
         ),
         Effect::DeleteRequest(user, id) => format!("- request {} {}", name(user), request(*id)),
-        Effect::PutExpiry(at, ExpiryItem::Request(user, id)) => {
-            format!("+ due {} request {} {}", time(*at), name(user), request(*id))
-        }
-        Effect::DeleteExpiry(at, ExpiryItem::Request(user, id)) => {
-            format!("- due {} request {} {}", time(*at), name(user), request(*id))
-        }
+        Effect::DeleteRecord(user, id) => format!("- record {} {}", name(user), key(id)),
+        Effect::PutDevice(user, device, row) => format!(
+            "+ device {} {} acked={} at {} until {}",
+            name(user),
+            device.as_str(),
+            version(row.acked),
+            time(row.ack_time),
+            time(row.expires),
+        ),
+        Effect::DeleteDevice(user, device) => format!("- device {} {}", name(user), device.as_str()),
+        Effect::PutExpiry(at, item) => format!("+ due {} {}", time(*at), due(item, after)),
+        Effect::DeleteExpiry(at, item) => format!("- due {} {}", time(*at), due(item, after)),
         Effect::PutOperation(operation) => format!(
             "+ operation {} stage={}{}",
             operation.id,
@@ -109,8 +128,17 @@ fn effect(effect: &Effect, after: &MemoryState) -> String {
     }
 }
 
+fn due(item: &ExpiryItem, state: &MemoryState) -> String {
+    match item {
+        ExpiryItem::Request(user, id) => format!("request {} {}", name(*user, state), request(*id)),
+        ExpiryItem::Record(user, id) => format!("record {} {}", user.as_str(), key(id)),
+        ExpiryItem::Tombstone(user, id) => format!("tombstone {} {}", name(*user, state), key(id)),
+        ExpiryItem::Device(user, device) => format!("device {} {}", name(*user, state), device.as_str()),
+    }
+}
+
 fn sys_fields(sys: &Sys) -> Vec<String> {
-    let Sys { now, rules, history, ancestors, uid_counter, digest, totals, offsite, barrier_index } = sys;
+    let Sys { now, rules, history, ancestors, uid_counter, digest, totals, offsite, barrier_index, policy } = sys;
     let mut fields = vec![format!("now={}", time(*now)), format!("rules={rules}")];
     if let Some(history) = history {
         let parent = history.parent.as_ref().map(|parent| format!(" parent={}", incarnation(parent.incarnation)));
@@ -132,6 +160,12 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
         offsite.iter().map(|(name, fact)| format!("{name}:{}:by{}", fact.index, fact.verifier.0)).collect();
     fields.push(format!("offsite=[{}]", offsite.join(" ")));
     fields.push(format!("barrier={barrier_index}"));
+    fields.push(format!(
+        "policy=(age={} silence={} quota={})",
+        time(Millis(policy.tombstone_age_ms)),
+        time(Millis(policy.device_expiry_ms)),
+        policy.user_quota_bytes
+    ));
     fields
 }
 
@@ -147,17 +181,17 @@ fn conflict(conflict: &Conflict) -> String {
 
 fn record(row: &RecordRow, content: Option<&Content>) -> String {
     let place = format!("{}#{} {}", version(row.version), row.ordinal, hex(&row.content_hash.0));
+    let lost = row.lost.map(|lost| format!(" lost={}", version(lost))).unwrap_or_default();
     match (content, row.delete_time) {
         (Some(content), None) => {
-            format!(
-                "{place} {} {:?} {}B at {}",
-                row.content_type,
-                content.payload,
-                row.payload_len,
-                time(row.update_time)
-            )
+            let (payload, bytes, at) = (&content.payload, row.payload_len, time(row.update_time));
+            let expires = row.expire_time.map(|at| format!(" until {}", time(at))).unwrap_or_default();
+            format!("{place} {} {payload:?} {bytes}B at {at}{expires}{lost}", row.content_type)
         }
-        (None, Some(deleted)) => format!("{place} tombstone at {}", time(deleted)),
+        (None, Some(deleted)) => {
+            let purge = row.purge_time.map(time).unwrap_or_default();
+            format!("{place} tombstone at {} until {purge}{lost}", time(deleted))
+        }
         (Some(_), Some(_)) | (None, None) => panic!("neither a record nor a tombstone"),
     }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::token::SyncToken;
 
 const UUID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
@@ -112,9 +113,6 @@ fn unset_oneofs_and_false_checks_are_refused() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    let mut request = write(vec![put("notes", "a", b"1")]);
-    request.wait_offsite = true;
-    assert_eq!(batch_write(request), Err(Refusal::Unsupported("wait_offsite")));
     let refused = |change: &dyn Fn(&mut v1::Mutation, v1::PutOp), what| {
         let mut mutation = put("notes", "a", b"1");
         change(&mut mutation, v1::PutOp::default());
@@ -127,9 +125,37 @@ fn what_is_not_built_is_refused_by_name() {
         &|mutation, put| put_op(mutation, v1::PutOp { blobs: vec![v1::BlobRef::default()], ..put }),
         "blob references",
     );
-    refused(&|mutation, put| put_op(mutation, v1::PutOp { ttl_seconds: 60, ..put }), "ttl_seconds");
-    let restore = v1::Precondition { check: Some(v1::precondition::Check::Restore(v1::RestoreGuard::default())) };
-    refused(&|mutation, _| mutation.precondition = Some(restore), "RestoreGuard");
+}
+
+#[test]
+fn a_restore_guard_names_what_was_lost() {
+    let read = |common_version, lost_version, lost_incarnation| {
+        let guard = v1::RestoreGuard { common_version, lost_version, lost_incarnation };
+        let mut mutation = put("notes", "a", b"1");
+        mutation.precondition = Some(v1::Precondition { check: Some(v1::precondition::Check::Restore(guard)) });
+        batch_write(write(vec![mutation]))
+    };
+    let guard = RestoreGuard { common: Version(3), lost: Version(4), incarnation: Incarnation(9) };
+    assert_eq!(read(3, 4, 9).expect("valid").mutations[0].guard, Guard::Restore(guard));
+    let lost = "mutations[0].precondition.restore.lost_version";
+    let incarnation = "mutations[0].precondition.restore.lost_incarnation";
+    assert_eq!(fields(read(3, 3, 9)), [lost]);
+    assert_eq!(fields(read(0, 0, 0)), [lost, incarnation]);
+}
+
+#[test]
+fn a_ttl_is_part_of_what_is_put() {
+    let mut request = write(vec![put("notes", "a", b"1")]);
+    let without = batch_write(request.clone()).expect("valid");
+    request.mutations[0].op = Some(v1::mutation::Op::Put(v1::PutOp {
+        content_type: "text/vcard".into(),
+        payload: b"1".as_slice().into(),
+        ttl_seconds: u32::MAX,
+        ..Default::default()
+    }));
+    let batch = batch_write(request).expect("valid");
+    assert!(matches!(&batch.mutations[0].op, Op::Put(Content { ttl_seconds: u32::MAX, .. })));
+    assert_ne!(batch.fingerprint, without.fingerprint);
 }
 
 #[test]
@@ -191,7 +217,10 @@ fn nothing_of_a_batch_is_lost_or_mixed_up() {
     assert_eq!(guards, [Guard::None, Guard::Version(Version(4)), Guard::Absent, Guard::Exists]);
     let ids: Vec<&str> = batch.mutations.iter().map(|mutation| mutation.key.record_id.as_str()).collect();
     assert_eq!(ids, ["c1", "n1", "n2", "gone"]);
-    assert_eq!(batch.mutations[0].op, Op::Put(Content { content_type: "text/vcard".into(), payload: "x".into() }));
+    assert_eq!(
+        batch.mutations[0].op,
+        Op::Put(Content { content_type: "text/vcard".into(), payload: "x".into(), ttl_seconds: 0 })
+    );
     assert_eq!(batch.mutations[3].op, Op::Delete);
     let bare = batch_write(write(vec![put("notes", "a", b"1")])).expect("good");
     assert_eq!((bare.device, bare.first_sent, bare.if_head, bare.if_incarnation), (None, None, None, None));
@@ -287,6 +316,7 @@ fn a_feed_goes_on_from_its_token_and_filter_only() {
         filter: query.filter,
         issued: Millis(6),
         fresh_until: Version(0),
+        seen: Version(0),
     };
     let next = v1::GetChangesRequest { sync_token: token.encode(), ..asked };
     assert_eq!(changes(next.clone()).expect("good").token, Some(token));

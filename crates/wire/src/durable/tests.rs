@@ -1,6 +1,6 @@
 //! Tests of the durable formats: round trips, frozen bytes, and that no bytes make a decoder panic.
 
-use holdfast_model::command::{OffsiteFact, Parent};
+use holdfast_model::command::{OffsiteFact, Parent, Policy};
 use holdfast_model::id::NodeId;
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ fn any_sys() -> impl Strategy<Value = Sys> {
     let ancestor = (any::<u64>(), any::<u16>())
         .prop_map(|(incarnation, epoch)| Ancestor { incarnation: Incarnation(incarnation), epoch });
     (
-        any::<[u64; 6]>(),
+        any::<[u64; 9]>(),
         any::<u16>(),
         proptest::option::of(history),
         proptest::collection::vec(ancestor, 0..3),
@@ -58,6 +58,7 @@ fn any_sys() -> impl Strategy<Value = Sys> {
             totals: Totals { users: numbers[2], records: numbers[3], bytes: numbers[4] },
             offsite: offsite.into_iter().collect(),
             barrier_index: numbers[5],
+            policy: Policy { tombstone_age_ms: numbers[6], device_expiry_ms: numbers[7], user_quota_bytes: numbers[8] },
         })
 }
 
@@ -75,23 +76,28 @@ fn any_user() -> impl Strategy<Value = UserRow> {
     let fork = (any::<u64>(), any::<u64>())
         .prop_map(|(incarnation, common)| Fork { incarnation: Incarnation(incarnation), common: Version(common) });
     (
-        any::<[u64; 4]>(),
+        any::<[u64; 8]>(),
         proptest::collection::btree_map(any_collection(), digest, 0..4),
         proptest::collection::vec(fork, 0..3),
     )
-        .prop_map(|([head, horizon, used_bytes, record_count], collections, forks)| UserRow {
-            head: Version(head),
-            tombstone_horizon: Version(horizon),
-            usage: Usage { used_bytes, record_count },
-            collections,
-            forks,
-        })
+        .prop_map(
+            |([head, horizon, used_bytes, record_count, head_index, mark, mark_index, settled], collections, forks)| {
+                UserRow {
+                    head: Version(head),
+                    tombstone_horizon: Version(horizon),
+                    usage: Usage { used_bytes, record_count },
+                    collections,
+                    forks,
+                    places: Places { head_index, mark: Version(mark), mark_index, settled: Version(settled) },
+                }
+            },
+        )
 }
 
 fn any_record() -> impl Strategy<Value = (RecordRow, Vec<u8>)> {
     let payload = proptest::collection::vec(any::<u8>(), 0..200);
-    (any::<[u64; 2]>(), any::<u16>(), any::<[u8; 16]>(), ".{0,20}", proptest::option::of(any::<u64>()), payload)
-        .prop_map(|([version, update_time], ordinal, hash, content_type, delete_time, payload)| {
+    (any::<[u64; 2]>(), any::<u16>(), any::<[u8; 16]>(), ".{0,20}", any::<[Option<u64>; 4]>(), payload).prop_map(
+        |([version, update_time], ordinal, hash, content_type, [deleted, expires, purged, lost], payload)| {
             let row = RecordRow {
                 version: Version(version),
                 ordinal,
@@ -99,10 +105,14 @@ fn any_record() -> impl Strategy<Value = (RecordRow, Vec<u8>)> {
                 content_type,
                 payload_len: payload.len() as u64,
                 update_time: Millis(update_time),
-                delete_time: delete_time.map(Millis),
+                delete_time: deleted.map(Millis),
+                expire_time: expires.map(Millis),
+                purge_time: purged.map(Millis),
+                lost: lost.map(Version),
             };
             (row, payload)
-        })
+        },
+    )
 }
 
 fn any_change() -> impl Strategy<Value = ChangeRow> {
@@ -217,6 +227,9 @@ fn golden_record() -> RecordRow {
         payload_len: 2,
         update_time: Millis(1000),
         delete_time: None,
+        expire_time: None,
+        purge_time: None,
+        lost: None,
     }
 }
 
@@ -323,6 +336,7 @@ fn golden_sys() -> Sys {
         totals: Totals { users: 19, records: 20, bytes: 21 },
         offsite: BTreeMap::from([("vault".into(), fact)]),
         barrier_index: 22,
+        policy: Policy { tombstone_age_ms: 23, device_expiry_ms: 24, user_quota_bytes: 25 },
     }
 }
 
@@ -356,7 +370,8 @@ fn golden_bytes_of_group_facts_and_users() {
          1002020202020202020202020202020202110300000000000000180420052a20060606060606060606060606\
          06060606060606060606060606060606060606063010220b0903000000000000001001281132201212121212\
          121212121212121212121212121212121212121212121212121212381340144815522f0a057661756c741007\
-         1a2008080808080808080808080808080808080808080808080808080808080808082009280a5816"
+         1a2008080808080808080808080808080808080808080808080808080808080808082009280a581662060817\
+         10181819"
     );
     assert_eq!(
         hex(&encode_applied(&golden_applied())),
@@ -370,17 +385,31 @@ fn golden_bytes_of_group_facts_and_users() {
         usage: Usage { used_bytes: 5, record_count: 6 },
         collections: BTreeMap::from([(Collection::new("notes").expect("valid"), notes)]),
         forks: vec![Fork { incarnation: Incarnation(7), common: Version(8) }],
+        places: Places { head_index: 9, mark: Version(10), mark_index: 11, settled: Version(12) },
     };
     assert_eq!(
         hex(&encode_user(&user)),
         "08031004180520062a2b0a056e6f74657310011a200202020202020202020202020202020202020202020202\
-         020202020202020202320b0907000000000000001008"
+         020202020202020202320b09070000000000000010083809400a480b500c"
     );
-    let tombstone = RecordRow { delete_time: Some(Millis(2000)), payload_len: 0, ..golden_record() };
+    let device = DeviceRow { acked: Version(1), ack_time: Millis(2), expires: Millis(3) };
+    assert_eq!(hex(&encode_device(&device)), "080110021803");
+    let expiring = RecordRow { expire_time: Some(Millis(4)), lost: Some(Version(5)), ..golden_record() };
+    assert_eq!(
+        hex(&encode_record(&expiring, b"hi")),
+        "0100000031088280808080804010031a1007070707070707070707070707070707220a746578742f76636172\
+         64280230e807480458056869"
+    );
+    let tombstone = RecordRow {
+        delete_time: Some(Millis(2000)),
+        purge_time: Some(Millis(3000)),
+        payload_len: 0,
+        ..golden_record()
+    };
     assert_eq!(
         hex(&encode_record(&tombstone, b"")),
-        "010000002e088280808080804010031a1007070707070707070707070707070707220a746578742f76636172\
-         6430e80738d00f"
+        "0100000031088280808080804010031a1007070707070707070707070707070707220a746578742f76636172\
+         6430e80738d00f50b817"
     );
     let operation = encode_operation(&golden_operation());
     assert_eq!(hex(&operation), "0a026f7010011a087368697070696e6720012802320466756c6c");

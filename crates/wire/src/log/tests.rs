@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn proposal() -> impl Strategy<Value = Proposal> {
-    let mutation = ("[a-z]{1,8}", any::<bool>(), proptest::collection::vec(any::<u8>(), 0..64), 0u8..4).prop_map(
+    let mutation = ("[a-z]{1,8}", any::<bool>(), proptest::collection::vec(any::<u8>(), 0..64), 0u8..5).prop_map(
         |(id, delete, payload, guard)| Mutation {
             key: RecordKey {
                 collection: Collection::new("contacts").expect("known"),
@@ -12,12 +12,17 @@ fn proposal() -> impl Strategy<Value = Proposal> {
             op: if delete {
                 Op::Delete
             } else {
-                Op::Put(Content { content_type: "text/vcard".into(), payload: payload.into() })
+                Op::Put(Content {
+                    content_type: "text/vcard".into(),
+                    ttl_seconds: payload.len() as u32,
+                    payload: payload.into(),
+                })
             },
             guard: match guard {
                 0 => Guard::None,
                 1 => Guard::Absent,
                 2 => Guard::Exists,
+                3 => Guard::Restore(golden_restore()),
                 _ => Guard::Version(Version(7)),
             },
         },
@@ -62,6 +67,15 @@ fn proposal() -> impl Strategy<Value = Proposal> {
     let other = prop_oneof![
         Just(Command::Expire),
         Just(Command::SetOperation(golden_operation())),
+        any::<[u64; 3]>().prop_map(|[tombstone_age_ms, device_expiry_ms, user_quota_bytes]| {
+            Command::SetPolicy(Policy { tombstone_age_ms, device_expiry_ms, user_quota_bytes })
+        }),
+        any::<[u64; 2]>().prop_map(|[incarnation, version]| Command::AckCursor(AckCursor {
+            incarnation: Incarnation(incarnation),
+            version: Version(version),
+            ..golden_ack()
+        })),
+        Just(Command::DropDevice(golden_drop())),
         Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op".into() })),
         any::<[u8; 32]>().prop_map(|chain| Command::OffsiteFact(OffsiteFact {
             destination: "vault".into(),
@@ -76,6 +90,23 @@ fn proposal() -> impl Strategy<Value = Proposal> {
         stamp: Millis(stamp),
         command,
     })
+}
+
+fn golden_restore() -> RestoreGuard {
+    RestoreGuard { common: Version(1), lost: Version(2), incarnation: Incarnation(3) }
+}
+
+fn golden_ack() -> AckCursor {
+    AckCursor {
+        user: UserId::new("ann").expect("valid"),
+        device: DeviceId::new("phone").expect("valid"),
+        incarnation: Incarnation(4),
+        version: Version(5),
+    }
+}
+
+fn golden_drop() -> DropDevice {
+    DropDevice { user: UserId::new("ann").expect("valid"), device: DeviceId::new("phone").expect("valid") }
 }
 
 fn membership() -> pb::Membership {
@@ -198,7 +229,7 @@ fn golden_operation() -> Operation {
 fn the_bytes_of_every_command_are_frozen() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let proposed = |command| hex(&encode_proposal(&Proposal { rules: 1, stamp: Millis(2), command }));
-    let put = Op::Put(Content { content_type: "text/vcard".into(), payload: vec![9, 9].into() });
+    let put = Op::Put(Content { content_type: "text/vcard".into(), payload: vec![9, 9].into(), ttl_seconds: 0 });
     let mutation = |id: &str, op: &Op, guard| Mutation {
         key: RecordKey {
             collection: Collection::new("notes").expect("known"),
@@ -229,6 +260,29 @@ fn the_bytes_of_every_command_are_frozen() {
          2f766361726412020909421e0a056e6f7465731201621a100a0a746578742f7663617264120209093200420e\
          0a056e6f74657312016322003a00420e0a056e6f74657312016422002808"
     );
+    let batch = WriteBatch {
+        user: UserId::new("ann").expect("valid"),
+        request_id: RequestId([3; 16]),
+        fingerprint: [4; 16],
+        first_sent: None,
+        device: None,
+        if_head: None,
+        if_incarnation: None,
+        mutations: vec![
+            mutation("e", &Op::Delete, Guard::Restore(golden_restore())),
+            mutation(
+                "f",
+                &Op::Put(Content { content_type: String::new(), payload: Bytes::new(), ttl_seconds: 7 }),
+                Guard::None,
+            ),
+        ],
+    };
+    assert_eq!(
+        proposed(Command::WriteBatch(batch)),
+        "080110021a560a03616e6e1210030303030303030303030303030303031a1004040404040404040404040404\
+         040404421b0a056e6f7465731201652200420d08011002190300000000000000420e0a056e6f746573120166\
+         1a021807"
+    );
     let parent =
         Parent { cluster_id: [1; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 8, chain: [5; 32] };
     let genesis = Genesis {
@@ -255,6 +309,13 @@ fn the_bytes_of_every_command_are_frozen() {
     let barrier = SnapshotBarrier { operation_id: "op".into() };
     assert_eq!(proposed(Command::SnapshotBarrier(barrier)), "0801100232040a026f70");
     assert_eq!(proposed(Command::Expire), "080110023a00");
+    assert_eq!(
+        proposed(Command::AckCursor(golden_ack())),
+        "080110024a170a03616e6e120570686f6e651904000000000000002005"
+    );
+    assert_eq!(proposed(Command::DropDevice(golden_drop())), "08011002520c0a03616e6e120570686f6e65");
+    let policy = Policy { tombstone_age_ms: 1, device_expiry_ms: 2, user_quota_bytes: 3 };
+    assert_eq!(proposed(Command::SetPolicy(policy)), "080110025a06080110021803");
     assert_eq!(
         proposed(Command::SetOperation(golden_operation())),
         "08011002421a0a026f7010011a087368697070696e6720032804320466756c6c"
