@@ -53,14 +53,14 @@ pub enum ArchiveError {
         /// Why it should be there.
         reason: String,
     },
-    /// An object of a newer format.
-    #[error("{object} has format {format}, this build reads up to {known}; use a newer build")]
-    NewerFormat {
+    /// An object of another format.
+    #[error("{object} has format {format}, this build reads format {known}; use a build of the release that wrote it")]
+    OtherFormat {
         /// Object.
         object: String,
         /// Its format.
         format: u16,
-        /// Newest format of this build.
+        /// Format of this build.
         known: u16,
     },
     /// The archive holds another history at a position than this node: shipping, purging and writes must stop.
@@ -132,7 +132,7 @@ impl ArchiveError {
             Self::BadDestination { .. }
             | Self::Destination { .. }
             | Self::Timeout { .. }
-            | Self::NewerFormat { .. }
+            | Self::OtherFormat { .. }
             | Self::Refused { .. }
             | Self::NoChoice { .. }
             | Self::Target { .. }

@@ -151,7 +151,7 @@ impl History {
                 collection: Collection::new("contacts").expect("known"),
                 record_id: RecordId::new(record).expect("valid"),
             },
-            op: Op::Put(Content { content_type: "text/vcard".into(), payload: payload.into() }),
+            op: Op::Put(Content { content_type: "text/vcard".into(), payload: payload.into(), ttl_seconds: 0 }),
             guard: Guard::None,
         };
         let mut batch = WriteBatch {

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - It is written before the first row is, and says "half" until everything was loaded, replayed and checked: a node
 //!   must not open a directory while it does.
-//! - After that it says what was restored and which `Genesis` opens the new history. The node that finds that entry
-//!   applied clears it.
+//! - After that it says what was restored and which `Genesis` opens the new history. It stays: a node that lost
+//!   its newest state in a power cut needs it again, and beside an open history it changes nothing.
 //! - It is replaced whole: write, sync, rename, sync the directory.
 
 use std::fs::{self, File};

@@ -19,7 +19,7 @@ use crate::error::ArchiveError;
 use crate::layout::{LineageId, hex};
 
 /// Newest format that this build writes and reads.
-pub(crate) const FORMAT: u16 = 1;
+pub(crate) const FORMAT: u16 = 2;
 /// Largest object.
 pub(crate) const OBJECT_BYTES_MAX: u64 = 64 << 20;
 /// Largest plain body; bounds what a damaged or hostile header can make a reader allocate.
@@ -125,8 +125,8 @@ pub(crate) fn open(object: &str, lineage: &LineageId, bytes: &Bytes) -> Result<O
         return Err(bad("its bytes do not match the hash at its end".into()));
     }
     let format = u16::from_be_bytes([sealed[8], sealed[9]]);
-    if format > FORMAT {
-        return Err(ArchiveError::NewerFormat { object: object.to_owned(), format, known: FORMAT });
+    if format != FORMAT {
+        return Err(ArchiveError::OtherFormat { object: object.to_owned(), format, known: FORMAT });
     }
     let (header, stored) = split(&sealed).ok_or_else(|| bad("its lengths do not add up".into()))?;
     let header: pb::ArchiveHeader =
@@ -271,11 +271,11 @@ pub(crate) mod tests {
         assert!(error.to_string().contains("x/y is damaged: it belongs to 0707"), "{error}");
 
         let mut newer = sealed.bytes[..sealed.bytes.len() - SEAL_BYTES].to_vec();
-        newer[9] = 2;
+        newer[9] = 3;
         let seal = *blake3::hash(&newer).as_bytes();
         newer.extend_from_slice(&seal);
         let error = open("x/y", &LINEAGE, &newer.into()).expect_err("newer");
-        assert!(matches!(error, ArchiveError::NewerFormat { format: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, ArchiveError::OtherFormat { format: 3, known: 2, .. }), "{error}");
         assert!(!error.is_integrity());
     }
 }

@@ -60,7 +60,7 @@ impl VerifyReport {
                 self.fault(object, reason);
                 Ok(())
             }
-            ArchiveError::NewerFormat { ref object, .. } => {
+            ArchiveError::OtherFormat { ref object, .. } => {
                 let (object, reason) = (object.clone(), error.to_string());
                 self.fault(object, reason);
                 Ok(())

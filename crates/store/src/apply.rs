@@ -4,9 +4,8 @@
 //! with every entry; a command that does not decode is a deterministic, effect-free rejection, because its bytes are
 //! the same on every replica.
 
-use holdfast_model::id::{UserId, Version};
 use holdfast_model::outcome::{Outcome, Rejection};
-use holdfast_model::state::Effects;
+use holdfast_model::state::{Effects, Touched};
 use holdfast_model::transition::transition_guarded;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::log::{self, EntryPayload};
@@ -19,7 +18,7 @@ pub struct AppliedEntry {
     /// Answer of a command; `None` for blank and membership entries.
     pub outcome: Option<Outcome>,
     /// Users whose head moved, for waking those who wait.
-    pub touched: Vec<(UserId, Version)>,
+    pub touched: Vec<Touched>,
     /// A checkpoint is wanted right after this entry.
     pub barrier: bool,
 }

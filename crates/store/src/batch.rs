@@ -9,14 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::BufMut;
-use holdfast_model::id::{Millis, RecordKey, RequestId, Uid, UserId};
-use holdfast_model::state::{Effect, Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, UserRef, UserRow};
+use holdfast_model::id::{DeviceId, Millis, RecordKey, RequestId, Uid, UserId};
+use holdfast_model::state::{
+    DeviceRow, Effect, Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, UserRef, UserRow,
+};
 use holdfast_wire::durable;
 use rocksdb::{ReadOptions, WriteBatch};
 
 use crate::error::StoreError;
 use crate::generation::Generation;
-use crate::keyspace::{Family, chg, exp, rec, req, sys, uid, usr};
+use crate::keyspace::{Family, chg, cur, exp, rec, req, sys, uid, user_prefix, usr};
 use crate::log::LogPosition;
 use crate::scan::{Bounds, Scan};
 use crate::state::{Applied, Published};
@@ -43,7 +45,8 @@ pub struct ApplyBatch {
 struct Overlay {
     uids: BTreeMap<Vec<u8>, Uid>,
     users: BTreeMap<UserRef, UserRow>,
-    records: BTreeMap<Vec<u8>, RecordRow>,
+    records: BTreeMap<Vec<u8>, Option<RecordRow>>,
+    devices: BTreeMap<(UserRef, DeviceId), Option<DeviceRow>>,
     requests: BTreeMap<Vec<u8>, Option<RequestRow>>,
     /// True = queued, false = taken out.
     expiry: BTreeMap<Vec<u8>, bool>,
@@ -146,6 +149,19 @@ impl ApplyBatch {
                 let payload = content.as_ref().map_or(&[][..], |content| &content.payload[..]);
                 self.put_record(rec::key(*user, key), row, payload)?;
             }
+            Effect::DeleteRecord(user, key) => {
+                let key = rec::key(*user, key);
+                self.delete(Family::Rec, &key)?;
+                self.overlay.records.insert(key, None);
+            }
+            Effect::PutDevice(user, device, row) => {
+                self.put(Family::Cur, &cur::key(*user, device), &durable::encode_device(row))?;
+                self.overlay.devices.insert((*user, device.clone()), Some(*row));
+            }
+            Effect::DeleteDevice(user, device) => {
+                self.delete(Family::Cur, &cur::key(*user, device))?;
+                self.overlay.devices.insert((*user, device.clone()), None);
+            }
             Effect::PutChange(user, version, ordinal, row) => {
                 self.put(Family::Chg, &chg::key(*user, *version, *ordinal), &durable::encode_change(row))?;
             }
@@ -189,7 +205,7 @@ impl ApplyBatch {
         self.writes.put_cf(self.generation.family(Family::Rec)?, &key, &value);
         // The header names the payload by its hash: the chain need not read photos again.
         record_op(&mut self.ops, OP_PUT, Family::Rec, &key, &durable::encode_record_header(row));
-        self.overlay.records.insert(key, row.clone());
+        self.overlay.records.insert(key, Some(row.clone()));
         Ok(())
     }
 
@@ -241,7 +257,7 @@ impl StateRead for ApplyBatch {
     fn record(&self, user: UserRef, key: &RecordKey) -> Result<Option<RecordRow>, StoreError> {
         let key = rec::key(user, key);
         match self.overlay.records.get(&key) {
-            Some(row) => Ok(Some(row.clone())),
+            Some(row) => Ok(row.clone()),
             None => self.stored(Family::Rec, &key, durable::decode_record_row),
         }
     }
@@ -252,6 +268,24 @@ impl StateRead for ApplyBatch {
             Some(row) => Ok(row.clone()),
             None => self.stored(Family::Req, &key, durable::decode_request),
         }
+    }
+
+    fn devices(&self, user: UserRef) -> Result<BTreeMap<DeviceId, DeviceRow>, StoreError> {
+        let mut found = BTreeMap::new();
+        let bounds = Bounds::prefix(&user_prefix(user));
+        let mut scan = Scan::new(&self.generation, Family::Cur, bounds, ReadOptions::default())?;
+        while let Some((key, value)) = scan.next()? {
+            let (_, device) = cur::parse(key).map_err(self.generation.corrupt(Family::Cur))?;
+            found.insert(device, durable::decode_device(value).map_err(self.generation.corrupt(Family::Cur))?);
+        }
+        for ((of, device), row) in &self.overlay.devices {
+            match row {
+                Some(row) if *of == user => drop(found.insert(device.clone(), *row)),
+                None if *of == user => drop(found.remove(device)),
+                Some(_) | None => {}
+            }
+        }
+        Ok(found)
     }
 
     fn due(&self, now: Millis, limit: usize) -> Result<Vec<(Millis, ExpiryItem)>, StoreError> {

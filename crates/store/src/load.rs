@@ -12,7 +12,7 @@ use rocksdb::WriteBatch;
 
 use crate::error::StoreError;
 use crate::generation::{Generation, GroupDir};
-use crate::keyspace::{Family, chg, exp, rec, req, sys, uid, usr};
+use crate::keyspace::{Family, chg, cur, exp, rec, req, sys, uid, usr};
 use crate::marker::DataDir;
 use crate::state::Applied;
 
@@ -109,6 +109,7 @@ fn check_row(family: Family, key: &[u8], value: &[u8]) -> Result<(), DecodeError
         Family::Rec => rec::parse(key).and_then(|_| durable::decode_record_row(value)).map(drop),
         Family::Chg => chg::parse(key).and_then(|_| durable::decode_change(value)).map(drop),
         Family::Req => req::parse(key).and_then(|_| durable::decode_request(value)).map(drop),
+        Family::Cur => cur::parse(key).and_then(|_| durable::decode_device(value)).map(drop),
         Family::Exp => exp::parse(key).map(drop),
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{HINT_MARKER, StoreError};
 use crate::files;
 
 /// Format of the directory that this build writes; it opens this one only.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 const IDENTITY: &str = "IDENTITY";
 const FORMAT: &str = "FORMAT";

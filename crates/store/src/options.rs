@@ -107,7 +107,7 @@ fn state_family(family: Family, cache: &Cache) -> Options {
             options.set_blob_compression_type(DBCompressionType::Lz4);
             options.set_enable_blob_gc(true);
         }
-        Family::Chg | Family::Req | Family::Exp => {
+        Family::Chg | Family::Req | Family::Cur | Family::Exp => {
             options.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_TRIGGER, DELETION_RATIO);
         }
         Family::Sys | Family::Uid | Family::Usr => {}

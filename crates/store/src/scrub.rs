@@ -104,7 +104,9 @@ impl View {
         if !record.row.is_live() {
             return Ok(());
         }
-        let content = Content { content_type: record.row.content_type, payload: record.payload };
+        let ttl_ms = record.row.expire_time.map_or(0, |at| at.0.saturating_sub(record.row.update_time.0));
+        let ttl_seconds = u32::try_from(ttl_ms / 1000).unwrap_or(u32::MAX);
+        let content = Content { content_type: record.row.content_type, payload: record.payload, ttl_seconds };
         if content_hash(&content) != record.row.content_hash {
             report.fault(Some(user), "a record's payload is not the one its hash names");
         }

@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_model::command::Operation;
-use holdfast_model::id::{Collection, RecordId, RecordKey, Slot, UserId, Version};
+use holdfast_model::id::{Collection, DeviceId, RecordId, RecordKey, Slot, UserId, Version};
 use holdfast_model::limits::PAGE_BYTES_MAX;
-use holdfast_model::state::{RecordRow, Sys, UserRef, UserRow};
+use holdfast_model::state::{DeviceRow, RecordRow, Sys, UserRef, UserRow};
 use holdfast_wire::{DecodeError, durable};
 use rocksdb::{DB, ReadOptions, Snapshot};
 
 use crate::error::StoreError;
 use crate::generation::Generation;
-use crate::keyspace::{Family, chg, rec, sys, uid, user_prefix, usr};
+use crate::keyspace::{Family, chg, cur, rec, sys, uid, user_prefix, usr};
 use crate::scan::{Bounds, Scan};
 use crate::state::{Applied, Published};
 
@@ -112,6 +112,17 @@ impl View {
             value.map(|value| stored_record(&value).map_err(self.generation.corrupt(Family::Rec))).transpose()
         };
         values.into_iter().map(decode).collect()
+    }
+
+    /// Devices of a user, by id.
+    pub fn devices(&self, user: UserRef) -> Result<Vec<(DeviceId, DeviceRow)>, StoreError> {
+        let mut found = Vec::new();
+        let mut scan = self.scan(Family::Cur, Bounds::prefix(&user_prefix(user)))?;
+        while let Some((key, value)) = scan.next()? {
+            let (_, device) = cur::parse(key).map_err(self.generation.corrupt(Family::Cur))?;
+            found.push((device, durable::decode_device(value).map_err(self.generation.corrupt(Family::Cur))?));
+        }
+        Ok(found)
     }
 
     /// Records of a collection by id, after `after`.

@@ -7,6 +7,7 @@
 //! - Text parts hold no control characters (`model::id`), so a zero byte ends one without escaping, and sorts first.
 
 pub mod chg;
+pub mod cur;
 pub mod exp;
 pub mod rec;
 pub mod req;
@@ -38,7 +39,8 @@ pub enum Family {
     // 6: his, retained older content.
     /// Remembered requests.
     Req = 7,
-    // 8: cur, acknowledged versions of devices.
+    /// Cursors of devices.
+    Cur = 8,
     /// Expiry queue.
     Exp = 9,
     // 10: blb, attachments.
@@ -46,7 +48,7 @@ pub enum Family {
 
 impl Family {
     /// All, by tag: the canonical order of a logical snapshot.
-    pub const ALL: [Self; 7] = [Self::Sys, Self::Uid, Self::Usr, Self::Rec, Self::Chg, Self::Req, Self::Exp];
+    pub const ALL: [Self; 8] = [Self::Sys, Self::Uid, Self::Usr, Self::Rec, Self::Chg, Self::Req, Self::Cur, Self::Exp];
 
     /// Stable number.
     pub fn tag(self) -> u8 {
@@ -67,6 +69,7 @@ impl Family {
             Self::Rec => "rec",
             Self::Chg => "chg",
             Self::Req => "req",
+            Self::Cur => "cur",
             Self::Exp => "exp",
         }
     }
@@ -74,7 +77,7 @@ impl Family {
     /// Keys begin with [`PREFIX_BYTES`] of a user.
     pub fn has_user_prefix(self) -> bool {
         match self {
-            Self::Usr | Self::Rec | Self::Chg | Self::Req => true,
+            Self::Usr | Self::Rec | Self::Chg | Self::Req | Self::Cur => true,
             Self::Sys | Self::Uid | Self::Exp => false,
         }
     }

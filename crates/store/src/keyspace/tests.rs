@@ -1,6 +1,6 @@
 //! Tests of the key registry: round trip, order, frozen bytes, and that no bytes make a parser panic.
 
-use holdfast_model::id::{Collection, Millis, RecordId, RecordKey, RequestId, UserId, Version};
+use holdfast_model::id::{Collection, DeviceId, Millis, RecordId, RecordKey, RequestId, UserId, Version};
 use holdfast_model::state::ExpiryItem;
 use proptest::prelude::*;
 
@@ -19,6 +19,10 @@ fn any_key() -> impl Strategy<Value = RecordKey> {
     })
 }
 
+fn any_device() -> impl Strategy<Value = DeviceId> {
+    "[ -~é]{1,3}".prop_map(|id| DeviceId::new(&id).expect("a valid id"))
+}
+
 proptest! {
     #[test]
     fn keys_parse_back_and_sort_as_their_tuples(
@@ -28,6 +32,8 @@ proptest! {
         ordinals in any::<(u16, u16)>(),
         ids in any::<([u8; 16], [u8; 16])>(),
         times in (0u64..3, 0u64..3),
+        kinds in (0u8..4, 0u8..4),
+        names in (any_device(), any_device()),
     ) {
         let (a, b) = users;
         prop_assert_eq!(usr::parse(&usr::key(a)).unwrap(), a);
@@ -52,9 +58,19 @@ proptest! {
             (a, ids.0).cmp(&(b, ids.1))
         );
 
-        let due = (Millis(times.0), ExpiryItem::Request(a, RequestId(ids.0)));
-        let other = (Millis(times.1), ExpiryItem::Request(b, RequestId(ids.1)));
-        prop_assert_eq!(exp::parse(&exp::key(due.0, &due.1)).unwrap(), due);
+        let devices = (&names.0, &names.1);
+        prop_assert_eq!(cur::parse(&cur::key(a, devices.0)).unwrap(), (a, devices.0.clone()));
+        prop_assert_eq!(cur::key(a, devices.0).cmp(&cur::key(b, devices.1)), (a, devices.0).cmp(&(b, devices.1)));
+
+        let item = |kind: u8, user: UserRef, id: [u8; 16], key: &RecordKey, name: &DeviceId| match kind {
+            0 => ExpiryItem::Request(user, RequestId(id)),
+            1 => ExpiryItem::Record(UserId::new(name.as_str()).unwrap(), key.clone()),
+            2 => ExpiryItem::Tombstone(user, key.clone()),
+            _ => ExpiryItem::Device(user, name.clone()),
+        };
+        let due = (Millis(times.0), item(kinds.0, a, ids.0, &records.0, &names.0));
+        let other = (Millis(times.1), item(kinds.1, b, ids.1, &records.1, &names.1));
+        prop_assert_eq!(exp::parse(&exp::key(due.0, &due.1)).unwrap(), due.clone());
         prop_assert_eq!(exp::key(due.0, &due.1).cmp(&exp::key(other.0, &other.1)), due.cmp(&other));
         prop_assert_eq!(exp::key(due.0, &due.1).as_slice() < &exp::after(Millis(1)).unwrap()[..], due.0 <= Millis(1));
     }
@@ -68,7 +84,7 @@ proptest! {
     #[test]
     fn no_bytes_make_a_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
         let _ = (usr::parse(&bytes), uid::parse(&bytes), rec::parse(&bytes), chg::parse(&bytes));
-        let _ = (req::parse(&bytes), exp::parse(&bytes), sys::parse(&bytes));
+        let _ = (req::parse(&bytes), exp::parse(&bytes), sys::parse(&bytes), cur::parse(&bytes));
     }
 
     #[test]
@@ -102,6 +118,21 @@ fn golden_bytes() {
     assert_eq!(hex(&uid::key(&UserId::new("ann").expect("valid"))), "e8ff616e6e");
     assert_eq!(hex(&sys::operation_key("op")), "046f70");
     assert_eq!((sys::APPLIED, sys::FACTS, sys::GROUP), ([1], [2], [3]));
-    assert_eq!(Family::ALL.map(Family::tag), [1, 2, 3, 4, 5, 7, 9]);
-    assert_eq!(Family::ALL.map(Family::name), ["sys", "uid", "usr", "rec", "chg", "req", "exp"]);
+    let device = DeviceId::new("phone").expect("valid");
+    assert_eq!(hex(&cur::key(user, &device)), "0102000100000000000570686f6e65");
+    let ann = UserId::new("ann").expect("valid");
+    assert_eq!(
+        hex(&exp::key(Millis(9), &ExpiryItem::Record(ann, key.clone()))),
+        "000000000000000902616e6e006e6f746573006e31"
+    );
+    assert_eq!(
+        hex(&exp::key(Millis(9), &ExpiryItem::Tombstone(user, key))),
+        "000000000000000903010200010000000000056e6f746573006e31"
+    );
+    assert_eq!(
+        hex(&exp::key(Millis(9), &ExpiryItem::Device(user, device))),
+        "0000000000000009040102000100000000000570686f6e65"
+    );
+    assert_eq!(Family::ALL.map(Family::tag), [1, 2, 3, 4, 5, 7, 8, 9]);
+    assert_eq!(Family::ALL.map(Family::name), ["sys", "uid", "usr", "rec", "chg", "req", "cur", "exp"]);
 }

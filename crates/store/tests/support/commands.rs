@@ -44,7 +44,7 @@ pub fn genesis() -> Proposal {
 
 pub fn content(size: usize, seed: u64) -> Content {
     let payload: Vec<u8> = (0..size).map(|at| (at as u64).wrapping_mul(seed | 1) as u8).collect();
-    Content { content_type: "text/plain".into(), payload: Bytes::from(payload) }
+    Content { content_type: "text/plain".into(), payload: Bytes::from(payload), ttl_seconds: 0 }
 }
 
 pub fn batch(owner: &str, request: u64, mutations: Vec<Mutation>) -> WriteBatch {
