@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use holdfast_model::command::Genesis;
-use holdfast_model::id::{GroupId, Millis, NodeId, UserId, Version};
-use holdfast_model::state::Sys;
+use holdfast_model::command::{Genesis, Policy};
+use holdfast_model::id::{GroupId, Millis, NodeId};
+use holdfast_model::state::{Sys, Touched};
 use holdfast_store::{DataDir, LogStats, LogStore, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
@@ -22,15 +22,15 @@ use crate::log_storage::LogAdapter;
 use crate::read::ReadIndexer;
 use crate::snapshot::Incoming;
 use crate::startup;
-use crate::state_machine::StateAdapter;
+use crate::state_machine::{StateAdapter, StoreFailure};
 use crate::transport::client::{Factory, Peers};
-use crate::transport::service::{Service, peer_service};
+use crate::transport::service::{PROTOCOL, Service, peer_service};
 use crate::types::{Member, TypeConfig, stored_membership_decode};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateAdapter>;
 
 /// Hears which users' heads moved.
-pub type OnTouched = Box<dyn Fn(&[(UserId, Version)]) + Send + Sync>;
+pub type OnTouched = Box<dyn Fn(&[Touched]) + Send + Sync>;
 /// Hears of a barrier: its index, and the state exactly there.
 pub type OnBarrier = Box<dyn Fn(u64, &StateStore) + Send + Sync>;
 
@@ -68,6 +68,8 @@ pub struct Options {
     pub log_cache_bytes_max: usize,
     /// Destinations that must hold an entry before the log forgets it.
     pub required_destinations: Vec<String>,
+    /// Lifetimes and quotas that the group is to have while this node leads.
+    pub policy: Policy,
     /// A restored directory: this entry must open it before it serves.
     pub opening: Option<Genesis>,
     /// A restored directory: its members from now on; the old cluster's addresses mean nothing any more.
@@ -166,7 +168,8 @@ impl Replica {
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
         startup::remove_leftovers(&data)?;
         let startup::Opened { log, state, report, mut recovering } = startup::open(&data, &options, &hooks).await?;
-        if let Some(members) = options.members.clone().filter(|_| log.last().is_none()) {
+        let may_adopt = log.last().is_none() && !startup::opens(&options, state.view().sys());
+        if let Some(members) = options.members.clone().filter(|_| may_adopt) {
             startup::adopt_members(&state, members)?;
         }
         startup::agree(&log, &state)?;
@@ -180,7 +183,7 @@ impl Replica {
         let membership = stored_membership_decode(&state.applied().membership)
             .map_err(|error| StartError::Raft(error.to_string()))?;
         peers.update(membership.nodes().filter(|(id, _)| **id != node_id));
-        if let Some(index) = acknowledged_elsewhere(&peers, node_id, recovering.is_some()).await
+        if let Some(index) = acknowledged_elsewhere(&peers, node_id).await
             && index > log.last().map_or(0, |last| last.index)
         {
             recover_to = recover_to.max(index);
@@ -200,6 +203,7 @@ impl Replica {
                 moved
             });
         }));
+        let failure = StoreFailure::default();
         let machine = StateAdapter::new(
             state.clone(),
             log.clone(),
@@ -207,12 +211,16 @@ impl Replica {
             durable,
             applied_tx,
             hooks.clone(),
+            failure.clone(),
         );
         let config = raft_config(&options).map_err(|error| StartError::Raft(error.to_string()))?;
         let raft =
             Raft::build(node_id, Arc::new(config), Factory::new(peers.clone()), LogAdapter::new(log.clone()), machine)
                 .await
-                .map_err(|error| StartError::Raft(error.to_string()))?;
+                .map_err(|error| match failure.lock().ok().and_then(|mut kept| kept.take()) {
+                    Some(damage) => StartError::Store(damage),
+                    None => StartError::Raft(error.to_string()),
+                })?;
         let admission = Admission::new(options.inflight_bytes_max);
         let core = Arc::new(Core {
             raft,
@@ -316,14 +324,7 @@ impl Replica {
 
     /// True once the history that this node is to serve is open.
     pub fn is_opened(&self, sys: &Sys) -> bool {
-        match (&sys.history, &self.core.options.opening) {
-            (None, _) => false,
-            (Some(_), None) => true,
-            (Some(history), Some(opening)) => {
-                history.incarnation == opening.incarnation
-                    || sys.ancestors.iter().any(|ancestor| ancestor.incarnation == opening.incarnation)
-            }
-        }
+        startup::opens(&self.core.options, sys)
     }
 
     /// Status from local knowledge.
@@ -475,11 +476,6 @@ impl Replica {
         self.core.raft.runtime_config().elect(true);
     }
 
-    /// Tells the peers that this log must be filled up again, so that the leader expects it to have gone back.
-    pub(crate) async fn say_hello_recovering(&self) {
-        acknowledged_elsewhere(&self.core.peers, self.core.node_id, true).await;
-    }
-
     /// A peer lost the end of its log: as leader, expect it to go back once.
     pub(crate) async fn help_recovering(&self, node: NodeId) {
         if !self.is_leader() {
@@ -495,10 +491,16 @@ impl Replica {
         }
     }
 
-    /// This node's wall clock, for the leader's stamps. `sys.now` never goes back whatever it says.
-    pub(crate) fn clock_now(&self) -> Millis {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    /// The time of the group; `None` without a quorum of clocks.
+    pub(crate) fn group_time(&self) -> Option<Millis> {
+        self.core.peers.clocks.median(self.core.node_id)
+    }
+
+    /// The leader's stamp. Until a quorum of clocks was heard, the log's time stands still; `None`: it has none yet, and
+    /// must not begin with one node's.
+    pub(crate) fn stamp(&self) -> Option<Millis> {
+        let has_time = self.sys().now > Millis(0);
+        self.group_time().or(has_time.then_some(Millis(0)))
     }
 }
 
@@ -525,9 +527,9 @@ fn raft_config(options: &Options) -> Result<Config, openraft::ConfigError> {
 }
 
 /// Highest index that any peer saw this node acknowledge. Waits a moment only.
-async fn acknowledged_elsewhere(peers: &Peers, node_id: u64, recovering: bool) -> Option<u64> {
+async fn acknowledged_elsewhere(peers: &Peers, node_id: u64) -> Option<u64> {
     let calls = peers.all().into_iter().map(|(to, mut client)| async move {
-        let request = pb::HelloRequest { cluster_id: Default::default(), from: node_id, to, protocol: 1, recovering };
+        let request = pb::HelloRequest { cluster_id: Default::default(), from: node_id, to, protocol: PROTOCOL };
         let answer = tokio::time::timeout(Duration::from_millis(500), client.hello(request)).await;
         answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().acknowledged_index)
     });

@@ -4,6 +4,7 @@
 //! Never knows: the public API, what a command means, offsite destinations.
 
 mod admission;
+mod clocks;
 mod handle;
 mod log_storage;
 mod maintain;
@@ -25,5 +26,5 @@ pub use admission::{Admission, Admitted, Overloaded};
 pub use handle::{Hooks, OnBarrier, OnTouched, Options, Replica, ReplicaStatus, StartError};
 pub use membership::MembershipError;
 pub use propose::{Applied, ProposeError};
-pub use read::{Level, ReadError};
+pub use read::{Fresh, Level, ReadError};
 pub use types::Member;

@@ -21,7 +21,6 @@ pub(crate) fn start(replica: &Replica) {
     tokio::spawn(async move {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_hello = Instant::now();
         let mut last_help = Instant::now();
         loop {
             tick.tick().await;
@@ -37,10 +36,11 @@ pub(crate) fn start(replica: &Replica) {
             }
             learn_cluster(&replica);
             if replica.is_recovering() {
-                recover(&replica, &mut last_hello).await;
+                recover(&replica);
             }
             help(&replica, &mut last_help).await;
             open_history(&replica).await;
+            set_policy(&replica).await;
             checkpoint_and_purge(&replica).await;
             expire(&replica).await;
         }
@@ -54,6 +54,8 @@ async fn fatal(replica: &Replica) -> Option<String> {
 
 /// The cluster's id comes with the first entry of its history.
 fn learn_cluster(replica: &Replica) {
+    let status = replica.status();
+    replica.peers().clocks.set_voters(&status.voters);
     let sys = replica.sys();
     let Some(history) = sys.history.as_ref().filter(|_| replica.is_opened(&sys)) else { return };
     if replica.cluster_id().is_none() {
@@ -63,22 +65,15 @@ fn learn_cluster(replica: &Replica) {
         }
         replica.peers().set_cluster(history.cluster_id);
     }
-    let members = replica.status().members;
-    replica.peers().update(members.iter().filter(|(id, _)| **id != replica.node_id()));
+    replica.peers().update(status.members.iter().filter(|(id, _)| **id != replica.node_id()));
 }
 
 /// Recovered once the log reaches what was acknowledged before, and a leader filled it.
-async fn recover(replica: &Replica, last_hello: &mut Instant) {
+fn recover(replica: &Replica) {
     if replica.is_filled_up() {
         tracing::info!(event = "log.recovered", index = replica.status().last_log_index, "this node votes again");
         replica.end_recovery();
-        return;
     }
-    if last_hello.elapsed() < Duration::from_millis(500) {
-        return;
-    }
-    *last_hello = Instant::now();
-    replica.say_hello_recovering().await;
 }
 
 /// As leader, fills up the logs of peers that lost something. A peer that had all entries before gets none until there
@@ -111,6 +106,29 @@ async fn open_history(replica: &Replica) {
         }
         Ok(None) => {}
         Err(error) => tracing::warn!(event = "history.open_failed", %error, "trying again"),
+    }
+}
+
+/// What the leader's configuration says of lifetimes and quotas becomes the group's.
+async fn set_policy(replica: &Replica) {
+    let sys = replica.sys();
+    let policy = replica.options().policy;
+    if !replica.is_leader() || !replica.is_opened(&sys) || sys.policy == policy {
+        return;
+    }
+    let deadline = Instant::now() + PROPOSE_TIMEOUT;
+    match replica.propose_if_leader(Command::SetPolicy(policy), deadline).await {
+        Ok(Some(_)) => {
+            let before = sys.policy;
+            tracing::warn!(
+                event = "policy.set",
+                ?before,
+                ?policy,
+                "lifetimes and quotas follow this leader's configuration"
+            );
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(event = "policy.set_failed", %error, "trying again"),
     }
 }
 
@@ -151,13 +169,25 @@ async fn expire(replica: &Replica) {
     if !replica.is_leader() {
         return;
     }
-    let state = replica.state().clone();
-    let now = replica.clock_now();
-    let due = tokio::task::spawn_blocking(move || state.begin().due(now, 1).map(|due| !due.is_empty())).await;
-    if matches!(due, Ok(Ok(true))) {
+    // One sweep takes a bounded number of items; sweeps follow each other for as long as there is something to do, and
+    // leave time for the rest of the housekeeping.
+    let until = Instant::now() + TICK;
+    while Instant::now() < until {
+        let state = replica.state().clone();
+        // Without a quorum of clocks nobody can say what is due.
+        let Some(now) = replica.group_time() else { return };
+        let due = tokio::task::spawn_blocking(move || state.begin().due(now, 1).map(|due| !due.is_empty())).await;
+        if !matches!(due, Ok(Ok(true))) {
+            return;
+        }
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
-        if let Err(error) = replica.propose_if_leader(Command::Expire, deadline).await {
-            tracing::debug!(event = "expire.failed", %error, "trying again");
+        match replica.propose_if_leader(Command::Expire, deadline).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(event = "expire.failed", %error, "trying again");
+                return;
+            }
         }
     }
 }

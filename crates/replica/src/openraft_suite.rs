@@ -172,7 +172,8 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
         let (durable, durable_seen) = watch::channel(u64::MAX);
         let (applied_tx, applied) = watch::channel(0);
         let snapshots = data.path().join("snapshots");
-        let machine = StateAdapter::new(state, log.clone(), snapshots, durable_seen, applied_tx, Arc::new(hooks));
+        let machine =
+            StateAdapter::new(state, log.clone(), snapshots, durable_seen, applied_tx, Arc::new(hooks), Arc::default());
         let home = Home { _durable: durable, _applied: applied, _data: data, _dir: dir };
         Ok((home, SuiteLog { adapter: LogAdapter::new(log.clone()), log }, SuiteState(machine)))
     }

@@ -114,7 +114,9 @@ impl Replica {
         if self.is_recovering() || !self.raft().is_leader() {
             return Ok(Local::NotLeader(self.leader_hint()));
         }
-        let stamped = Proposal { stamp: self.clock_now(), ..proposal.clone() };
+        // As long as nobody can say what time it is, nothing is proposed.
+        let Some(stamp) = self.stamp() else { return Ok(Local::NotLeader(None)) };
+        let stamped = Proposal { stamp, ..proposal.clone() };
         let bytes = ProposalBytes(wire_log::encode_proposal(&stamped));
         let (responder, answer) = OneshotResponder::<TypeConfig, _>::new_pair();
         if self.raft().client_write_ff(bytes, Some(responder)).await.is_err() {

@@ -3,8 +3,12 @@
 //! Invariants: a linearizable read takes its index from a leader that a quorum confirmed *after* the read began
 //! (ReadIndex, Ongaro 2014 §6.4); one confirmation serves all reads that were waiting when it started, never one that
 //! came later. No lease reads: a follower that restarts inside the lease makes them stale.
+//!
+//! How old a state may be is told the same way: an index confirmed in a round that this node began at T holds all that was
+//! committed before T. Only this node's monotonic clock is asked, and no message's way is guessed.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_model::id::Incarnation;
 use holdfast_store::View;
@@ -19,6 +23,11 @@ use crate::transport::client::is_connect_error;
 /// Time for one confirmation; the caller's deadline bounds the whole.
 const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1000);
 
+/// Confirmations remembered: of back-to-back rounds, the newest may not be applied here yet.
+const PROOFS_KEPT: usize = 64;
+/// A confirmation at most this old is at hand as long as the leader can be reached.
+const PROOF_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Freshness of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -26,6 +35,18 @@ pub enum Level {
     Linearizable,
     /// At least this index of this history.
     AtLeast(Incarnation, u64),
+    /// Holds all that was committed longer ago than this.
+    MaxStaleness(Duration),
+    /// What this replica has, at least this index.
+    Local(u64),
+}
+
+/// A view, and how old it may be.
+pub struct Fresh {
+    /// The view.
+    pub view: View,
+    /// It holds all that was committed longer ago than this; zero for reads that are not bounded by time.
+    pub staleness: Duration,
 }
 
 /// Why there is no view.
@@ -45,11 +66,19 @@ pub enum ReadError {
     NotFounded,
 }
 
-type Waiter = oneshot::Sender<Option<u64>>;
+type Waiter = oneshot::Sender<Option<Proof>>;
+
+/// A confirmation: when its round began, and the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Proof {
+    began: Instant,
+    index: u64,
+}
 
 /// Shares one confirmation among all reads that wait for it.
 pub(crate) struct ReadIndexer {
     queue: mpsc::Sender<Waiter>,
+    proofs: Arc<Mutex<VecDeque<Proof>>>,
 }
 
 impl ReadIndexer {
@@ -57,21 +86,45 @@ impl ReadIndexer {
     pub(crate) fn start(core: &Arc<Core>) -> Self {
         let (queue, mut waiting) = mpsc::channel::<Waiter>(4096);
         let core = Arc::downgrade(core);
+        let proofs: Arc<Mutex<VecDeque<Proof>>> = Arc::default();
+        let kept = proofs.clone();
         tokio::spawn(async move {
             let mut round = Vec::new();
-            while waiting.recv_many(&mut round, 4096).await > 0 {
+            let mut pause = Duration::ZERO;
+            loop {
+                // Nobody asked for a while: a round for the proof alone.
+                if let Ok(0) = timeout(pause, waiting.recv_many(&mut round, 4096)).await {
+                    return;
+                }
                 let Some(core) = core.upgrade() else { return };
+                let began = Instant::now();
                 let index = timeout(CONFIRM_TIMEOUT, core.confirmed_index()).await.ok().flatten();
+                pause = PROOF_INTERVAL;
+                let proof = index.map(|index| Proof { began, index });
+                if let Some(proof) = proof {
+                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    kept.push_back(proof);
+                    if kept.len() > PROOFS_KEPT {
+                        kept.pop_front();
+                    }
+                }
                 for waiter in round.drain(..) {
                     // A reader that went away is no concern.
-                    let _ = waiter.send(index);
+                    let _ = waiter.send(proof);
                 }
             }
         });
-        Self { queue }
+        Self { queue, proofs }
     }
 
-    async fn index(&self) -> Option<u64> {
+    /// The newest confirmation whose index this replica has applied.
+    fn proof(&self, applied: u64) -> Option<Proof> {
+        let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        proofs.iter().rev().find(|proof| proof.index <= applied).copied()
+    }
+
+    /// A round that begins after this call.
+    async fn round(&self) -> Option<Proof> {
         let (tx, rx) = oneshot::channel();
         self.queue.send(tx).await.ok()?;
         rx.await.ok().flatten()
@@ -116,16 +169,18 @@ impl Replica {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn read(&self, level: Level, deadline: Instant) -> Result<View, ReadError> {
+    pub async fn read(&self, level: Level, deadline: Instant) -> Result<Fresh, ReadError> {
         let index = match level {
+            Level::MaxStaleness(bound) => return self.read_within(bound, deadline).await,
+            Level::Local(index) => index,
             Level::AtLeast(incarnation, index) => {
                 self.check_history(incarnation)?;
                 index
             }
             Level::Linearizable => loop {
-                match timeout_at(deadline, self.indexer().index()).await {
+                match timeout_at(deadline, self.indexer().round()).await {
                     Err(_) => return Err(ReadError::NoLeader),
-                    Ok(Some(index)) => break index,
+                    Ok(Some(proof)) => break proof.index,
                     Ok(None) if Instant::now() + Duration::from_millis(10) >= deadline => {
                         return Err(ReadError::NoLeader);
                     }
@@ -134,11 +189,31 @@ impl Replica {
             },
         };
         self.wait_applied(index, deadline).await?;
-        let view = self.view();
-        if !self.is_opened(view.sys()) {
-            return Err(ReadError::NotFounded);
+        self.fresh(Duration::ZERO)
+    }
+
+    /// A view at most `bound` old by a confirmation at hand; else a linearizable one, which is as fresh as any.
+    async fn read_within(&self, bound: Duration, deadline: Instant) -> Result<Fresh, ReadError> {
+        if let Some(age) = self.confirmed_ago().filter(|age| *age <= bound) {
+            return self.fresh(age);
         }
-        Ok(view)
+        let proof = timeout_at(deadline, self.indexer().round()).await.ok().flatten().ok_or(ReadError::NoLeader)?;
+        self.wait_applied(proof.index, deadline).await?;
+        self.fresh(Duration::ZERO)
+    }
+
+    fn fresh(&self, staleness: Duration) -> Result<Fresh, ReadError> {
+        let view = self.view();
+        if self.is_opened(view.sys()) { Ok(Fresh { view, staleness }) } else { Err(ReadError::NotFounded) }
+    }
+
+    /// What this replica has holds all that was committed so long ago; `None` = it cannot tell. In whole milliseconds,
+    /// rounded up: it never claims to be fresher than it is.
+    pub fn confirmed_ago(&self) -> Option<Duration> {
+        let applied = *self.applied_watch().borrow();
+        let age = self.indexer().proof(applied)?.began.elapsed();
+        let whole = Duration::from_millis(u64::try_from(age.as_millis()).ok()?);
+        Some(if whole < age { whole + Duration::from_millis(1) } else { whole })
     }
 
     /// Waits until this replica has applied `index`.

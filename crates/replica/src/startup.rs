@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use holdfast_model::state::Sys;
 use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, StateStore, StoreError, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 
@@ -33,11 +34,7 @@ pub(crate) async fn open(data: &DataDir, options: &Options, hooks: &Arc<Hooks>) 
     let (mut log, mut report) = open_log()?;
     let state = StateStore::open(data, options.group)?;
     let bound = data.identity().cluster_id.is_some();
-    if let Some(history) = &state.view().sys().history
-        && bound
-    {
-        data.set_cluster(history.cluster_id)?;
-    }
+    check_history(data, options, &log, state.view().sys())?;
     let mut recovering = report.recovering.clone().or(data.recovering()?);
     if log.purged().map(|purged| purged.index) > state.applied().position.map(|applied| applied.index) {
         // The state was lost or set aside, and the log does not reach down to it: both come from a peer.
@@ -67,6 +64,40 @@ pub(crate) async fn open(data: &DataDir, options: &Options, hooks: &Arc<Hooks>) 
         tracing::warn!(event = "log.floor_missing", %path, "there was no floor file; it was made from the log");
     }
     Ok(Opened { log, state, report, recovering })
+}
+
+/// A directory serves one cluster: the one whose history it holds, or the one that its restore is to open.
+fn check_history(data: &DataDir, options: &Options, log: &LogStore, sys: &Sys) -> Result<(), StoreError> {
+    let bound = data.identity().cluster_id.is_some();
+    let Some(history) = &sys.history else { return Ok(()) };
+    match &options.opening {
+        // Bound before anything runs: without its mark, the directory is then one of another cluster.
+        Some(opening) if !bound => data.set_cluster(opening.cluster_id),
+        Some(_) if !opens(options, sys) => Ok(()),
+        Some(_) | None if bound => data.set_cluster(history.cluster_id),
+        // Only a restore fills a state beside a log that never began: whoever sends a snapshot was voted for first.
+        None if log.last().is_none() && log.purged().is_none() && log.vote().is_none() => Err(StoreError::Mismatch {
+            what: format!(
+                "{} holds a restored state, and the mark of its restore (RESTORE) is gone: served as it is, it would pass \
+                 for the history that was lost",
+                data.path().display()
+            ),
+            hint: "run `holdfast restore run` again, into empty directories",
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// True once the history that this node is to serve is open in `sys`.
+pub(crate) fn opens(options: &Options, sys: &Sys) -> bool {
+    match (&sys.history, &options.opening) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(history), Some(opening)) => {
+            history.incarnation == opening.incarnation
+                || sys.ancestors.iter().any(|ancestor| ancestor.incarnation == opening.incarnation)
+        }
+    }
 }
 
 /// The start-up repair: log and state must meet before openraft sees them. An ordinary power cut can leave `applied`

@@ -6,10 +6,10 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures::{FutureExt, Stream, StreamExt};
-use holdfast_store::{LogStore, StateStore, StoredEntry, apply_entry};
+use holdfast_store::{LogStore, StateStore, StoreError, StoredEntry, apply_entry};
 use openraft::storage::{
     ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
 };
@@ -40,8 +40,12 @@ pub struct StateAdapter {
     durable: watch::Receiver<u64>,
     applied: watch::Sender<u64>,
     hooks: Arc<Hooks>,
-    current: Arc<std::sync::Mutex<Option<SnapshotDir>>>,
+    current: Arc<Mutex<Option<SnapshotDir>>>,
+    failure: StoreFailure,
 }
+
+/// The first failure of the disk while openraft starts: openraft itself keeps only its text.
+pub(crate) type StoreFailure = Arc<Mutex<Option<StoreError>>>;
 
 impl StateAdapter {
     /// Wraps the state. `durable` is the log's fsync watermark.
@@ -52,8 +56,9 @@ impl StateAdapter {
         durable: watch::Receiver<u64>,
         applied: watch::Sender<u64>,
         hooks: Arc<Hooks>,
+        failure: StoreFailure,
     ) -> Self {
-        Self { state, log, snapshots, durable, applied, hooks, current: Arc::default() }
+        Self { state, log, snapshots, durable, applied, hooks, current: Arc::default(), failure }
     }
 
     async fn apply_batch(&mut self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> io::Result<()> {
@@ -140,6 +145,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
             state: self.state.clone(),
             snapshots: self.snapshots.clone(),
             current: self.current.clone(),
+            failure: self.failure.clone(),
         }
     }
 
@@ -188,7 +194,8 @@ fn snapshot_of(dir: SnapshotDir) -> io::Result<SnapshotOf> {
 pub struct CheckpointBuilder {
     state: StateStore,
     snapshots: PathBuf,
-    current: Arc<std::sync::Mutex<Option<SnapshotDir>>>,
+    current: Arc<Mutex<Option<SnapshotDir>>>,
+    failure: StoreFailure,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
@@ -199,11 +206,28 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
         let snapshots = self.snapshots.clone();
         let dir = tokio::task::spawn_blocking(move || SnapshotDir::checkpoint(&state, &snapshots))
             .await
-            .map_err(io::Error::other)??;
+            .map_err(io::Error::other)?
+            .map_err(|error| self.remember(error))?;
         if let Ok(mut current) = self.current.lock() {
             *current = Some(dir.clone());
         }
         snapshot_of(dir)
+    }
+}
+
+impl CheckpointBuilder {
+    /// Keeps a failure of the disk as it is, and passes its text on.
+    fn remember(&self, error: io::Error) -> io::Error {
+        let text = error.to_string();
+        match error.downcast::<StoreError>() {
+            Err(other) => other,
+            Ok(failure) => {
+                if let Ok(mut kept) = self.failure.lock() {
+                    kept.get_or_insert(failure);
+                }
+                io::Error::other(text)
+            }
+        }
     }
 }
 

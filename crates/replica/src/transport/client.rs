@@ -26,6 +26,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::clocks::Clocks;
 use crate::recoveries::Recoveries;
 use crate::snapshot::SnapshotDir;
 use crate::transfers::Transfers;
@@ -90,6 +91,8 @@ pub struct Peers {
     pub transfers: Transfers,
     /// Peers whose log lost something.
     pub recoveries: Recoveries,
+    /// Clocks of the group.
+    pub clocks: Clocks,
 }
 
 impl Peers {
@@ -101,6 +104,7 @@ impl Peers {
             members: RwLock::default(),
             transfers: Transfers::default(),
             recoveries: Recoveries::default(),
+            clocks: Clocks::default(),
         }
     }
 
@@ -291,6 +295,7 @@ impl Network {
 #[expect(clippy::result_large_err, reason = "the error is openraft's")]
 fn stream_result(peers: &Peers, target: u64, response: pb::AppendResponse) -> StreamItem {
     let expected = peers.recoveries.heard(target, response.recovering);
+    peers.clocks.heard(target, response.clock_ms);
     match response.result {
         Some(pb::append_response::Result::Conflict(_)) if !expected => {
             Err(broken("the peer lost a part of its log, and openraft does not expect that yet"))

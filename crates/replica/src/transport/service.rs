@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use holdfast_model::id::NodeId;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
 use holdfast_wire::{log as wire_log, peer};
@@ -16,6 +15,7 @@ use openraft::storage::{Snapshot, SnapshotMeta};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::clocks::wall_clock_ms;
 use crate::handle::Replica;
 use crate::propose::ProposeError;
 use crate::snapshot::{Incoming, SnapshotDir};
@@ -24,7 +24,7 @@ use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
 use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
 
 /// Peer protocol of this build.
-const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Answers peers.
 pub struct Service {
@@ -76,7 +76,7 @@ impl Service {
 }
 
 fn append_response(result: pb::append_response::Result, recovering: bool) -> pb::AppendResponse {
-    pb::AppendResponse { result: Some(result), recovering }
+    pb::AppendResponse { result: Some(result), recovering, clock_ms: wall_clock_ms() }
 }
 
 #[tonic::async_trait]
@@ -88,9 +88,6 @@ impl PeerService for Service {
         }
         if message.protocol != PROTOCOL {
             return Err(Status::failed_precondition(format!("this node speaks peer protocol {PROTOCOL}")));
-        }
-        if message.recovering {
-            self.replica.help_recovering(NodeId(message.from)).await;
         }
         let acknowledged_index = self.replica.matched_index(message.from).unwrap_or(0);
         Ok(Response::new(pb::HelloResponse {
