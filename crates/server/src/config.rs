@@ -7,6 +7,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use holdfast_model::command::Policy;
+use holdfast_model::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
+
+/// Longest lifetime that can be configured.
+const TEN_YEARS_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
+
 /// An offsite destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offsite {
@@ -74,6 +80,12 @@ pub struct Config {
     pub log_filter: String,
     /// Time for calls to end at shutdown, ms.
     pub drain_ms: u64,
+    /// Lifetimes and quotas that the group is to have while this node leads.
+    pub policy: Policy,
+    /// Interval of heartbeats on a watch stream, ms.
+    pub watch_heartbeat_ms: u64,
+    /// Users a second that devices are asked to spread a resync to.
+    pub resync_users_per_second: u64,
 }
 
 /// A wrong configuration; says which key and what is allowed.
@@ -105,6 +117,14 @@ pub const KEYS: &[(&str, &str)] = &[
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
     ("limits.inflight_bytes_max", "bytes of proposals in flight (default 67108864)"),
     ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),
+    ("sync.tombstone_age_ms", "shortest life of a tombstone; the same on all nodes (default 2592000000, 30 days)"),
+    (
+        "sync.device_expiry_ms",
+        "silence after which a device is forgotten; the same on all nodes (default 7776000000, 90 days)",
+    ),
+    ("sync.watch_heartbeat_ms", "interval of heartbeats on a watch stream (default 5000)"),
+    ("sync.resync_users_per_second", "pace at which devices are asked to resync after a loss (default 200)"),
+    ("quota.user_bytes", "payload bytes a user may keep; the same on all nodes (default 0, any number)"),
     ("insecure_plaintext", "allow binds beyond loopback without TLS (default false)"),
     ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=error)"),
     ("drain_ms", "time for calls to end at shutdown (default 5000)"),
@@ -253,6 +273,21 @@ impl Values {
             insecure_plaintext: self.flag("insecure_plaintext")?,
             log_filter: self.text("log.filter", "info,openraft=error"),
             drain_ms: self.number("drain_ms", 5000, 0..=60_000)?,
+            policy: Policy {
+                tombstone_age_ms: self.number(
+                    "sync.tombstone_age_ms",
+                    TOMBSTONE_AGE_MS_DEFAULT,
+                    1000..=TEN_YEARS_MS,
+                )?,
+                device_expiry_ms: self.number(
+                    "sync.device_expiry_ms",
+                    DEVICE_EXPIRY_MS_DEFAULT,
+                    1000..=TEN_YEARS_MS,
+                )?,
+                user_quota_bytes: self.number("quota.user_bytes", 0, 0..=1 << 50)?,
+            },
+            watch_heartbeat_ms: self.number("sync.watch_heartbeat_ms", 5000, 100..=60_000)?,
+            resync_users_per_second: self.number("sync.resync_users_per_second", 200, 1..=1_000_000)?,
             listen,
             advertise,
             labels: self.labels,

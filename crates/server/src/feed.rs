@@ -1,19 +1,39 @@
-//! Waking those who wait for a user's changes, and judging tokens.
+//! Waking those who wait for changes of users.
 //!
-//! Invariant: a waiter registers before it looks at the state, so a change between the look and the wait wakes it.
+//! Invariants: a waiter registers before it looks at the state, so a change between the look and the wait wakes it; what
+//! a subscription holds is bounded by the users it names, not by their changes; who is dropped is forgotten.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holdfast_model::id::{Incarnation, UserId, Version};
-use holdfast_model::state::{Sys, UserRow};
-use holdfast_wire::token::SyncToken;
+use holdfast_model::id::{Collection, UserId, Version};
+use holdfast_model::state::Touched;
 use tokio::sync::Notify;
+
+/// Subscriptions ended under one hold of the lock.
+const RELEASED_AT_ONCE: usize = 1000;
+/// Places of removed users that an inbox keeps before it looks for them.
+const ORDER_SLACK: usize = 1024;
 
 /// Who waits for which user.
 #[derive(Default)]
-pub struct Feed {
-    waiting: Mutex<HashMap<UserId, (Arc<Notify>, usize)>>,
+pub struct Feed(Mutex<Listeners>);
+
+#[derive(Default)]
+struct Listeners {
+    users: HashMap<UserId, Interest>,
+    inboxes: HashMap<u64, Arc<Inbox>>,
+    last_inbox: u64,
+    /// Users of all inboxes together.
+    watched: usize,
+}
+
+/// Who wants to hear of one user.
+#[derive(Default)]
+struct Interest {
+    notify: Arc<Notify>,
+    waiters: usize,
+    inboxes: HashSet<u64>,
 }
 
 /// A registered wait; forgotten when dropped.
@@ -26,37 +46,76 @@ pub struct Waiter {
 impl Feed {
     /// Registers a wait for `user`.
     pub fn wait_for(self: &Arc<Self>, user: &UserId) -> Waiter {
-        let mut waiting = self.locked();
-        let (notify, count) = waiting.entry(user.clone()).or_default();
-        *count += 1;
-        Waiter { feed: self.clone(), user: user.clone(), notify: notify.clone() }
+        let mut listeners = self.locked();
+        let interest = listeners.users.entry(user.clone()).or_default();
+        interest.waiters += 1;
+        Waiter { feed: self.clone(), user: user.clone(), notify: interest.notify.clone() }
+    }
+
+    /// Opens a subscription for any number of users.
+    pub fn subscribe(self: &Arc<Self>) -> Subscription {
+        let mut listeners = self.locked();
+        listeners.last_inbox += 1;
+        let number = listeners.last_inbox;
+        let inbox = Arc::<Inbox>::default();
+        listeners.inboxes.insert(number, inbox.clone());
+        Subscription { feed: self.clone(), number, inbox, users: HashSet::new() }
+    }
+
+    /// Users of all subscriptions together.
+    pub fn watched(&self) -> usize {
+        self.locked().watched
     }
 
     /// Wakes all who wait for these users.
-    pub fn touched(&self, users: &[(UserId, Version)]) {
+    pub fn touched(&self, users: &[Touched]) {
         if users.is_empty() {
             return;
         }
-        let waiting = self.locked();
-        if waiting.is_empty() {
+        let listeners = self.locked();
+        if listeners.users.is_empty() {
             return;
         }
-        for (user, _) in users {
-            if let Some((notify, _)) = waiting.get(user) {
-                notify.notify_waiters();
+        for touched in users {
+            let Some(interest) = listeners.users.get(&touched.user) else { continue };
+            interest.notify.notify_waiters();
+            for inbox in interest.inboxes.iter().filter_map(|number| listeners.inboxes.get(number)) {
+                inbox.push(touched);
             }
         }
     }
 
     /// Wakes everyone: the whole state was replaced, or the node drains.
     pub fn wake_all(&self) {
-        for (notify, _) in self.locked().values() {
-            notify.notify_waiters();
+        let listeners = self.locked();
+        for interest in listeners.users.values() {
+            interest.notify.notify_waiters();
+        }
+        for inbox in listeners.inboxes.values() {
+            inbox.look_again();
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, HashMap<UserId, (Arc<Notify>, usize)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Listeners> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listeners {
+    fn unsubscribe(&mut self, user: &UserId, number: u64) {
+        self.watched = self.watched.saturating_sub(1);
+        self.release(user, |interest| {
+            interest.inboxes.remove(&number);
+        });
+    }
+
+    fn release(&mut self, user: &UserId, release: impl FnOnce(&mut Interest)) {
+        if let Some(interest) = self.users.get_mut(user) {
+            release(interest);
+            if interest.waiters == 0 && interest.inboxes.is_empty() {
+                self.users.remove(user);
+            }
+        }
     }
 }
 
@@ -69,136 +128,227 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut waiting = self.feed.locked();
-        if let Some((_, count)) = waiting.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.remove(&self.user);
+        self.feed.locked().release(&self.user, |interest| interest.waiters -= 1);
+    }
+}
+
+/// What one subscription was told and has not taken yet: at most one entry a user, however long nobody takes.
+#[derive(Default)]
+struct Inbox {
+    news: Mutex<News>,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct News {
+    order: VecDeque<UserId>,
+    hints: HashMap<UserId, Hint>,
+    look_again: bool,
+}
+
+/// Changes of a user since the last hint that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hint {
+    /// Newest head heard of.
+    pub head: Version,
+    /// Collections touched.
+    pub collections: BTreeSet<Collection>,
+}
+
+/// What a subscription has to say next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A user changed.
+    Hint(UserId, Hint),
+    /// The whole state was replaced, or the node drains: look at everyone.
+    LookAgain,
+}
+
+/// Hears of the changes of the users it names; forgotten when dropped.
+pub struct Subscription {
+    feed: Arc<Feed>,
+    number: u64,
+    inbox: Arc<Inbox>,
+    users: HashSet<UserId>,
+}
+
+impl Subscription {
+    /// From now on `user`'s changes are heard.
+    pub fn add(&mut self, user: &UserId) {
+        if self.users.insert(user.clone()) {
+            let mut listeners = self.feed.locked();
+            listeners.watched += 1;
+            listeners.users.entry(user.clone()).or_default().inboxes.insert(self.number);
+        }
+    }
+
+    /// `user`'s changes are not heard any more.
+    pub fn remove(&mut self, user: &UserId) {
+        if self.users.remove(user) {
+            self.feed.locked().unsubscribe(user, self.number);
+            self.inbox.locked().forget(user);
+        }
+    }
+
+    /// Waits until [`Subscription::take`] has something. Cancel safe.
+    pub async fn ready(&self) {
+        loop {
+            let notified = self.inbox.notify.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.inbox.locked().is_something() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// The oldest news, merged per user to the present moment.
+    pub fn take(&self) -> Option<Next> {
+        let mut news = self.inbox.locked();
+        if std::mem::take(&mut news.look_again) {
+            return Some(Next::LookAgain);
+        }
+        while let Some(user) = news.order.pop_front() {
+            // A user that was removed since left its place.
+            if let Some(hint) = news.hints.remove(&user) {
+                return Some(Next::Hint(user, hint));
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.feed.locked().inboxes.remove(&self.number);
+        let users: Vec<UserId> = self.users.drain().collect();
+        // A few at a time: whoever applies a batch waits for this lock.
+        for some in users.chunks(RELEASED_AT_ONCE) {
+            let mut listeners = self.feed.locked();
+            for user in some {
+                listeners.unsubscribe(user, self.number);
             }
         }
     }
 }
 
-/// What a token means against a state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Continue after this version.
-    Continue(Version),
-    /// The server was restored from older state: the device re-uploads what lies above.
-    RolledBack {
-        /// Last shared version.
-        common: Version,
-    },
-    /// The history is not known: reconcile by manifest.
-    UnknownIncarnation,
-    /// Ahead of the head in the same history: a fault of this service, or a replica that is behind.
-    FromFuture,
-    /// Below the horizon of tombstones: reconcile by manifest.
-    Expired,
-}
-
-/// Judges `token` against the group's facts and the user's row (`None` = the user is unknown here).
-pub fn judge(token: &SyncToken, sys: &Sys, user: Option<&UserRow>) -> Verdict {
-    let head = user.map_or(Version(0), |row| row.head);
-    let horizon = user.map_or(Version(0), |row| row.tombstone_horizon);
-    let current = sys.history.as_ref().map(|history| history.incarnation);
-    if Some(token.incarnation) == current {
-        return match token.version {
-            version if version > head => Verdict::FromFuture,
-            version if version < horizon => Verdict::Expired,
-            version => Verdict::Continue(version),
-        };
+impl Inbox {
+    fn push(&self, touched: &Touched) {
+        let mut news = self.locked();
+        if !news.hints.contains_key(&touched.user) {
+            news.order.push_back(touched.user.clone());
+        }
+        let hint = news.hints.entry(touched.user.clone()).or_default();
+        hint.head = hint.head.max(touched.head);
+        hint.collections.extend(touched.collections.iter().cloned());
+        drop(news);
+        self.notify.notify_one();
     }
-    match common_version(token.incarnation, sys, user) {
-        None => Verdict::UnknownIncarnation,
-        Some(common) if token.version > common => Verdict::RolledBack { common },
-        Some(_) if token.version < horizon => Verdict::Expired,
-        Some(_) => Verdict::Continue(token.version),
+
+    fn look_again(&self) {
+        self.locked().look_again = true;
+        self.notify.notify_one();
+    }
+
+    fn locked(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn common_version(incarnation: Incarnation, sys: &Sys, user: Option<&UserRow>) -> Option<Version> {
-    match user {
-        Some(row) => row.common_with(sys, incarnation),
-        None => sys.ancestors.iter().any(|one| one.incarnation == incarnation).then_some(Version(0)),
+impl News {
+    fn is_something(&self) -> bool {
+        self.look_again || !self.hints.is_empty()
+    }
+
+    fn forget(&mut self, user: &UserId) {
+        self.hints.remove(user);
+        // Its place in the order stays until it is its turn, or until such places are the greater part.
+        if self.order.len() > 2 * self.hints.len() + ORDER_SLACK {
+            let hints = &self.hints;
+            self.order.retain(|one| hints.contains_key(one));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use holdfast_model::id::{Millis, Uid};
-    use holdfast_model::outcome::Usage;
-    use holdfast_model::state::{Ancestor, Fork, History};
-
     use super::*;
 
-    fn sys() -> Sys {
-        Sys {
-            history: Some(History {
-                cluster_id: [1; 16],
-                cluster_name: "c".into(),
-                incarnation: Incarnation(20),
-                epoch: 2,
-                parent: None,
-                genesis_index: 1,
-            }),
-            ancestors: vec![Ancestor { incarnation: Incarnation(10), epoch: 1 }],
-            ..Sys::default()
-        }
+    fn user(name: &str) -> UserId {
+        UserId::new(name).expect("valid")
     }
 
-    fn row(head: Version, forks: Vec<Fork>) -> UserRow {
-        UserRow { head, tombstone_horizon: Version(0), usage: Usage::default(), collections: BTreeMap::new(), forks }
-    }
-
-    fn token(incarnation: u64, version: Version) -> SyncToken {
-        SyncToken {
-            incarnation: Incarnation(incarnation),
-            user_tag: 0,
-            uid: Uid(1),
-            version,
-            filter: 0,
-            issued: Millis(0),
-            fresh_until: Version(0),
-        }
-    }
-
-    #[test]
-    fn tokens_of_the_old_history_continue_up_to_the_fork_and_not_beyond() {
-        let fork = Version::new(1, 5);
-        let forks = vec![Fork { incarnation: Incarnation(10), common: fork }];
-        for row in [row(fork, vec![]), row(Version::new(2, 3), forks)] {
-            let judge = |version| judge(&token(10, version), &sys(), Some(&row));
-            assert_eq!(judge(fork), Verdict::Continue(fork));
-            assert_eq!(judge(Version::new(1, 6)), Verdict::RolledBack { common: fork });
-        }
-        assert_eq!(judge(&token(10, fork), &sys(), None), Verdict::RolledBack { common: Version(0) });
-        assert_eq!(judge(&token(99, fork), &sys(), Some(&row(fork, vec![]))), Verdict::UnknownIncarnation);
-    }
-
-    #[test]
-    fn a_token_ahead_of_the_head_is_from_the_future() {
-        let row = row(Version::new(2, 3), vec![]);
-        assert_eq!(judge(&token(20, Version::new(2, 4)), &sys(), Some(&row)), Verdict::FromFuture);
-        let head = Version::new(2, 3);
-        assert_eq!(judge(&token(20, head), &sys(), Some(&row)), Verdict::Continue(head));
+    fn touched(name: &str, head: u64, collection: &str) -> Touched {
+        let collections = [Collection::new(collection).expect("valid")].into();
+        Touched { user: user(name), head: Version(head), collections }
     }
 
     #[tokio::test]
     async fn a_change_between_registration_and_wait_wakes() {
         let feed = Arc::new(Feed::default());
-        let user = UserId::new("alice").expect("valid");
-        let waiter = feed.wait_for(&user);
+        let waiter = feed.wait_for(&user("alice"));
         {
             let armed = waiter.armed();
             tokio::pin!(armed);
             armed.as_mut().enable();
-            feed.touched(&[(user.clone(), Version(1))]);
+            feed.touched(&[touched("alice", 1, "notes")]);
             armed.await;
         }
         drop(waiter);
-        assert!(feed.locked().is_empty(), "a wait that ended is forgotten");
+        assert!(feed.locked().users.is_empty(), "a wait that ended is forgotten");
+    }
+
+    #[tokio::test]
+    async fn hints_of_one_user_are_merged_while_nobody_takes_them() {
+        let feed = Arc::new(Feed::default());
+        let mut subscription = feed.subscribe();
+        subscription.add(&user("alice"));
+        subscription.add(&user("bob"));
+        for head in 1..=1000 {
+            feed.touched(&[touched("alice", head, if head == 7 { "events" } else { "notes" })]);
+        }
+        feed.touched(&[touched("bob", 5, "notes"), touched("carol", 9, "notes")]);
+        subscription.ready().await;
+        let expected = Hint {
+            head: Version(1000),
+            collections: ["events", "notes"].map(|name| Collection::new(name).expect("valid")).into(),
+        };
+        assert_eq!(subscription.take(), Some(Next::Hint(user("alice"), expected)));
+        assert!(matches!(subscription.take(), Some(Next::Hint(bob, _)) if bob == user("bob")));
+        assert_eq!(subscription.take(), None, "nobody asked for carol");
+    }
+
+    /// Users who come and go while nobody takes the news leave nothing behind.
+    #[test]
+    fn what_is_kept_is_bounded_by_the_users_that_are_named() {
+        let feed = Arc::new(Feed::default());
+        let mut subscription = feed.subscribe();
+        for round in 0..10_000 {
+            subscription.add(&user("alice"));
+            feed.touched(&[touched("alice", round + 1, "notes")]);
+            assert_eq!(feed.watched(), 1);
+            subscription.remove(&user("alice"));
+        }
+        let news = subscription.inbox.locked();
+        assert!(news.order.len() <= ORDER_SLACK && news.hints.is_empty(), "{}", news.order.len());
+    }
+
+    #[tokio::test]
+    async fn who_is_removed_or_dropped_is_forgotten() {
+        let feed = Arc::new(Feed::default());
+        let mut subscription = feed.subscribe();
+        subscription.add(&user("alice"));
+        feed.touched(&[touched("alice", 1, "notes")]);
+        subscription.remove(&user("alice"));
+        assert_eq!(subscription.take(), None, "also what was heard already");
+        assert!(feed.locked().users.is_empty());
+        subscription.add(&user("bob"));
+        feed.wake_all();
+        subscription.ready().await;
+        assert_eq!(subscription.take(), Some(Next::LookAgain));
+        drop(subscription);
+        assert!(feed.locked().users.is_empty() && feed.locked().inboxes.is_empty());
+        assert_eq!(feed.watched(), 0);
     }
 }

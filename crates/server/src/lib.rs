@@ -8,6 +8,7 @@ mod http;
 mod node;
 mod operations;
 pub mod restored;
+mod resync;
 mod shipper;
 mod telemetry;
 

@@ -5,7 +5,7 @@
 
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_archive::{ArchiveError, marker};
@@ -17,6 +17,7 @@ use holdfast_wire::PUBLIC_DESCRIPTOR;
 use holdfast_wire::v1::admin_service_server::AdminServiceServer;
 use holdfast_wire::v1::record_service_server::RecordServiceServer;
 use holdfast_wire::v1::sync_service_server::SyncServiceServer;
+use holdfast_wire::v1::user_service_server::UserServiceServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +28,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::config::Config;
 use crate::feed::Feed;
-use crate::grpc::{Admin, Edge, Records, Shared, Sync};
+use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
 use crate::restored;
 use crate::shipper::{Barriers, Shipper};
@@ -157,6 +158,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         floor_dir: config.floor_dir.clone(),
         inflight_bytes_max: usize::try_from(config.inflight_bytes_max).unwrap_or(usize::MAX),
         log_cache_bytes_max: LOG_CACHE_BYTES_MAX,
+        policy: config.policy,
         required_destinations: config.offsite.iter().filter(|one| one.required).map(|one| one.name.clone()).collect(),
         opening,
         members,
@@ -176,6 +178,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         config,
         metrics: Arc::new(Metrics::default()),
         draining: AtomicBool::new(false),
+        answered: AtomicU64::new(0),
     });
     let result = runtime.block_on(serve(shared.clone(), listeners, &raft_runtime));
     raft_runtime.block_on(shared.replica.shutdown());
@@ -254,6 +257,11 @@ async fn serve(shared: Arc<Shared>, listeners: Listeners, raft_runtime: &Runtime
                 SyncServiceServer::new(Sync::new(shared.clone()))
                     .max_decoding_message_size(MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                UserServiceServer::new(Users::new(shared.clone()))
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
             ),
     )?;
     let admin = reflected(
@@ -322,7 +330,9 @@ async fn report_health(shared: Arc<Shared>, health: tonic_health::server::Health
             && shared.replica.leader_hint().is_some()
             && !shared.draining.load(Ordering::Acquire);
         let status = if ready { Serving } else { NotServing };
-        for service in ["", "read", "write", "holdfast.v1.RecordService", "holdfast.v1.SyncService"] {
+        for service in
+            ["", "read", "write", "holdfast.v1.RecordService", "holdfast.v1.SyncService", "holdfast.v1.UserService"]
+        {
             health.set_service_status(service, status).await;
         }
     }

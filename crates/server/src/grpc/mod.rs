@@ -1,17 +1,23 @@
 //! The public services: each call is parsed by `wire::api`, judged by the replica, answered by `wire::reply`.
 
 mod admin;
+mod changes;
+mod devices;
 mod edge;
+mod manifest;
 mod records;
 mod sync;
+mod users;
+mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use holdfast_model::command::Command;
 use holdfast_model::state::Sys;
-use holdfast_replica::{Level, Overloaded, ProposeError, ReadError, Replica};
-use holdfast_store::{StoreError, View};
+use holdfast_replica::{Applied, Fresh, Level, Overloaded, ProposeError, ReadError, Replica};
+use holdfast_store::StoreError;
 use holdfast_wire::api::Consistency;
 use holdfast_wire::reply;
 use holdfast_wire::status::Refusal;
@@ -28,6 +34,7 @@ pub use admin::Admin;
 pub use edge::Edge;
 pub use records::Records;
 pub use sync::Sync;
+pub use users::Users;
 
 /// What all services share.
 pub struct Shared {
@@ -43,6 +50,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The node is going down.
     pub draining: AtomicBool,
+    /// Highest log index of a write that this node answered.
+    pub answered: AtomicU64,
 }
 
 /// Deadline of a call: a little before the caller's (`grpc-timeout`), so that the caller still hears how the call
@@ -120,13 +129,31 @@ impl Shared {
         Duration::from_millis(self.config.default_deadline_ms)
     }
 
-    /// A view as fresh as asked for. Staleness is bounded by asking the leader: never looser than asked.
-    pub async fn read(&self, consistency: Consistency, deadline: Instant) -> Result<View, Refusal> {
+    /// A view as fresh as asked for.
+    pub async fn read(&self, consistency: Consistency, deadline: Instant) -> Result<Fresh, Refusal> {
         let level = match consistency {
-            Consistency::Linearizable | Consistency::MaxStaleness(_) => Level::Linearizable,
+            Consistency::Linearizable | Consistency::MaxStaleness(Duration::ZERO) => Level::Linearizable,
+            Consistency::MaxStaleness(bound) => Level::MaxStaleness(bound),
             Consistency::AtLeast { incarnation, index } => Level::AtLeast(incarnation, index),
         };
         self.replica.read(level, deadline).await.map_err(unread)
+    }
+
+    /// What this node has, with all that it acknowledged itself.
+    pub async fn read_local(&self, deadline: Instant) -> Result<Fresh, Refusal> {
+        let answered = self.answered.load(Ordering::Acquire);
+        self.replica.read(Level::Local(answered), deadline).await.map_err(unread)
+    }
+
+    /// Proposes a command of a caller: admitted, refused or applied.
+    pub async fn propose(&self, command: Command, bytes: usize, deadline: Instant) -> Result<Applied, Refusal> {
+        let admitted = self.replica.admission().admit(bytes).map_err(|error| {
+            self.metrics.rejected("inflight_bytes");
+            Refusal::Overloaded(error.retry_after)
+        })?;
+        let applied = self.replica.propose(command, admitted, deadline).await.map_err(unproposed)?;
+        self.answered.fetch_max(applied.index, Ordering::AcqRel);
+        Ok(applied)
     }
 
     /// Header of an answer evaluated at `applied_index` under `sys`.
@@ -139,12 +166,14 @@ impl Shared {
             backoff_ms: 0,
             group_id: self.replica.group_id().0,
             server_time: Some(reply::timestamp(sys.now)),
+            staleness_ms: 0,
         }
     }
 
-    /// Header of an answer read from `view`.
-    pub fn header_of(&self, view: &View) -> v1::ResponseHeader {
-        self.header(view.sys(), view.applied().index())
+    /// Header of an answer read from `fresh`.
+    pub fn header_of(&self, fresh: &Fresh) -> v1::ResponseHeader {
+        let staleness_ms = fresh.staleness.as_millis().min(u32::MAX.into()) as u32;
+        v1::ResponseHeader { staleness_ms, ..self.header(fresh.view.sys(), fresh.view.applied().index()) }
     }
 }
 

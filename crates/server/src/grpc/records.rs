@@ -14,9 +14,10 @@ use holdfast_wire::status::Refusal;
 use holdfast_wire::token::{PagePlace, PageToken, SyncToken, user_tag};
 use holdfast_wire::v1;
 use holdfast_wire::v1::record_service_server::RecordService;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
-use crate::grpc::{Shared, blocking, deadline_of, storage, unproposed};
+use crate::grpc::{Shared, blocking, deadline_of, storage};
 
 /// Reads and writes of one user's records.
 pub struct Records {
@@ -34,19 +35,45 @@ impl Records {
         shared.check_serving()?;
         let deadline = deadline_of(&request, shared.default_deadline());
         let bytes = holdfast_wire::encoded_len(request.get_ref());
+        let wait_offsite = request.get_ref().wait_offsite;
         let batch = api::batch_write(request.into_inner())?;
-        let admitted = shared.replica.admission().admit(bytes).map_err(|error| {
-            shared.metrics.rejected("inflight_bytes");
-            Refusal::Overloaded(error.retry_after)
-        })?;
-        let applied =
-            shared.replica.propose(Command::WriteBatch(batch), admitted, deadline).await.map_err(unproposed)?;
-        let header = shared.header(&shared.replica.sys(), applied.index);
+        if wait_offsite && !shared.config.offsite.iter().any(|one| one.required) {
+            return Err(no_required_destination());
+        }
+        let applied = shared.propose(Command::WriteBatch(batch), bytes, deadline).await?;
+        let offsite = match &applied.outcome {
+            Outcome::Written(receipt) if wait_offsite => self.wait_offsite(receipt.commit_index, deadline).await,
+            Outcome::Written(receipt) => self.is_offsite(receipt.commit_index),
+            Outcome::Rejected(_) | Outcome::Done => false,
+        };
+        let sys = shared.replica.sys();
+        let header = shared.header(&sys, applied.index);
         match applied.outcome {
-            Outcome::Written(receipt) => Ok(reply::batch_write(receipt, header)),
+            Outcome::Written(receipt) => Ok(reply::batch_write(receipt, &sys.policy, offsite, header)),
             Outcome::Rejected(rejection) => Err(Refusal::Rejected(rejection, Some(header))),
             Outcome::Done => Err(Refusal::Rejected(Rejection::Poisoned, Some(header))),
         }
+    }
+
+    /// True once a required destination holds the log up to `index`; false shortly before the deadline.
+    async fn wait_offsite(&self, index: u64, deadline: Instant) -> bool {
+        let mut applied = self.shared.replica.applied_watch();
+        let held = async {
+            // What is known of destinations comes by the log.
+            while !self.is_offsite(index) {
+                if applied.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        timeout_at(deadline, held).await.unwrap_or(false)
+    }
+
+    fn is_offsite(&self, index: u64) -> bool {
+        let sys = self.shared.replica.sys();
+        let holds = |name: &str| sys.offsite.get(name).is_some_and(|fact| fact.index >= index);
+        self.shared.config.offsite.iter().any(|one| one.required && holds(&one.name))
     }
 
     async fn get(&self, request: Request<v1::BatchGetRecordsRequest>) -> Result<v1::BatchGetRecordsResponse, Refusal> {
@@ -54,8 +81,9 @@ impl Records {
         shared.check_serving()?;
         let deadline = deadline_of(&request, shared.default_deadline());
         let query = api::batch_get(request.into_inner())?;
-        let view = shared.read(query.consistency, deadline).await?;
-        let header = shared.header_of(&view);
+        let fresh = shared.read(query.consistency, deadline).await?;
+        let header = shared.header_of(&fresh);
+        let view = fresh.view;
         // A few keys are answered from memory mostly; a hop to another thread costs more than they do.
         let (records, remaining) = if query.keys.len() <= 4 {
             get_records(&view, &query)?
@@ -74,10 +102,21 @@ impl Records {
         shared.check_serving()?;
         let deadline = deadline_of(&request, shared.default_deadline());
         let query = api::list(request.into_inner())?;
-        let view = shared.read(query.consistency, deadline).await?;
-        let header = shared.header_of(&view);
+        let fresh = shared.read(query.consistency, deadline).await?;
+        let header = shared.header_of(&fresh);
+        let view = fresh.view;
         let answer = blocking(move || list_records(&view, &query)).await?;
         Ok(v1::ListRecordsResponse { header: Some(header), ..answer })
+    }
+}
+
+fn no_required_destination() -> Refusal {
+    Refusal::Precondition {
+        reason: "NO_REQUIRED_DESTINATION",
+        message:
+            "wait_offsite needs an offsite destination with required = true in the node's configuration; nothing was \
+                  proposed"
+                .into(),
     }
 }
 
@@ -164,6 +203,7 @@ fn head_token(view: &View, query: &ListQuery, user: Option<UserRef>) -> Result<S
         filter: 0,
         issued: sys.now,
         fresh_until: Version(0),
+        seen: Version(0),
     }
     .encode())
 }
