@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
+use crate::budget::RetryBudget;
 use crate::client::Client;
 use crate::error::Error;
 use crate::nodes::Nodes;
@@ -30,12 +31,13 @@ pub(crate) struct Limits {
 pub struct ClientBuilder {
     endpoints: Vec<String>,
     limits: Limits,
+    retry_budget: RetryBudget,
 }
 
 impl Default for ClientBuilder {
     fn default() -> Self {
         let limits = Limits { deadline: Duration::from_secs(10), attempt: Duration::from_millis(1500) };
-        Self { endpoints: Vec::new(), limits }
+        Self { endpoints: Vec::new(), limits, retry_budget: RetryBudget::default() }
     }
 }
 
@@ -58,6 +60,15 @@ impl ClientBuilder {
         self
     }
 
+    /// How many retries the client may make, all its clones together. Default: 10 for every 100 calls and 20 a second,
+    /// of which up to 1000 are saved up. When they are spent, a call that fails ends at once with the error it met,
+    /// although its deadline may be far off; first attempts are always made. Without such a limit, the retries of all
+    /// clients together keep a cluster down that was overloaded for a moment.
+    pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
+        self.retry_budget = budget;
+        self
+    }
+
     /// Makes the client. Connects to nobody yet, but must be called inside a tokio runtime.
     ///
     /// # Errors
@@ -70,8 +81,8 @@ impl ClientBuilder {
             let channel = lazy_channel(&address)?;
             Ok((address, channel))
         });
-        let nodes = Nodes::new(channels.collect::<Result<_, Error>>()?);
-        Ok(Client { nodes: Arc::new(nodes), limits: self.limits })
+        let nodes = Nodes::new(channels.collect::<Result<_, Error>>()?, self.retry_budget);
+        Ok(Client { nodes: Arc::new(nodes), limits: self.limits, seen: None })
     }
 }
 

@@ -9,14 +9,16 @@ use holdfast_model::limits::MESSAGE_BYTES_MAX;
 use holdfast_wire::reply;
 use holdfast_wire::v1;
 use holdfast_wire::v1::record_service_client::RecordServiceClient;
-use holdfast_wire::v1::sync_service_client::SyncServiceClient;
 use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::account::sync;
 use crate::builder::{ClientBuilder, Limits};
 use crate::error::Error;
 use crate::nodes::Nodes;
-use crate::retry::{self, Effect};
+use crate::retry::{self, Effect, Headed};
+use crate::session::{Fresh, Seen, Session, linearizable};
 use crate::sync::ChangesAnswer;
 
 /// A record's full name.
@@ -42,6 +44,8 @@ impl RecordRef<'_> {
 pub struct Client {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) limits: Limits,
+    /// Only in a session.
+    pub(crate) seen: Option<Arc<Seen>>,
 }
 
 impl Client {
@@ -52,7 +56,12 @@ impl Client {
 
     /// A clone whose calls may take this long, retries included.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { nodes: self.nodes.clone(), limits: Limits { deadline, ..self.limits } }
+        Self { limits: Limits { deadline, ..self.limits }, ..self.clone() }
+    }
+
+    /// Begins a session: a client of the same cluster whose reads see at least what its earlier answers saw.
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
     }
 
     /// Commits a batch. Without a request id it gets one, and without a `first_sent_time` the newest server time that
@@ -78,7 +87,7 @@ impl Client {
         let request_id = request.request_id.clone();
         let effect = Effect::Write { request_id: &request_id, rejection_is_final: rejection_is_final(&request) };
         let call = |channel, request| async move { records(channel).batch_write(request).await };
-        retry::run(&self.nodes, self.limits, effect, request, call).await
+        self.call(self.limits, effect, request, call).await
     }
 
     /// Creates or replaces a record; the last writer wins.
@@ -125,7 +134,7 @@ impl Client {
     /// When no node could answer.
     pub async fn read(&self, request: v1::BatchGetRecordsRequest) -> Result<v1::BatchGetRecordsResponse, Error> {
         let call = |channel, request| async move { records(channel).batch_get_records(request).await };
-        retry::run(&self.nodes, self.limits, Effect::Read, request, call).await
+        self.read_call(self.limits, request, call).await
     }
 
     /// `BatchGetRecords` for any number of keys, asked for until all were looked up. Each call is one consistent point;
@@ -176,12 +185,74 @@ impl Client {
     pub async fn changes(&self, request: v1::GetChangesRequest) -> Result<ChangesAnswer, Error> {
         let wait = Duration::from_millis(request.wait_ms.into());
         let limits = Limits { deadline: self.limits.deadline + wait, attempt: self.limits.attempt + wait };
-        let call = |channel, request| async move {
-            let client = SyncServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-            client.max_encoding_message_size(MESSAGE_BYTES_MAX).get_changes(request).await
-        };
-        let answer = retry::run(&self.nodes, limits, Effect::Read, request, call).await?;
+        let call = |channel, request| async move { sync(channel).get_changes(request).await };
+        let answer = self.read_call(limits, request, call).await?;
         ChangesAnswer::read(answer)
+    }
+
+    /// One call with all its attempts.
+    pub(crate) async fn call<Q, A, F, Fut>(
+        &self,
+        limits: Limits,
+        effect: Effect<'_>,
+        request: Q,
+        call: F,
+    ) -> Result<A, Error>
+    where
+        Q: Clone,
+        A: Headed,
+        F: Fn(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let outcome = retry::run(&self.nodes, limits, effect, request, call).await;
+        if let Some(seen) = &self.seen {
+            match &outcome {
+                Ok(answer) => seen.observe(answer.header()),
+                Err(Error::Conflict { info, .. }) => seen.observe(info.header.as_ref()),
+                Err(_) => {}
+            }
+        }
+        outcome
+    }
+
+    /// A read; in a session at its bound, unless it names its own freshness.
+    pub(crate) async fn read_call<Q, A, F, Fut>(&self, limits: Limits, mut request: Q, call: F) -> Result<A, Error>
+    where
+        Q: Clone + Fresh,
+        A: Headed,
+        F: Fn(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let bounded = self.bind(&mut request);
+        match self.call(limits, Effect::Read, request.clone(), &call).await {
+            Err(error) if bounded && self.unbind(&mut request, &error) => {
+                self.call(limits, Effect::Read, request, &call).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Asks for what the session has seen. True = the bound is the session's.
+    pub(crate) fn bind(&self, request: &mut impl Fresh) -> bool {
+        let Some(seen) = &self.seen else { return false };
+        let consistency = request.consistency();
+        if consistency.is_some() {
+            return false;
+        }
+        *consistency = seen.bound();
+        consistency.is_some()
+    }
+
+    /// Whether a read was refused because its bound is from another history than the cluster's: then it is asked again
+    /// without, linearizable, so that the session learns where it is.
+    pub(crate) fn unbind(&self, request: &mut impl Fresh, error: &Error) -> bool {
+        let Some(seen) = &self.seen else { return false };
+        if !matches!(error, Error::Precondition { reason, .. } if reason == "INCARNATION_MISMATCH") {
+            return false;
+        }
+        seen.forget();
+        *request.consistency() = Some(linearizable());
+        true
     }
 }
 
@@ -203,9 +274,8 @@ impl ListPages<'_> {
             return Ok(None);
         }
         let call = |channel, request| async move { records(channel).list_records(request).await };
-        let Client { nodes, limits } = self.client;
         let page: v1::ListRecordsResponse =
-            retry::run(nodes, *limits, Effect::Read, self.request.clone(), call).await?;
+            self.client.read_call(self.client.limits, self.request.clone(), call).await?;
         if !page.next_page_token.is_empty() && page.next_page_token == self.request.page_token {
             return Err(Error::protocol("a node gave the same page token twice"));
         }

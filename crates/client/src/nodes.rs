@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use holdfast_wire::{reply, v1};
 use tonic::transport::Channel;
 
+use crate::budget::{Budget, RetryBudget};
+
 /// A server time older than this, as the local clock counts, says too little about now.
 const SERVER_TIME_USABLE: Duration = Duration::from_secs(3600);
 
@@ -31,12 +33,13 @@ pub(crate) struct Nodes {
     /// Where calls go that no hint directs: the last node that answered.
     current: AtomicUsize,
     started: Instant,
+    budget: Budget,
     server_time_ms: AtomicU64,
     server_time_seen_ms: AtomicU64,
 }
 
 impl Nodes {
-    pub(crate) fn new(channels: Vec<(String, Channel)>) -> Self {
+    pub(crate) fn new(channels: Vec<(String, Channel)>, budget: RetryBudget) -> Self {
         let list = channels
             .into_iter()
             .map(|(address, channel)| Node {
@@ -51,6 +54,7 @@ impl Nodes {
             leader_id: AtomicU64::new(0),
             current: AtomicUsize::new(0),
             started: Instant::now(),
+            budget: Budget::new(budget),
             server_time_ms: AtomicU64::new(0),
             server_time_seen_ms: AtomicU64::new(0),
         }
@@ -75,26 +79,30 @@ impl Nodes {
 
     /// Where the next attempt goes; `previous` is where this call failed last.
     pub(crate) fn pick(&self, previous: Option<usize>) -> usize {
-        let now_ms = self.now_ms();
-        let usable = |index: usize| self.list[index].avoid_until_ms.load(Relaxed) <= now_ms;
         let leader_id = self.leader_id.load(Relaxed);
         if leader_id != 0 {
             let leader = self.list.iter().position(|node| node.node_id.load(Relaxed) == leader_id);
             // An unknown leader is one of those that have not answered yet.
             let leader = leader.or_else(|| self.list.iter().position(|node| node.node_id.load(Relaxed) == 0));
-            if let Some(leader) = leader.filter(|leader| usable(*leader) && Some(*leader) != previous) {
+            if let Some(leader) = leader.filter(|leader| self.usable(*leader) && Some(*leader) != previous) {
                 return leader;
             }
         }
+        self.pick_any(previous, self.current.load(Relaxed))
+    }
+
+    fn usable(&self, index: usize) -> bool {
+        self.list[index].avoid_until_ms.load(Relaxed) <= self.now_ms()
+    }
+
+    /// The same for calls that the leader serves no better than others; the first one goes to `start`.
+    pub(crate) fn pick_any(&self, previous: Option<usize>, start: usize) -> usize {
         let len = self.list.len();
-        let start = match previous {
-            Some(previous) => previous + 1,
-            None => self.current.load(Relaxed),
-        };
+        let start = previous.map_or(start % len, |previous| previous + 1);
         let others = (start..start + len).map(|index| index % len);
         let mut others = others.filter(|index| Some(*index) != previous || len == 1);
         let least_bad = others.clone().min_by_key(|index| self.list[*index].avoid_until_ms.load(Relaxed));
-        others.find(|index| usable(*index)).or(least_bad).unwrap_or(0)
+        others.find(|index| self.usable(*index)).or(least_bad).unwrap_or(0)
     }
 
     /// A node answered.
@@ -127,6 +135,16 @@ impl Nodes {
         }
     }
 
+    /// A call begins: its first attempt is free, and earns a part of a retry.
+    pub(crate) fn called(&self) {
+        self.budget.called();
+    }
+
+    /// Pays for one more attempt; false = the budget is spent.
+    pub(crate) fn may_retry(&self) -> bool {
+        self.budget.retry(self.now_ms())
+    }
+
     /// Time of the log when it was last heard of; `None` = not lately enough to judge a request's age by.
     pub(crate) fn server_time_ms(&self) -> Option<u64> {
         let age_ms = self.now_ms().saturating_sub(self.server_time_seen_ms.load(Relaxed));
@@ -147,7 +165,7 @@ mod tests {
 
     fn nodes(count: usize) -> Nodes {
         let channel = || tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        Nodes::new((0..count).map(|index| (format!("node{index}"), channel())).collect())
+        Nodes::new((0..count).map(|index| (format!("node{index}"), channel())).collect(), RetryBudget::default())
     }
 
     fn header(node_id: u64, leader_id: u64) -> v1::ResponseHeader {

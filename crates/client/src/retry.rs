@@ -4,6 +4,7 @@
 //! - Every attempt of a write carries the same request, and so the same request id.
 //! - A write is reported as failed only when no attempt of it can have taken effect; otherwise it is `OutcomeUnknown`.
 //! - Nothing is waited for beyond the deadline.
+//! - Every attempt but the first is paid for from the client's retry budget.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::error::{Error, never_sent};
 use crate::nodes::Nodes;
 
 /// Nobody is asked with less time than this left.
-const ATTEMPT_MIN: Duration = Duration::from_millis(10);
+pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(10);
 /// The server is told a little less than is waited for, so that its own answer is the one that arrives.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
@@ -41,7 +42,9 @@ macro_rules! headed {
         }
     )*};
 }
-headed!(BatchWriteResponse BatchGetRecordsResponse ListRecordsResponse GetChangesResponse);
+headed!(BatchWriteResponse BatchGetRecordsResponse ListRecordsResponse);
+headed!(GetChangesResponse GetManifestResponse AckCursorResponse ListDevicesResponse DropDeviceResponse);
+headed!(GetUserResponse);
 
 /// What a repetition could do.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +60,7 @@ pub(crate) enum Effect<'a> {
 }
 
 /// What to do after a failed attempt.
-enum Next {
+pub(crate) enum Next {
     /// The call ends.
     Stop,
     /// Another node, at once.
@@ -68,15 +71,47 @@ enum Next {
     Back(Duration),
 }
 
-struct Failure {
-    error: Error,
-    next: Next,
+/// How fast attempts follow each other.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    backoff: Duration,
+    at_once: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { backoff: BACKOFF_FIRST, at_once: 0 }
+    }
+}
+
+impl Pace {
+    /// How long to wait before the next attempt; `None` = there must be none.
+    pub(crate) fn pause(&mut self, next: &Next, nodes: usize) -> Option<Duration> {
+        let pause = match *next {
+            Next::Stop => return None,
+            Next::Elsewhere => {
+                self.at_once += 1;
+                // Everybody was asked: a pause before the next round.
+                if self.at_once.is_multiple_of(nodes) { self.backoff } else { Duration::ZERO }
+            }
+            Next::After(pause) | Next::Back(pause) => pause.max(self.backoff),
+        };
+        if !pause.is_zero() {
+            self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        }
+        Some(jittered(pause))
+    }
+}
+
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) next: Next,
     /// The attempt may have taken effect.
     unknown: bool,
     /// Leave the node alone for this long.
-    avoid: Option<Duration>,
+    pub(crate) avoid: Option<Duration>,
     /// It took too long: the next attempt gets more time.
-    slow: bool,
+    pub(crate) slow: bool,
 }
 
 impl Failure {
@@ -109,10 +144,10 @@ where
 {
     let deadline = Instant::now() + limits.deadline;
     let mut attempt_time = limits.attempt;
-    let mut backoff = BACKOFF_FIRST;
+    let mut pace = Pace::default();
     let mut unknown = false;
-    let mut at_once = 0;
     let mut index = nodes.pick(None);
+    nodes.called();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let time = attempt_time.min(left);
@@ -134,22 +169,15 @@ where
         if failure.slow {
             attempt_time = attempt_time.saturating_mul(2);
         }
-        let pause = match failure.next {
-            Next::Stop => return Err(conclude(effect, unknown, failure.error)),
-            Next::Elsewhere => {
-                at_once += 1;
-                // Everybody was asked: a pause before the next round.
-                if at_once % nodes.len() == 0 { backoff } else { Duration::ZERO }
-            }
-            Next::After(pause) | Next::Back(pause) => pause.max(backoff),
+        let Some(pause) = pace.pause(&failure.next, nodes.len()) else {
+            return Err(conclude(effect, unknown, failure.error));
         };
-        if !pause.is_zero() {
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-        }
-        let pause = jittered(pause);
         let left = deadline.saturating_duration_since(Instant::now());
         if left < pause + ATTEMPT_MIN {
             return Err(conclude(effect, unknown, out_of_time(nodes, limits, failure.error)));
+        }
+        if !nodes.may_retry() {
+            return Err(conclude(effect, unknown, out_of_budget(failure.error)));
         }
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -161,7 +189,7 @@ where
     }
 }
 
-fn judge(status: &Status, address: &str) -> Failure {
+pub(crate) fn judge(status: &Status, address: &str) -> Failure {
     let error = Error::of(status);
     let details = details_of(status);
     if details.reason.is_empty() {
@@ -195,17 +223,33 @@ fn transport_failure(status: &Status, error: Error, address: &str) -> Failure {
     }
 }
 
-fn timed_out(address: &str, time: Duration) -> Failure {
+pub(crate) fn timed_out(address: &str, time: Duration) -> Failure {
     let error = Error::unavailable(format!("{address}: no answer within {} ms", time.as_millis()));
     Failure { slow: true, ..Failure::new(error, Next::Elsewhere).unknown().avoid(AVOID_SLOW) }
 }
 
-fn out_of_time(nodes: &Nodes, limits: Limits, last: Error) -> Error {
+pub(crate) fn out_of_time(nodes: &Nodes, limits: Limits, last: Error) -> Error {
     let wrap = |message: String| {
         format!("no answer from {} within {} ms; last: {message}", nodes.addresses(), limits.deadline.as_millis())
     };
     match last {
         Error::Unavailable { reason, message } => Error::Unavailable { reason, message: wrap(message) },
+        other => other,
+    }
+}
+
+/// A stream ended before it was complete, without a word why.
+pub(crate) fn broken_off(address: &str) -> Failure {
+    let error = Error::unavailable(format!("{address}: the stream ended before its end"));
+    Failure::new(error, Next::Elsewhere).avoid(AVOID_UNREACHABLE)
+}
+
+pub(crate) fn out_of_budget(last: Error) -> Error {
+    match last {
+        Error::Unavailable { reason, message } => {
+            let message = format!("{message}; not tried again: too many calls failed of late (retry budget spent)");
+            Error::Unavailable { reason, message }
+        }
         other => other,
     }
 }
@@ -236,7 +280,7 @@ fn conclude(effect: Effect<'_>, unknown: bool, error: Error) -> Error {
 }
 
 /// Between half of `pause` and one and a half: clients that failed together do not come back together.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     thread_local! {
         static STATE: Cell<u64> = const { Cell::new(0) };
     }

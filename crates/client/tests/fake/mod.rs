@@ -1,5 +1,9 @@
 //! Nodes that answer over real sockets what a test wrote down for them, and remember what they were asked.
 
+#![allow(dead_code, unused_imports, reason = "each test binary needs its part of the node")]
+
+mod streams;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -9,6 +13,8 @@ use holdfast_client::v1;
 use holdfast_client::v1::admin_service_server::{AdminService, AdminServiceServer};
 use holdfast_client::v1::record_service_server::{RecordService, RecordServiceServer};
 use holdfast_client::v1::sync_service_server::{SyncService, SyncServiceServer};
+use holdfast_client::v1::user_service_server::{UserService, UserServiceServer};
+pub use streams::{Step, WatchStream, Watches, until};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
@@ -36,17 +42,25 @@ pub struct Call<Q> {
 pub struct Method<Q, A> {
     calls: Mutex<Vec<Call<Q>>>,
     answers: Mutex<VecDeque<Say<A>>>,
+    handler: Mutex<Option<Handler<Q, A>>>,
 }
+
+type Handler<Q, A> = Box<dyn FnMut(&Q) -> Say<A> + Send>;
 
 impl<Q, A> Default for Method<Q, A> {
     fn default() -> Self {
-        Self { calls: Mutex::default(), answers: Mutex::default() }
+        Self { calls: Mutex::default(), answers: Mutex::default(), handler: Mutex::default() }
     }
 }
 
 impl<Q: Clone, A: Clone> Method<Q, A> {
     pub fn will(&self, answers: impl IntoIterator<Item = Say<A>>) {
         *self.answers.lock().unwrap() = answers.into_iter().collect();
+    }
+
+    /// Answers by looking at the request, instead of what was written down.
+    pub fn by(&self, handler: impl FnMut(&Q) -> Say<A> + Send + 'static) {
+        *self.handler.lock().unwrap() = Some(Box::new(handler));
     }
 
     pub fn calls(&self) -> Vec<Call<Q>> {
@@ -60,8 +74,10 @@ impl<Q: Clone, A: Clone> Method<Q, A> {
 
     async fn answer(&self, request: Request<Q>) -> Result<Response<A>, Status> {
         let timeout = request.metadata().get("grpc-timeout").map(|text| timeout(text.to_str().unwrap()));
-        self.calls.lock().unwrap().push(Call { request: request.into_inner(), at: Instant::now(), timeout });
-        match self.next() {
+        let request = request.into_inner();
+        let said = self.handler.lock().unwrap().as_mut().map(|handler| handler(&request));
+        self.calls.lock().unwrap().push(Call { request, at: Instant::now(), timeout });
+        match said.or_else(|| self.next()) {
             Some(Say::Yes(answer)) => Ok(Response::new(answer)),
             Some(Say::No(status)) => Err(status),
             Some(Say::Late(after, answer)) => {
@@ -99,6 +115,12 @@ pub struct Methods {
     pub read: Method<v1::BatchGetRecordsRequest, v1::BatchGetRecordsResponse>,
     pub list: Method<v1::ListRecordsRequest, v1::ListRecordsResponse>,
     pub changes: Method<v1::GetChangesRequest, v1::GetChangesResponse>,
+    pub ack: Method<v1::AckCursorRequest, v1::AckCursorResponse>,
+    pub devices: Method<v1::ListDevicesRequest, v1::ListDevicesResponse>,
+    pub dropped: Method<v1::DropDeviceRequest, v1::DropDeviceResponse>,
+    pub user: Method<v1::GetUserRequest, v1::GetUserResponse>,
+    pub manifest: Method<v1::GetManifestRequest, Vec<Step>>,
+    pub watch: Watches,
     pub status: Method<v1::GetStatusRequest, v1::GetStatusResponse>,
     pub transfer: Method<v1::TransferLeaderRequest, v1::TransferLeaderResponse>,
 }
@@ -114,6 +136,7 @@ impl Node {
         let server = Server::builder()
             .add_service(records.max_decoding_message_size(limit))
             .add_service(sync)
+            .add_service(UserServiceServer::from_arc(said.clone()))
             .add_service(AdminServiceServer::from_arc(said.clone()))
             .serve_with_incoming(incoming);
         let server = tokio::spawn(async move { server.await.unwrap() });
@@ -128,7 +151,6 @@ impl Drop for Node {
 }
 
 type Answer<'a, A> = Pin<Box<dyn Future<Output = Result<Response<A>, Status>> + Send + 'a>>;
-type Empty<A> = tonic::codegen::tokio_stream::Empty<Result<A, Status>>;
 
 macro_rules! answered {
     ($($name:ident $field:ident $request:ident $response:ident;)*) => {$(
@@ -166,17 +188,41 @@ impl RecordService for Methods {
 }
 
 impl SyncService for Methods {
-    type GetManifestStream = Empty<v1::GetManifestResponse>;
-    type WatchStream = Empty<v1::WatchResponse>;
+    type GetManifestStream = streams::Replies<v1::GetManifestResponse>;
+    type WatchStream = streams::Replies<v1::WatchResponse>;
     answered! {
         get_changes changes GetChangesRequest GetChangesResponse;
+        ack_cursor ack AckCursorRequest AckCursorResponse;
+        list_devices devices ListDevicesRequest ListDevicesResponse;
+        drop_device dropped DropDeviceRequest DropDeviceResponse;
+    }
+
+    fn get_manifest<'a, 't>(&'a self, request: Request<v1::GetManifestRequest>) -> Answer<'t, Self::GetManifestStream>
+    where
+        'a: 't,
+        Self: 't,
+    {
+        Box::pin(async { Ok(Response::new(streams::steps(self.manifest.answer(request).await?.into_inner()))) })
+    }
+
+    fn watch<'a, 't>(&'a self, request: Request<Streaming<v1::WatchRequest>>) -> Answer<'t, Self::WatchStream>
+    where
+        'a: 't,
+        Self: 't,
+    {
+        Box::pin(async { Ok(Response::new(self.watch.open(request.into_inner())?)) })
+    }
+}
+
+impl UserService for Methods {
+    type ExportUserStream = streams::Replies<v1::ExportUserResponse>;
+    answered! {
+        get_user user GetUserRequest GetUserResponse;
     }
     not_needed! {
-        get_manifest v1::GetManifestRequest, Self::GetManifestStream;
-        watch Streaming<v1::WatchRequest>, Self::WatchStream;
-        ack_cursor v1::AckCursorRequest, v1::AckCursorResponse;
-        list_devices v1::ListDevicesRequest, v1::ListDevicesResponse;
-        drop_device v1::DropDeviceRequest, v1::DropDeviceResponse;
+        export_user v1::ExportUserRequest, Self::ExportUserStream;
+        erase_user v1::EraseUserRequest, v1::EraseUserResponse;
+        get_operation v1::GetOperationRequest, v1::GetOperationResponse;
     }
 }
 
