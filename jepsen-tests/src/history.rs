@@ -468,5 +468,7 @@ mod tests {
         let (a, b) = (found("a", "bc"), found("ab", "c"));
         assert_ne!(fold(std::slice::from_ref(&a)), fold(std::slice::from_ref(&b)));
         assert_ne!(fold(&[a.clone(), b.clone()]), fold(&[b, a]));
+        // The same bytes in a row; only the border between payload and next key differs.
+        assert_ne!(fold(&[found("a", "bc"), found("d", "e")]), fold(&[found("a", "b"), found("cd", "e")]));
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, cluster, completion, dev, node, record, restore, serve};
+use crate::commands::{backup, cluster, completion, dev, node, record, restore, serve, user};
 use crate::demo;
 use crate::output::Format;
 
@@ -55,6 +55,9 @@ pub enum Command {
     /// People's records.
     #[command(subcommand)]
     Record(record::Record),
+    /// What the cluster keeps of one person.
+    #[command(subcommand)]
+    User(user::User),
     /// Take, list and verify offsite copies.
     #[command(subcommand)]
     Backup(backup::Backup),
@@ -105,6 +108,9 @@ mod tests {
             "record ls --user U --collection C -o jsonl",
             "record rm --user U --collection C --id I",
             "record changes --user U --token T -o jsonl",
+            "record changes --endpoint a:1 --user U --follow",
+            "record watch --endpoint a:1,b:2 --user U,V -o jsonl",
+            "user show --endpoint a:1 U -o json",
             "record import --user U a.vcf b.ics",
             "record export --user U --out D",
             "cluster init --name N --nodes a:1,b:2,c:3",

@@ -99,9 +99,9 @@ async fn damaged_and_foreign_markers_are_refused() {
             kind(
                 "a newer FORMAT",
                 data.join("FORMAT"),
-                become_bytes(b"holdfast format 2\n"),
+                become_bytes(b"holdfast format 3\n"),
                 3,
-                &["FORMAT says format 2", "start the release that wrote it"],
+                &["FORMAT says format 3", "start the release that wrote it"],
             ),
             kind(
                 "a floor of another node",
@@ -142,6 +142,13 @@ async fn markers_that_are_no_text_or_missing_are_integrity_failures() {
     .await;
 }
 
+/// In the payload of the first record, which its checksum covers. A flip in a record's length may pass for the end of
+/// the file: RocksDB then opens an older version, which the log either makes up for or which comes anew from a peer.
+fn flip_in_first_record(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    bytes[20] ^= 0x10;
+    Some(bytes)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_state_is_refused() {
     refused_each(|data, _| {
@@ -153,7 +160,7 @@ async fn a_damaged_state_is_refused() {
             kind("a flipped pointer", group.join("CURRENT"), flip(100, 1), 9, to_quarantine),
             kind("the pointer gone", group.join("CURRENT"), vanish, 3, to_quarantine),
             kind("garbage for RocksDB's CURRENT", db.join("CURRENT"), become_bytes(b"garbage"), 9, to_quarantine),
-            kind("a flipped MANIFEST", manifest(&db), flip(500, 0x10), 9, to_quarantine),
+            kind("a flipped MANIFEST", manifest(&db), flip_in_first_record, 9, to_quarantine),
             kind("a table gone", largest(&db, ".sst"), vanish, 9, to_quarantine),
         ]
     })
@@ -191,23 +198,27 @@ async fn a_flipped_table_of_the_state_is_found_when_it_is_read_and_never_served(
     let table = largest(&cluster.nodes[place].data_dir.join("state/0/db-1"), ".sst");
     let name = table.file_name().expect("name").to_string_lossy().into_owned();
     let spoilt = Spoilt::new(table, flip(200, 0x10));
-    // Opening reads the footer and the index only: it starts.
+    // Opening reads the footer and the index only: it starts, unless a compaction finds the block first.
     restart(&mut cluster, place);
-    wait_started(&cluster, place).await;
-    wait_for("the node to follow", async || {
-        cluster.client_of(place).get(cluster::contact("nobody", "c")).await.is_ok()
+    let pid = cluster.nodes[place].pid;
+    let mut starts = false;
+    wait_for("the node to follow or to end", async || {
+        starts = cluster.client_of(place).get(cluster::contact("nobody", "c")).await.is_ok();
+        starts || !cluster::is_alive(pid)
     })
     .await;
-    let refused = ledger.check_or_refused(&cluster.client_of(place)).await;
-    assert_eq!(refused.keys().collect::<Vec<_>>(), ["CHECKSUM"], "a flipped block is refused as such");
-    ledger.check(&others).await;
-    // Applying reads the damaged block: the node cannot go on, and says why; the other two do.
-    let pid = cluster.nodes[place].pid;
-    ledger.rewrite(&others).await;
+    if starts {
+        let refused = ledger.check_or_refused(&cluster.client_of(place)).await;
+        assert_eq!(refused.keys().collect::<Vec<_>>(), ["CHECKSUM"], "a flipped block is refused as such");
+        ledger.check(&others).await;
+        // Applying reads the damaged block: the node cannot go on, and says why; the other two do.
+        ledger.rewrite(&others).await;
+    }
     wait_for("the node with the damaged table to end", async || !cluster::is_alive(pid)).await;
     let told = said(&cluster, place);
     let last = told.lines().rfind(|line| line.starts_with("holdfast: ")).expect("a last word");
-    for part in ["corrupt", &name, "to quarantine/ and restart"] {
+    let named = if starts { name.as_str() } else { "" };
+    for part in ["corrupt", named, "to quarantine/ and restart"] {
         assert!(last.contains(part), "`{part}` is missing in: {last}");
     }
     ledger.check(&others).await;

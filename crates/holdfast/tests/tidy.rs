@@ -55,6 +55,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("crates/client", &["crates/model", "crates/wire"]),
     // The checkers hold a model of their own, written from the API: one shared with the servers would share its bugs.
     (JEPSEN_TESTS, &["crates/wire", "crates/client"]),
+    ("crates/conformance", &["crates/wire", "crates/client", JEPSEN_TESTS]),
     (
         HOLDFAST,
         &[
@@ -95,10 +96,9 @@ fn dependency_complaints(members: &[Member]) -> Vec<String> {
         };
         for dependency in &member.dependencies {
             let Some(target) = &dependency.member else { continue };
-            let tests_on_the_model =
-                dependency.kind == Kind::Dev && target == "crates/model" && member.folder != JEPSEN_TESTS;
-            let tests_on_the_harness =
-                dependency.kind == Kind::Dev && target == JEPSEN_TESTS && member.folder == HOLDFAST;
+            let dev = dependency.kind == Kind::Dev;
+            let tests_on_the_model = dev && target == "crates/model" && member.folder != JEPSEN_TESTS;
+            let tests_on_the_harness = dev && target == JEPSEN_TESTS && member.folder == HOLDFAST;
             if !allowed.contains(&target.as_str()) && !tests_on_the_model && !tests_on_the_harness {
                 complaints.push(format!("{} may not depend on {target}", member.folder));
             }
@@ -116,8 +116,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("prost*", &["crates/wire"]),
     ("protox*", &["crates/wire"]),
     ("tonic-prost*", &["crates/wire"]),
-    ("tonic*", &["crates/wire", "crates/replica", "crates/server", "crates/client"]),
-    ("clap*", &["crates/holdfast", JEPSEN_TESTS, "benches"]),
+    ("tonic*", &["crates/wire", "crates/replica", "crates/server", "crates/client", "crates/conformance", "benches"]),
+    ("clap*", &["crates/holdfast", "crates/conformance", JEPSEN_TESTS, "benches"]),
 ];
 
 fn owner_complaints(members: &[Member]) -> Vec<String> {

@@ -98,18 +98,30 @@ fn is_running(pid: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::path::Path;
+    use std::process::Stdio;
+
     use super::*;
+    use crate::cluster::wait_until;
 
     #[test]
     fn a_child_outlives_the_thread_that_ordered_it_and_dies_by_signal() {
         let order = || {
-            let mut command = Command::new("sleep");
-            command.arg("1000");
-            spawn(command, Orphan::Killed).expect("sleep starts")
+            let mut command = Command::new("cat");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let child = spawn(command, Orphan::Killed).expect("cat starts");
+            // SAFETY: a plain system call.
+            (child, unsafe { libc::gettid() })
         };
-        let mut child = std::thread::spawn(order).join().expect("joined");
+        let (mut child, thread) = std::thread::spawn(order).join().expect("joined");
         let pid = i32::try_from(child.id()).expect("pid");
-        // The thread that ordered it has ended; had it also started it, the kernel would have killed it by now.
+        // A join returns a moment before the kernel is done with the thread, and has signalled what it started.
+        let thread = format!("/proc/self/task/{thread}");
+        wait_until("the end of the thread that ordered it", || !Path::new(&thread).exists());
+        // Whoever was sent SIGKILL answers no more, though its process may be there for another moment.
+        child.stdin.as_mut().expect("a pipe").write_all(b"x").expect("it reads");
+        child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it lives");
         assert!(is_alive(pid));
         assert!(child.try_wait().expect("asked").is_none());
         signal_group(&child, libc::SIGKILL);

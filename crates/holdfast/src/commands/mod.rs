@@ -9,6 +9,7 @@ pub mod node;
 pub mod record;
 pub mod restore;
 pub mod serve;
+pub mod user;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Exit;
@@ -24,6 +25,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Demo(args) => block_on(unless_interrupted(crate::demo::run(args))),
         Command::Cluster(command) => block_on(unless_interrupted(cluster::run(format, command))),
         Command::Node(command) => block_on(unless_interrupted(node::run(format, command))),
+        Command::User(command) => block_on(unless_interrupted(user::run(format, command))),
         Command::Record(command) => block_on(unless_interrupted(record::run(format, command))),
         Command::Backup(command) => block_on(unless_interrupted(backup::run(format, command))),
         Command::Restore(command) => block_on(unless_interrupted(restore::run(format, command))),

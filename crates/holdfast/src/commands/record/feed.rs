@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{RecordLine, UserArgs, key_of};
 use crate::clock;
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::output::{self, Format, Table};
 
 /// Flags of `ls`.
@@ -29,6 +29,8 @@ pub struct LsArgs {
 #[command(after_help = "\
 With -o jsonl each record is a line, and the last line is {\"next_sync_token\": …}: give that token to the next call.
 
+With --follow the command stays and prints what changes, until it is interrupted or the token cannot be continued.
+
 A token that cannot be continued (the cluster was restored, or the token is too old) answers {\"resync\": …} with exit \
 code 0: it is an outcome that says how to go on, and never means that anything should be deleted.")]
 pub struct ChangesArgs {
@@ -49,7 +51,13 @@ pub struct ChangesArgs {
     /// Leave payloads out; size and sha256 are null then.
     #[arg(long)]
     metadata_only: bool,
+    /// Stay, and print changes as they come.
+    #[arg(long, conflicts_with = "wait_ms")]
+    follow: bool,
 }
+
+/// How long one call of --follow waits at the server.
+const FOLLOW_WAIT_MS: u32 = 60_000;
 
 /// Lists.
 pub async fn list(format: Format, args: &LsArgs) -> anyhow::Result<Exit> {
@@ -82,6 +90,9 @@ pub async fn changes(format: Format, args: &ChangesArgs) -> anyhow::Result<Exit>
         wait_ms: args.wait_ms,
         ..Default::default()
     };
+    if args.follow {
+        return follow(&client, format, request).await;
+    }
     let mut printer = Printer::new(format);
     let end = each_page(&client, request, |page| printer.page(&page.records, !args.metadata_only)).await?;
     match &end {
@@ -89,6 +100,35 @@ pub async fn changes(format: Format, args: &ChangesArgs) -> anyhow::Result<Exit>
         FeedEnd::Resync(resync) => print_resync(format, resync)?,
     }
     Ok(Exit::Ok)
+}
+
+/// Prints what changes, for as long as the token can be continued.
+async fn follow(client: &Client, format: Format, mut request: v1::GetChangesRequest) -> anyhow::Result<Exit> {
+    if format == Format::Json {
+        return Err(exit::failure(Exit::Usage, "--follow has no end to close a JSON object with; take -o jsonl"));
+    }
+    let has_payload = !request.metadata_only;
+    loop {
+        let mut printer = Printer::new(format);
+        let mut changed = false;
+        let end = each_page(client, request.clone(), |page| {
+            changed |= !page.records.is_empty();
+            printer.page(&page.records, has_payload)
+        });
+        match end.await? {
+            FeedEnd::Page(page) => {
+                if changed {
+                    printer.finish(Some(&PageEnd::new(&page)))?;
+                }
+                request.sync_token = page.next_sync_token;
+                request.wait_ms = FOLLOW_WAIT_MS;
+            }
+            FeedEnd::Resync(resync) => {
+                print_resync(format, &resync)?;
+                return Ok(Exit::Ok);
+            }
+        }
+    }
 }
 
 /// How a walk through the feed ended.
@@ -219,6 +259,19 @@ struct ResyncAnswer<'a> {
 }
 
 fn print_resync(format: Format, resync: &v1::ResyncInfo) -> anyhow::Result<()> {
+    let (reason, answer) = resync_answer(resync);
+    match format {
+        Format::Jsonl => output::line(&serde_json::json!({ "resync": answer }))?,
+        Format::Json => output::object(&serde_json::json!({"v": 1, "resync": answer}))?,
+        Format::Table => {
+            output::text(resync_in_words(reason, &answer))?;
+            output::text(format!("then continue with token: {}", answer.resume_token))?;
+        }
+    }
+    Ok(())
+}
+
+fn resync_answer(resync: &v1::ResyncInfo) -> (v1::ResyncReason, ResyncAnswer<'_>) {
     let reason = v1::ResyncReason::try_from(resync.reason).unwrap_or(v1::ResyncReason::Unspecified);
     let answer = ResyncAnswer {
         reason: reason.as_str_name().trim_start_matches("RESYNC_REASON_"),
@@ -228,13 +281,15 @@ fn print_resync(format: Format, resync: &v1::ResyncInfo) -> anyhow::Result<()> {
         start_after_ms: resync.start_after_ms,
         collection_order: &resync.collection_order,
     };
+    (reason, answer)
+}
+
+/// A resync of one of many users, as a line of JSON or in words.
+pub(super) fn print_resync_of(format: Format, user: &str, resync: &v1::ResyncInfo) -> anyhow::Result<()> {
+    let (reason, answer) = resync_answer(resync);
     match format {
-        Format::Jsonl => output::line(&serde_json::json!({ "resync": answer }))?,
-        Format::Json => output::object(&serde_json::json!({"v": 1, "resync": answer}))?,
-        Format::Table => {
-            output::text(resync_in_words(reason, &answer))?;
-            output::text(format!("then continue with token: {}", answer.resume_token))?;
-        }
+        Format::Table => output::text(format!("{user}: {}", resync_in_words(reason, &answer)))?,
+        Format::Json | Format::Jsonl => output::line(&serde_json::json!({"user": user, "resync": answer}))?,
     }
     Ok(())
 }

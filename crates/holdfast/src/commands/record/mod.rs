@@ -4,6 +4,7 @@ mod export;
 mod feed;
 mod import;
 mod one;
+mod watch;
 
 use clap::Subcommand;
 use holdfast_client::{RecordRef, v1};
@@ -27,6 +28,8 @@ pub enum Record {
     Rm(one::RmArgs),
     /// What changed since a token; without one, everything there is.
     Changes(feed::ChangesArgs),
+    /// Stay, and tell which users have changes.
+    Watch(watch::WatchArgs),
     /// Store the cards and entries of vCard and iCalendar files.
     Import(import::Args),
     /// Write all records of a user to files that other programs read.
@@ -70,6 +73,7 @@ pub async fn run(format: Format, command: Record) -> anyhow::Result<Exit> {
         Record::Ls(args) => feed::list(format, &args).await,
         Record::Rm(args) => one::remove(format, &args).await,
         Record::Changes(args) => feed::changes(format, &args).await,
+        Record::Watch(args) => watch::run(format, &args).await,
         Record::Import(args) => import::run(format, &args).await,
         Record::Export(args) => export::run(format, &args).await,
     }
