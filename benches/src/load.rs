@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Parser;
+use holdfast_benches::measure::{cpu, percentile_ms};
 use holdfast_client::{Client, RecordRef};
 use jepsen_tests::cluster::{Cluster, Node};
 
@@ -28,22 +29,6 @@ struct Args {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 1024)]
     payload_bytes: usize,
-}
-
-/// User and system time of the servers so far.
-fn cpu(nodes: &[Node]) -> anyhow::Result<Duration> {
-    // SAFETY: asks for a constant of the system.
-    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?.max(1);
-    let mut ticks = 0u64;
-    for node in nodes {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // After the name: user time is field 12, system time field 13 (proc(5)).
-        for field in [11, 12] {
-            ticks += fields.get(field).context("short /proc stat")?.parse::<u64>()?;
-        }
-    }
-    Ok(Duration::from_millis(ticks * 1000 / per_second))
 }
 
 struct Round {
@@ -96,12 +81,6 @@ async fn round(client: &Client, nodes: &[Node], clients: usize, args: &Args) -> 
     Ok(Round { puts: latencies.len(), took, cpu: used, latencies })
 }
 
-fn percentile(sorted: &[Duration], share: f64) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    let place = (last as f64 * share).round() as usize;
-    sorted.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -118,8 +97,8 @@ async fn main() -> anyhow::Result<()> {
         println!(
             "{clients:>8} {:>10.0} {:>9.2} {:>9.2} {:>16.0}",
             round.puts as f64 / round.took.as_secs_f64(),
-            percentile(&round.latencies, 0.5),
-            percentile(&round.latencies, 0.99),
+            percentile_ms(&round.latencies, 0.5),
+            percentile_ms(&round.latencies, 0.99),
             round.cpu.as_secs_f64() * 1e6 / round.puts as f64,
         );
     }

@@ -1,0 +1,4 @@
+//! What the load programs share: how servers are measured and what clients saw is judged.
+
+pub mod measure;
+pub mod wakeups;

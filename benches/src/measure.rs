@@ -1,0 +1,89 @@
+//! Figures of servers and samples.
+//!
+//! All of it is read from `/proc`: what a server says of itself would be part of what is measured.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use jepsen_tests::cluster::Node;
+
+/// User and system time of the servers so far, all together.
+///
+/// # Errors
+/// When one of them is gone.
+pub fn cpu(nodes: &[Node]) -> anyhow::Result<Duration> {
+    // SAFETY: asks for a constant of the system.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?.max(1);
+    let mut ticks = 0u64;
+    for node in nodes {
+        let stat = read(node, "stat")?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // After the name: user time is field 12, system time field 13 (proc(5)).
+        for field in [11, 12] {
+            ticks += fields.get(field).context("short /proc stat")?.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_millis(ticks * 1000 / per_second))
+}
+
+/// Resident memory of a server in KiB.
+///
+/// # Errors
+/// When it is gone.
+pub fn resident_kib(node: &Node) -> anyhow::Result<u64> {
+    let status = read(node, "status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc status")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+fn read(node: &Node, what: &str) -> anyhow::Result<String> {
+    let path = format!("/proc/{}/{what}", node.pid);
+    std::fs::read_to_string(&path).with_context(|| format!("read {path}; did node {} end?", node.id))
+}
+
+/// How busy the machine is, for the head of a table: the averages of 1, 5 and 15 minutes.
+pub fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// The sample below which this share of all lies, in milliseconds; 0 without samples.
+pub fn percentile_ms(sorted: &[Duration], share: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    let place = (last as f64 * share).round() as usize;
+    sorted.get(place).map_or(0.0, |sample| sample.as_secs_f64() * 1000.0)
+}
+
+/// The middle one, or the mean of the two in the middle; 0 without samples.
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    match (sorted.len() / 2, sorted.len() % 2) {
+        (0, 0) => 0.0,
+        (middle, 0) => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        (middle, _) => sorted[middle],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_in_the_middle() {
+        assert_eq!(median(&[]), 0.0);
+        assert_eq!(median(&[3.0]), 3.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), 3.0);
+    }
+
+    #[test]
+    fn percentiles_are_of_the_samples() {
+        let sorted: Vec<Duration> = (1..=101).map(Duration::from_millis).collect();
+        assert_eq!(percentile_ms(&sorted, 0.0), 1.0);
+        assert_eq!(percentile_ms(&sorted, 0.5), 51.0);
+        assert_eq!(percentile_ms(&sorted, 0.99), 100.0);
+        assert_eq!(percentile_ms(&sorted, 1.0), 101.0);
+        assert_eq!(percentile_ms(&[], 0.5), 0.0);
+    }
+}
