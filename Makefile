@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill bench-load lint lint-proto fmt clean system try-systemd
+.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto fmt clean system try-systemd
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -35,7 +35,10 @@ BUF := $(VENV)/bin/buf
 # Arguments for the programs, e.g. `make demo DEMO_ARGS="--records 20000"`.
 DEMO_ARGS ?=
 LOAD_ARGS ?=
+WATCH_ARGS ?=
+SYNC_ARGS ?=
 JEPSEN_ARGS ?=
+CONFORMANCE_ARGS ?=
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -63,12 +66,22 @@ test: build ## All tests, real three-node clusters included
 jepsen-kill: build ## Kill the leader ten times and everyone once under 64 clients; judge what they saw (JEPSEN_ARGS=...)
 	$(BIN_DIR)/jepsen-tests test -w set -n kill --clients 64 --kills 10 --kill-all --holdfast $(BIN) $(JEPSEN_ARGS)
 
+# Not part of `make test`: a minute more, and a table of its own.
+conformance: build ## The promises to frontends, one by one, through transfers, kills and a restore (CONFORMANCE_ARGS=...)
+	$(BIN_DIR)/holdfast-conformance --holdfast $(BIN) $(CONFORMANCE_ARGS)
+
 # Not part of `make test`: it needs root, and a kernel that lets root run a systemd in namespaces of its own.
 try-systemd: build ## Try the systemd unit with the real binary (root)
 	deploy/try-systemd.sh $(BIN)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
+
+bench-watch: build ## Watch ten thousand users under writes; fail when a wake-up is lost (WATCH_ARGS=...)
+	$(BIN_DIR)/watch-load --holdfast $(BIN) $(WATCH_ARGS)
+
+bench-sync: build ## Compare the cost of a delta sync at 1 k and 1 M records; fail above 1.2 times (SYNC_ARGS=...)
+	$(BIN_DIR)/sync-cost --holdfast $(BIN) $(SYNC_ARGS)
 
 lint: system ## Formatting, protobuf rules, clippy without a warning
 	$(CARGO) fmt --all --check

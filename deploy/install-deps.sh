@@ -2,13 +2,17 @@
 # Installs everything that building Holdfast needs from the system, and nothing twice.
 #
 #   deploy/install-deps.sh           what the build needs
-#   deploy/install-deps.sh --test    also what `make lint` and `make test` need
+#   deploy/install-deps.sh --test    also what `make lint` and `make test` need, Python packages included
 #   deploy/install-deps.sh --check   install nothing; exit 1 and say what is missing (may stand with --test)
 #
 # Debian and Ubuntu only; elsewhere it lists what to install. Rust itself comes from rustup and is only checked.
 set -euo pipefail
 
 rust_min=1.95
+# Where the Makefile keeps buf too; the tests look here.
+venv=$HOME/.cache/holdfast/venv
+# Packages of Python that tests need, each pinned as name==version.
+python_packages=$(dirname "${BASH_SOURCE[0]}")/../crates/holdfast/tests/python_client/requirements.txt
 
 with_test=
 check_only=
@@ -52,7 +56,7 @@ has ccache || missing+=(ccache)
 if [ -n "$with_test" ]; then
     # Tests slow down and fail single system calls of a node.
     has strace || missing+=(strace)
-    # `make lint` keeps buf in a virtual environment.
+    # `make lint` keeps buf in a virtual environment, and a test its client in Python.
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing+=(python3 python3-venv)
 fi
 
@@ -120,6 +124,36 @@ install_missing() {
     say "installed ${missing[*]}"
 }
 
+# Exactly the pinned packages are there, and a Python that finds them.
+has_python_packages() {
+    [ -x "$venv/bin/python" ] && "$venv/bin/python" - "$python_packages" >/dev/null 2>&1 <<'EOF'
+import sys
+from importlib.metadata import version
+
+for line in open(sys.argv[1], encoding="utf-8"):
+    if "==" in line:
+        name, wanted = line.strip().split("==")
+        assert version(name) == wanted
+EOF
+}
+
+install_python_packages() {
+    say "installing the Python packages of the tests into $venv"
+    local log status=0 clear=
+    log=$(mktemp)
+    # Into an environment that is there, so that buf stays; one whose Python is gone is made anew (`make lint` gets buf).
+    "$venv/bin/python" -c '' 2>/dev/null || clear=--clear
+    { python3 -m venv $clear "$venv" &&
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+            -r "$python_packages"; } >"$log" 2>&1 </dev/null || status=$?
+    if [ "$status" != 0 ]; then
+        cat "$log" >&2
+        complain "the Python packages could not be installed: the tests in python_client will fail. Run this again with a network."
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
 status=0
 if [ ${#missing[@]} -gt 0 ]; then
     if [ -n "$check_only" ]; then
@@ -127,6 +161,14 @@ if [ ${#missing[@]} -gt 0 ]; then
         status=1
     else
         install_missing || status=1
+    fi
+fi
+if [ -n "$with_test" ] && ! has_python_packages; then
+    if [ -n "$check_only" ]; then
+        complain "missing: Python packages of the tests in $venv. Run deploy/install-deps.sh --test"
+        status=1
+    else
+        install_python_packages || status=1
     fi
 fi
 check_rust || status=1
