@@ -211,6 +211,18 @@ impl Admin {
         self.found(genesis).await
     }
 
+    /// The group has this node's lifetimes and quotas before anyone is told that it is founded. Where the leader's
+    /// configuration says otherwise, that one sets them right.
+    async fn set_policy(&self, deadline: Instant) {
+        let policy = self.shared.config.policy;
+        if self.shared.replica.sys().policy == policy {
+            return;
+        }
+        if let Err(refusal) = self.shared.propose(Command::SetPolicy(policy), 1, deadline).await {
+            tracing::warn!(event = "policy.set_failed", reason = refusal.reason(), "the leader sets it later");
+        }
+    }
+
     /// Proposes the genesis until it, or one of a concurrent founder, is applied here.
     async fn found(&self, genesis: Genesis) -> Result<v1::InitClusterResponse, Refusal> {
         let replica = &self.shared.replica;
@@ -240,6 +252,7 @@ impl Admin {
                     if wait.is_err() {
                         return Err(Refusal::ReplicaBehind);
                     }
+                    self.set_policy(deadline).await;
                 }
                 Err(ProposeError::Overloaded(error)) => return Err(Refusal::Overloaded(error.retry_after)),
                 Err(ProposeError::NoLeader | ProposeError::Unknown { .. }) => sleep(Duration::from_millis(50)).await,
