@@ -65,7 +65,7 @@ impl RestoreMark {
     }
 }
 
-/// The mark of a data directory; `None` = no restore filled it, or its history is open already.
+/// The mark of a data directory; `None` = no restore filled it.
 ///
 /// # Errors
 /// When it cannot be read or is damaged.
@@ -80,19 +80,6 @@ pub fn read(directory: &Path) -> Result<Option<RestoreMark>, ArchiveError> {
         path: path.clone(),
         reason: format!("the mark of a restore is damaged: {reason}; restore into an empty directory"),
     })
-}
-
-/// Removes the mark, once the new history is open.
-///
-/// # Errors
-/// When the disk fails.
-pub fn clear(directory: &Path) -> Result<(), ArchiveError> {
-    let path = directory.join(FILE);
-    match fs::remove_file(&path) {
-        Ok(()) => sync_directory(directory),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(ArchiveError::disk("remove", &path)(error)),
-    }
 }
 
 pub(crate) fn write(directory: &Path, mark: &RestoreMark) -> Result<(), ArchiveError> {
@@ -190,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_written_replaced_and_cleared() {
+    fn a_mark_is_written_and_replaced() {
         let dir = tempfile::tempdir().expect("directory");
         assert_eq!(read(dir.path()).expect("reads"), None);
         for half in [false, true] {
@@ -199,9 +186,6 @@ mod tests {
         }
         assert!(mark(false).opening(dir.path()).is_err_and(|error| error.to_string().contains("restore run")));
         assert!(mark(true).opening(dir.path()).is_ok());
-        clear(dir.path()).expect("clears");
-        clear(dir.path()).expect("clears twice");
-        assert_eq!(read(dir.path()).expect("reads"), None);
     }
 
     #[test]

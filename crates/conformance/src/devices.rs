@@ -217,7 +217,7 @@ async fn manifest(node: &Node, user: &str) -> Result<Vec<v1::GetManifestResponse
 /// 32: An expired token leads to the manifest, and that gives the right verdict: deleted (absent, at or below the
 /// horizon), kept (there), changed (there, other hash), lost by the server (absent, above the horizon).
 ///
-/// Break: `judge` (server/src/feed.rs) without `Verdict::Expired`; or the manifest's horizon is the head.
+/// Break: `judge` (server/src/resync.rs) without `Verdict::Expired`; or the manifest's horizon is the head.
 pub async fn c32_an_expired_token_reconciles_by_manifest(case: &Case) -> Outcome {
     let target = brisk(case).await?;
     let (user, client, node) = (case.user("one"), target.client(), &target.nodes[1 % target.nodes.len()]);

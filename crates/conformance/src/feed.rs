@@ -12,7 +12,7 @@ use crate::{check, check_eq};
 
 /// 13: The feed shows each changed record once, in its newest state, ordered by version, to every filter.
 ///
-/// Break: `Writing::mutate` (model/src/transition/write_batch.rs) without `Effect::DeleteChange`.
+/// Break: `Writing::mutate` (model/src/transition/writing.rs) without `Effect::DeleteChange`.
 pub async fn c13_the_feed_shows_each_record_once_and_newest(case: &Case) -> Outcome {
     let user = case.user("one");
     case.write(&user, vec![put("a", "1"), put("b", "1"), put("c", "1"), put_in("notes", "n", "1")]).await?;
@@ -90,7 +90,7 @@ async fn echo(case: &Case) -> Outcome {
 /// 17: A token that is up to date gives back a current token, never zero: no repetition, no loss, on any node; and a
 /// long poll on it is woken by the next write.
 ///
-/// Break: `page` (server/src/grpc/sync.rs): `let mut reached = after` where nothing was read, or a zero version.
+/// Break: `page` (server/src/grpc/changes.rs): `let mut reached = after` where nothing was read, or a zero version.
 pub async fn c17_an_up_to_date_token_stays_current(case: &Case) -> Outcome {
     let user = case.user("one");
     let mut device = Device::new(&user);
@@ -157,7 +157,7 @@ async fn long_poll(case: &Case, device: &Device) -> Outcome {
 /// 18: A sync from the empty token shows live records alone, also over many pages, and also what was deleted and
 /// written again; deletes after its start do arrive.
 ///
-/// Break: `page` (server/src/grpc/sync.rs) without `never_had`, or with it for the whole sync.
+/// Break: `page` (server/src/grpc/changes.rs) without `never_had`, or with it for the whole sync.
 pub async fn c18_a_first_sync_has_no_tombstones(case: &Case) -> Outcome {
     let user = case.user("one");
     for n in 0..6 {

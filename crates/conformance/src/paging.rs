@@ -68,7 +68,7 @@ pub async fn c14_a_page_never_splits_a_commit(case: &Case) -> Outcome {
 
 /// 15: Paging at every page size reaches the same state, from zero and from a token; listings too, in both orders.
 ///
-/// Break: `page` (server/src/grpc/sync.rs) takes the version of the last *shown* record plus one as the token.
+/// Break: `page` (server/src/grpc/changes.rs) takes the version of the last *shown* record plus one as the token.
 pub async fn c15_every_page_size_reaches_the_same_state(case: &Case) -> Outcome {
     let user = case.user("one");
     history(case, &user, 15).await?;
@@ -130,7 +130,7 @@ async fn listings(case: &Case, whole: &Device) -> Outcome {
 
 /// 16: Replaying a page is harmless: the same token gives the same page, and applying it twice changes nothing.
 ///
-/// Break: `page` (server/src/grpc/sync.rs) remembers what it gave out, or skips what it thinks was seen.
+/// Break: `page` (server/src/grpc/changes.rs) remembers what it gave out, or skips what it thinks was seen.
 pub async fn c16_replaying_a_page_is_harmless(case: &Case) -> Outcome {
     let user = case.user("one");
     history(case, &user, 20).await?;
@@ -158,7 +158,7 @@ pub async fn c16_replaying_a_page_is_harmless(case: &Case) -> Outcome {
 
 /// 19: Writes during paging are seen by the end: new, changed and deleted, in front of and behind the place.
 ///
-/// Break: `page` (server/src/grpc/sync.rs) remembers the head of the first page as the end of the sync.
+/// Break: `page` (server/src/grpc/changes.rs) remembers the head of the first page as the end of the sync.
 pub async fn c19_writes_during_paging_are_seen(case: &Case) -> Outcome {
     for round in 0..3 {
         let user = case.user(&format!("u{round}"));
@@ -187,7 +187,7 @@ pub async fn c19_writes_during_paging_are_seen(case: &Case) -> Outcome {
 
 /// 20: The digest at more = false equals what a device computes from the records it has; other pages carry none.
 ///
-/// Break: `Writing::list` (model/src/transition/write_batch.rs) without `digest.sum.add`.
+/// Break: `Writing::list` (model/src/transition/writing.rs) without `digest.sum.add`.
 pub async fn c20_the_digest_equals_a_recomputation(case: &Case) -> Outcome {
     let user = case.user("one");
     let mut device = Device::new(&user);

@@ -173,7 +173,7 @@ pub async fn c22_a_token_is_valid_on_every_node(case: &Case) -> Outcome {
 /// 23: A follower that lags behind a token waits for it or answers REPLICA_BEHIND; it never calls it one of the future
 /// and never answers an older state.
 ///
-/// Break: `Sync::changes` (server/src/grpc/sync.rs) without the refusal for `look.ahead`, or `Replica::read` without
+/// Break: `changes` (server/src/grpc/changes.rs) without the refusal for `look.ahead`, or `Replica::read` without
 /// `wait_applied`.
 pub async fn c23_a_lagging_follower_waits_or_says_so(case: &Case) -> Outcome {
     let mut field = case.stage()?.field().await?;

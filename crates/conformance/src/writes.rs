@@ -83,7 +83,7 @@ pub async fn c11_a_key_twice_in_a_batch_is_refused(case: &Case) -> Outcome {
 
 /// 12: An identical put changes nothing: no version, no feed entry; in a batch only what differs counts.
 ///
-/// Break: `Writing::mutate` (model/src/transition/write_batch.rs) without the comparison of content hashes.
+/// Break: `Writing::mutate` (model/src/transition/writing.rs) without the comparison of content hashes.
 pub async fn c12_an_identical_put_changes_nothing(case: &Case) -> Outcome {
     let user = case.user("one");
     let first = case.write(&user, vec![put("a", "same"), put("b", "old")]).await?;

@@ -21,7 +21,7 @@ use crate::{check, check_eq};
 
 /// 24: A token at or below the fork continues without a resync, on every node, also from the middle of a sync.
 ///
-/// Break: `judge` (server/src/feed.rs) answers RolledBack for `token.version >= common`, or knows no ancestors.
+/// Break: `judge` (server/src/resync.rs) answers RolledBack for `token.version >= common`, or knows no ancestors.
 pub async fn c24_a_token_at_the_fork_continues(case: &Case) -> Outcome {
     let scene = &*case.stage()?.scene(&case.run).await?;
     let (target, past) = (scene.target().await?, &scene.pasts[0]);
@@ -54,8 +54,8 @@ pub async fn c24_a_token_at_the_fork_continues(case: &Case) -> Outcome {
 /// 25: A token beyond the fork is answered ROLLED_BACK with the exact common version, before and after new writes, on
 /// every node; the resume token continues from there.
 ///
-/// Break: `record_forks` (model/src/transition/write_batch.rs) records the head after the commit, or `judge`
-/// (server/src/feed.rs) compares with the head only.
+/// Break: `record_forks` (model/src/transition/writing.rs) records the head after the commit, or `judge`
+/// (server/src/resync.rs) compares with the head only.
 pub async fn c25_a_token_beyond_the_fork_is_rolled_back(case: &Case) -> Outcome {
     let scene = &*case.stage()?.scene(&case.run).await?;
     let (target, past) = (scene.target().await?, &scene.pasts[1]);
@@ -378,7 +378,7 @@ async fn refused_uploads(scene: &Scene, target: &Target, past: &Past) -> Outcome
 /// 29: A lost delete that is sent again holds: against older content that comes later, after older content that came
 /// before, and where nothing is stored.
 ///
-/// Break: `Writing::mutate` (model/src/transition/write_batch.rs): `(Op::Delete, None) => unchanged` also under a
+/// Break: `Writing::mutate` (model/src/transition/writing.rs): `(Op::Delete, None) => unchanged` also under a
 /// RestoreGuard, or a tombstone keeps no lost version.
 pub async fn c29_lost_deletes_sent_again_hold(case: &Case) -> Outcome {
     let scene = &*case.stage()?.scene(&case.run).await?;

@@ -139,7 +139,7 @@ impl Shared {
         self.replica.read(level, deadline).await.map_err(unread)
     }
 
-    /// What this node has, with all that it acknowledged itself.
+    /// What this node has, with all that it acknowledged itself since it started.
     pub async fn read_local(&self, deadline: Instant) -> Result<Fresh, Refusal> {
         let answered = self.answered.load(Ordering::Acquire);
         self.replica.read(Level::Local(answered), deadline).await.map_err(unread)

@@ -11,12 +11,13 @@ use holdfast_store::View;
 use holdfast_wire::api::{self, GetQuery, ListQuery};
 use holdfast_wire::reply;
 use holdfast_wire::status::Refusal;
-use holdfast_wire::token::{PagePlace, PageToken, SyncToken, user_tag};
+use holdfast_wire::token::{PagePlace, PageToken};
 use holdfast_wire::v1;
 use holdfast_wire::v1::record_service_server::RecordService;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
+use crate::grpc::changes::token_at;
 use crate::grpc::{Shared, blocking, deadline_of, storage};
 
 /// Reads and writes of one user's records.
@@ -189,23 +190,11 @@ fn list_records(view: &View, query: &ListQuery) -> Result<v1::ListRecordsRespons
 
 /// A token at the user's head: an incremental sync from here covers all that a listing may have missed.
 fn head_token(view: &View, query: &ListQuery, user: Option<UserRef>) -> Result<String, Refusal> {
-    let sys = view.sys();
     let head = match user {
         Some(user) => view.user(user).map_err(storage)?.map_or(Version(0), |row| row.head),
         None => Version(0),
     };
-    let incarnation = sys.history.as_ref().map(|history| history.incarnation).ok_or(Refusal::NotFounded)?;
-    Ok(SyncToken {
-        incarnation,
-        user_tag: user_tag(&query.user),
-        uid: user.map_or(holdfast_model::id::Uid(0), |user| user.uid),
-        version: head,
-        filter: 0,
-        issued: sys.now,
-        fresh_until: Version(0),
-        seen: Version(0),
-    }
-    .encode())
+    Ok(token_at(&query.user, 0, view.sys(), user, head)?.encode())
 }
 
 #[tonic::async_trait]
