@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto fmt clean system try-systemd
+.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto fmt clean system system-test try-systemd
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -54,7 +54,7 @@ demo: build ## The story in about a minute: kill the leader, lose every disk, re
 
 # cargo-nextest gives each test a process of its own, limits and a time-out (.config/nextest.toml); doc tests it leaves
 # to cargo. Without it, `cargo test` runs the same tests.
-test: build ## All tests, real three-node clusters included
+test: system-test build ## All tests, real three-node clusters included
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; \
 		$(CARGO) test $(FLAGS) --doc --quiet; \
 		$(CARGO) nextest run $(FLAGS); \
@@ -83,7 +83,7 @@ bench-watch: build ## Watch ten thousand users under writes; fail when a wake-up
 bench-sync: build ## Compare the cost of a delta sync at 1 k and 1 M records; fail above 1.2 times (SYNC_ARGS=...)
 	$(BIN_DIR)/sync-cost --holdfast $(BIN) $(SYNC_ARGS)
 
-lint: system ## Formatting, protobuf rules, clippy without a warning
+lint: system-test ## Formatting, protobuf rules, clippy without a warning
 	$(CARGO) fmt --all --check
 	@$(MAKE) --no-print-directory lint-proto
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
@@ -103,9 +103,12 @@ lint-proto:
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-# What the build needs from the system, only checked; deploy/install-deps.sh without --check installs it.
+# Installs what is missing, and says so; where all is there it takes no time.
 system:
-	@deploy/install-deps.sh --check
+	@deploy/install-deps.sh
+
+system-test:
+	@deploy/install-deps.sh --test
 
 clean: ## Remove what was built, RocksDB too
 	$(CARGO) clean
