@@ -1,5 +1,7 @@
 //! Commands: what a log entry asks of the state machine. Built at the edge (`wire::api`) or by the leader itself.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::id::{DeviceId, Incarnation, Millis, NodeId, RecordKey, RequestId, UserId, Version};
@@ -219,7 +221,7 @@ pub struct SnapshotBarrier {
 }
 
 /// State of a long-running job; survives the node that runs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Operation {
     /// UUID.
     pub id: String,
@@ -233,4 +235,37 @@ pub struct Operation {
     pub total_units: u64,
     /// Set when it failed; says what to do.
     pub error: String,
+    /// Set for a job that whoever leads carries on: what is to be done.
+    /// Boxed: it is rare, and would make every command as large.
+    pub member_change: Option<Box<MemberChange>>,
+}
+
+/// A change of the group's members.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MemberChange {
+    /// Node that joins.
+    pub add: Option<NewMember>,
+    /// It stays a learner.
+    pub keep_learner: bool,
+    /// Node that goes, once the other has joined.
+    pub remove: Option<NodeId>,
+}
+
+/// A node that is to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMember {
+    /// Id, never used before.
+    pub id: NodeId,
+    /// Client listener, host:port.
+    pub client_address: String,
+    /// Peer listener.
+    pub peer_address: String,
+    /// Admin listener.
+    pub admin_address: String,
+    /// HTTP listener.
+    pub http_address: String,
+    /// Failure-domain labels.
+    pub labels: BTreeMap<String, String>,
+    /// Random identity of its data directory.
+    pub identity: String,
 }

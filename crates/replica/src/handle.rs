@@ -3,10 +3,9 @@
 //! Invariants: the log and the state agree before openraft sees them; a recovering node neither votes nor leads; a
 //! fatal error of openraft or of the disk ends the process, it is never served past.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_model::command::{Genesis, Policy};
@@ -16,6 +15,7 @@ use holdfast_store::{DataDir, LogStats, LogStore, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::log_storage::LogAdapter;
@@ -42,6 +42,8 @@ pub struct Hooks {
     pub on_barrier: OnBarrier,
     /// The whole state was replaced.
     pub on_installed: Box<dyn Fn() + Send + Sync>,
+    /// The cluster knows this node's id under another data directory; the process should end.
+    pub on_displaced: Box<dyn Fn() + Send + Sync>,
     /// The node cannot go on; must end the process.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -70,6 +72,8 @@ pub struct Options {
     pub required_destinations: Vec<String>,
     /// Lifetimes and quotas that the group is to have while this node leads.
     pub policy: Policy,
+    /// What this node is, as it is configured; the group is told when it knows it otherwise. Its identity is not read.
+    pub own: Option<Member>,
     /// A restored directory: this entry must open it before it serves.
     pub opening: Option<Genesis>,
     /// A restored directory: its members from now on; the old cluster's addresses mean nothing any more.
@@ -103,8 +107,14 @@ pub(crate) struct Core {
     recover_to: u64,
     /// Term of the last leader that this process heard; 0 = none yet.
     heard_term: AtomicU64,
+    /// When a leader's heartbeat was last accepted.
+    heard_at: Mutex<Option<Instant>>,
     /// A peer knows another data directory under this node's id.
     displaced: AtomicBool,
+    /// An operator wants this node not to lead.
+    drained: AtomicBool,
+    /// The group has gone on without this node.
+    removed: AtomicBool,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -125,35 +135,6 @@ impl Core {
 pub struct Replica {
     core: Arc<Core>,
     indexer: Arc<ReadIndexer>,
-}
-
-/// What a replica knows of itself and its group, without asking anyone.
-#[derive(Debug, Clone, Default)]
-pub struct ReplicaStatus {
-    /// Term.
-    pub term: u64,
-    /// Leader believed in; 0 = none.
-    pub leader_id: u64,
-    /// This node leads.
-    pub is_leader: bool,
-    /// Last entry in the log.
-    pub last_log_index: u64,
-    /// Last entry known committed.
-    pub committed_index: u64,
-    /// Last entry applied.
-    pub applied_index: u64,
-    /// Log up to here is gone.
-    pub purged_index: u64,
-    /// Newest local snapshot.
-    pub snapshot_index: u64,
-    /// Followers' matched index, on the leader only.
-    pub matched: BTreeMap<u64, u64>,
-    /// Voters.
-    pub voters: Vec<u64>,
-    /// All members with addresses and labels.
-    pub members: BTreeMap<u64, Member>,
-    /// Its log is being filled up again; it does not vote.
-    pub recovering: bool,
 }
 
 impl Replica {
@@ -237,7 +218,10 @@ impl Replica {
             stopping: AtomicBool::new(false),
             recover_to,
             heard_term: AtomicU64::new(0),
+            heard_at: Mutex::default(),
             displaced: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             options,
             hooks,
         });
@@ -327,34 +311,6 @@ impl Replica {
         startup::opens(&self.core.options, sys)
     }
 
-    /// Status from local knowledge.
-    pub fn status(&self) -> ReplicaStatus {
-        use openraft::async_runtime::watch::WatchReceiver;
-        let metrics = self.core.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let index = |id: &Option<crate::types::LogId>| id.as_ref().map_or(0, |id| id.index());
-        let membership = metrics.membership_config.membership();
-        ReplicaStatus {
-            term: metrics.current_term,
-            leader_id: metrics.current_leader.unwrap_or(0),
-            is_leader: metrics.current_leader == Some(self.core.node_id),
-            last_log_index: metrics.last_log_index.unwrap_or(0),
-            committed_index: index(&metrics.local_committed),
-            applied_index: *self.core.applied.borrow(),
-            purged_index: index(&metrics.purged),
-            snapshot_index: index(&metrics.snapshot),
-            matched: metrics
-                .replication
-                .iter()
-                .flatten()
-                .map(|(id, matched)| (*id, matched.as_ref().map_or(0, |id| id.index())))
-                .collect(),
-            voters: membership.voter_ids().collect(),
-            members: membership.nodes().map(|(id, member)| (*id, member.clone())).collect(),
-            recovering: self.core.recovering(),
-        }
-    }
-
     /// Ends Raft's tasks and closes the log.
     pub async fn shutdown(&self) {
         self.core.stopping.store(true, Ordering::Release);
@@ -378,6 +334,10 @@ impl Replica {
 
     pub(crate) fn raft(&self) -> &Raft {
         &self.core.raft
+    }
+
+    pub(crate) fn applied_index(&self) -> u64 {
+        *self.core.applied.borrow()
     }
 
     pub(crate) fn peers(&self) -> &Peers {
@@ -433,6 +393,12 @@ impl Replica {
     /// A leader's heartbeat of this term was accepted.
     pub(crate) fn heard_leader(&self, term: u64) {
         self.core.heard_term.fetch_max(term, Ordering::AcqRel);
+        *self.core.heard_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// When a leader's heartbeat was last accepted here.
+    pub(crate) fn heard_leader_at(&self) -> Option<Instant> {
+        *self.core.heard_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This log holds all that was ever committed: a leader that was heard has committed an entry of its own term, and
@@ -460,6 +426,7 @@ impl Replica {
                 node = self.core.node_id,
                 "the cluster knows this node id under another data directory; was its disk replaced? It takes no part"
             );
+            (self.core.hooks.on_displaced)();
         }
     }
 
@@ -468,12 +435,34 @@ impl Replica {
         self.core.displaced.load(Ordering::Acquire)
     }
 
+    /// This node was a member and is none any more: what it holds grows old.
+    pub fn is_removed(&self) -> bool {
+        self.core.removed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_removed(&self, removed: bool) {
+        if self.core.removed.swap(removed, Ordering::AcqRel) != removed {
+            tracing::warn!(event = "membership.removed", removed, "this node's place in the group changed");
+        }
+    }
+
     pub(crate) fn end_recovery(&self) {
         if let Err(error) = self.core.data.set_recovering(None) {
             tracing::warn!(event = "log.recovered", %error, "the next start will recover once more");
         }
         self.core.recovering.store(false, Ordering::Release);
-        self.core.raft.runtime_config().elect(true);
+        self.core.raft.runtime_config().elect(!self.is_drained());
+    }
+
+    /// While set, this node does not stand for election, and takes no leadership that is handed to it. It votes.
+    pub fn set_drained(&self, drained: bool) {
+        self.core.drained.store(drained, Ordering::Release);
+        self.core.raft.runtime_config().elect(!drained && !self.is_recovering());
+    }
+
+    /// An operator wants this node not to lead.
+    pub fn is_drained(&self) -> bool {
+        self.core.drained.load(Ordering::Acquire)
     }
 
     /// A peer lost the end of its log: as leader, expect it to go back once.
@@ -494,6 +483,11 @@ impl Replica {
     /// The time of the group; `None` without a quorum of clocks.
     pub(crate) fn group_time(&self) -> Option<Millis> {
         self.core.peers.clocks.median(self.core.node_id)
+    }
+
+    /// The group's time as far as this node can tell: never before the log's.
+    pub fn group_now(&self) -> Millis {
+        self.group_time().unwrap_or_default().max(self.sys().now)
     }
 
     /// The leader's stamp. Until a quorum of clocks was heard, the log's time stands still; `None`: it has none yet, and

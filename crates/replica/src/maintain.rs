@@ -8,11 +8,15 @@ use std::time::Duration;
 use holdfast_model::command::Command;
 use holdfast_model::id::NodeId;
 use holdfast_model::state::{StateRead, Sys};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::handle::Replica;
 
 const TICK: Duration = Duration::from_millis(200);
+/// Without a word from a leader for so long, a node asks whether it was taken out.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+const ANNOUNCE_PAUSE: Duration = Duration::from_secs(1);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts the task. It ends with the process: the replica lives as long.
@@ -22,6 +26,8 @@ pub(crate) fn start(replica: &Replica) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_help = Instant::now();
+        let mut last_announce = Instant::now();
+        let mut announcing = None;
         loop {
             tick.tick().await;
             if replica.is_stopping() {
@@ -39,6 +45,7 @@ pub(crate) fn start(replica: &Replica) {
                 recover(&replica);
             }
             help(&replica, &mut last_help).await;
+            announce(&replica, &mut announcing, &mut last_announce);
             open_history(&replica).await;
             set_policy(&replica).await;
             checkpoint_and_purge(&replica).await;
@@ -65,7 +72,12 @@ fn learn_cluster(replica: &Replica) {
         }
         replica.peers().set_cluster(history.cluster_id);
     }
+    let contact = status.leader_contact_age.is_some_and(|age| age <= SILENCE_MAX);
+    if contact || !status.members.is_empty() && !status.members.contains_key(&replica.node_id()) {
+        replica.note_removed(!status.members.contains_key(&replica.node_id()));
+    }
     replica.peers().update(status.members.iter().filter(|(id, _)| **id != replica.node_id()));
+    replica.peers().retain(|id| status.members.contains_key(&id));
 }
 
 /// Recovered once the log reaches what was acknowledged before, and a leader filled it.
@@ -91,6 +103,26 @@ async fn help(replica: &Replica, last_help: &mut Instant) {
     if let Err(error) = replica.propose_if_leader(Command::Expire, deadline).await {
         tracing::debug!(event = "recovery.wake_failed", %error, "trying again");
     }
+}
+
+/// Tells the leader of this node's new addresses or labels, now and then until they are known; without a leader, asks
+/// whether the group has gone on without this node. Beside the rest of the
+/// housekeeping: a peer that does not answer must not hold it up.
+fn announce(replica: &Replica, running: &mut Option<JoinHandle<()>>, last_announce: &mut Instant) {
+    let busy = running.as_ref().is_some_and(|running| !running.is_finished());
+    if busy || last_announce.elapsed() < ANNOUNCE_PAUSE || !replica.is_opened(&replica.sys()) {
+        return;
+    }
+    *last_announce = Instant::now();
+    let replica = replica.clone();
+    *running = Some(tokio::spawn(async move {
+        let silent = replica.status().leader_contact_age.is_none_or(|age| age > SILENCE_MAX);
+        if silent {
+            replica.ask_if_removed().await;
+        } else {
+            replica.announce().await;
+        }
+    }));
 }
 
 /// Opens a restored history with its `Genesis`, as soon as this node leads.

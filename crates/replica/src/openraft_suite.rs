@@ -164,6 +164,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
         let (log, _report) = LogStore::open(&data, GROUP, LogOptions::default()).expect("a log");
         let state = StateStore::open(&data, GROUP).expect("a state");
         let hooks = Hooks {
+            on_displaced: Box::new(|| {}),
             on_touched: Box::new(|_| {}),
             on_barrier: Box::new(|_, _| {}),
             on_installed: Box::new(|| {}),

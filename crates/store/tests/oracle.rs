@@ -63,6 +63,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             done_units: units,
             total_units: 9,
             error: String::new(),
+            ..Operation::default()
         })
     });
     let fact = (0u8..2, any::<u64>()).prop_map(|(name, index)| {

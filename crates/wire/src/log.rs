@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, Command, Content, DropDevice, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, Policy,
-    Proposal, RestoreGuard, SnapshotBarrier, WriteBatch,
+    AckCursor, Command, Content, DropDevice, Genesis, Guard, MemberChange, Mutation, NewMember, OffsiteFact, Op,
+    Operation, Parent, Policy, Proposal, RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::id::{
     Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
@@ -303,6 +303,41 @@ pub fn operation_to(operation: &Operation) -> pb::Operation {
         done_units: operation.done_units,
         total_units: operation.total_units,
         error: operation.error.clone(),
+        member_change: operation.member_change.as_deref().map(member_change_to),
+    }
+}
+
+fn member_change_to(change: &MemberChange) -> pb::MemberChange {
+    let member = |add: &NewMember| pb::Member {
+        id: add.id.0,
+        client_address: add.client_address.clone(),
+        peer_address: add.peer_address.clone(),
+        admin_address: add.admin_address.clone(),
+        http_address: add.http_address.clone(),
+        labels: add.labels.iter().map(|(key, value)| pb::Label { key: key.clone(), value: value.clone() }).collect(),
+        identity: add.identity.clone(),
+    };
+    pb::MemberChange {
+        add: change.add.as_ref().map(member),
+        keep_learner: change.keep_learner,
+        remove: change.remove.map_or(0, |id| id.0),
+    }
+}
+
+fn member_change_from(change: pb::MemberChange) -> MemberChange {
+    let member = |add: pb::Member| NewMember {
+        id: NodeId(add.id),
+        client_address: add.client_address,
+        peer_address: add.peer_address,
+        admin_address: add.admin_address,
+        http_address: add.http_address,
+        labels: add.labels.into_iter().map(|label| (label.key, label.value)).collect(),
+        identity: add.identity,
+    };
+    MemberChange {
+        add: change.add.map(member),
+        keep_learner: change.keep_learner,
+        remove: (change.remove != 0).then_some(NodeId(change.remove)),
     }
 }
 
@@ -315,6 +350,7 @@ pub fn operation_from(operation: pb::Operation) -> Operation {
         done_units: operation.done_units,
         total_units: operation.total_units,
         error: operation.error,
+        member_change: operation.member_change.map(member_change_from).map(Box::new),
     }
 }
 

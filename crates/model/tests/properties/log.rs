@@ -176,6 +176,7 @@ impl Builder {
                 done_units: 0,
                 total_units: 0,
                 error: String::new(),
+                ..Operation::default()
             })),
             Step::UnknownRules => self.play(no_effect(Millis(self.stamp))),
         }

@@ -112,6 +112,7 @@ fn command(words: &[String], inner: &[Vec<String>]) -> Command {
             done_units: 1,
             total_units: 2,
             error: String::new(),
+            ..Operation::default()
         }),
         other => panic!("unknown command {other}"),
     }

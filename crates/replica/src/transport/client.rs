@@ -127,6 +127,17 @@ impl Peers {
         }
     }
 
+    /// Forgets who is no member any more.
+    pub fn retain(&self, is_member: impl Fn(u64) -> bool) {
+        let Ok(mut known) = self.members.write() else { return };
+        known.retain(|id, _| is_member(*id));
+    }
+
+    /// Client for a node that is no member yet: it is asked who it is, not told.
+    pub fn stranger(&self, node: u64, member: &Member) -> Peer {
+        self.connect(node, &Member { identity: String::new(), ..member.clone() })
+    }
+
     /// Client for forwarded proposals and read indices; `None` for an unknown member.
     pub fn forward_client(&self, node: u64) -> Option<Peer> {
         self.members.read().ok()?.get(&node).map(|(_, client)| client.clone())

@@ -21,7 +21,9 @@ use crate::propose::ProposeError;
 use crate::snapshot::{Incoming, SnapshotDir};
 use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from};
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
-use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
+use crate::types::{
+    TypeConfig, log_id_from, log_id_to, member_from, position_of, stored_membership_from, vote_from, vote_to,
+};
 
 /// Peer protocol of this build.
 pub const PROTOCOL: u32 = 2;
@@ -97,6 +99,8 @@ impl PeerService for Service {
             fresh: self.replica.is_fresh(),
             acknowledged_index,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            caller_is_member: self.replica.is_committed_member(message.from),
+            membership_index: self.replica.membership_index(),
         }))
     }
 
@@ -182,7 +186,7 @@ impl PeerService for Service {
         self.check(&request)?;
         let message = request.into_inner();
         self.check_group(message.group_id)?;
-        if self.replica.is_recovering() {
+        if self.replica.is_recovering() || self.replica.is_drained() {
             return Ok(Response::new(pb::TransferResponse { accepted: false }));
         }
         let from = message.from.ok_or_else(|| bad("from is missing"))?;
@@ -294,6 +298,15 @@ impl PeerService for Service {
         self.check_group(request.into_inner().group_id)?;
         let index = self.replica.shared_index_here().await;
         Ok(Response::new(pb::ReadIndexResponse { leading: index.is_some(), index: index.unwrap_or(0) }))
+    }
+
+    async fn announce(&self, request: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceResponse>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let (id, member) = member_from(message.member.ok_or_else(|| bad("member is missing"))?);
+        let known = self.replica.announced(id, member).await.map_err(fatal)?;
+        Ok(Response::new(pb::AnnounceResponse { known }))
     }
 }
 

@@ -357,6 +357,7 @@ fn golden_operation() -> Operation {
         done_units: 1,
         total_units: 2,
         error: "full".into(),
+        ..Operation::default()
     }
 }
 

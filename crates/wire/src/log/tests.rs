@@ -67,6 +67,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
     let other = prop_oneof![
         Just(Command::Expire),
         Just(Command::SetOperation(golden_operation())),
+        Just(Command::SetOperation(golden_member_change())),
         any::<[u64; 3]>().prop_map(|[tombstone_age_ms, device_expiry_ms, user_quota_bytes]| {
             Command::SetPolicy(Policy { tombstone_age_ms, device_expiry_ms, user_quota_bytes })
         }),
@@ -220,7 +221,22 @@ fn golden_operation() -> Operation {
         done_units: 3,
         total_units: 4,
         error: "full".into(),
+        member_change: None,
     }
+}
+
+fn golden_member_change() -> Operation {
+    let add = NewMember {
+        id: NodeId(4),
+        client_address: "h:1".into(),
+        peer_address: "h:2".into(),
+        admin_address: "h:3".into(),
+        http_address: "h:4".into(),
+        labels: [("array".to_owned(), "a4".to_owned()), ("site".to_owned(), "x".to_owned())].into(),
+        identity: "0f".into(),
+    };
+    let change = MemberChange { add: Some(add), keep_learner: true, remove: Some(NodeId(2)) };
+    Operation { id: "op".into(), member_change: Some(Box::new(change)), ..Operation::default() }
 }
 
 /// Bytes that an earlier build wrote, in the log of every node and in the archive. If this fails, they are no longer
@@ -319,6 +335,11 @@ fn the_bytes_of_every_command_are_frozen() {
     assert_eq!(
         proposed(Command::SetOperation(golden_operation())),
         "08011002421a0a026f7010011a087368697070696e6720032804320466756c6c"
+    );
+    assert_eq!(
+        proposed(Command::SetOperation(golden_member_change())),
+        "08011002423e0a026f703a380a3208041203683a311a03683a322203683a332a03683a34320b0a0561727261\
+         791202613432090a04736974651201783a02306610011802"
     );
     let entry = Entry { id: LogId { term: 1, node: 2, index: 3 }, payload: EntryPayload::Membership(membership()) };
     assert_eq!(
