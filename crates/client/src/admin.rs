@@ -66,6 +66,31 @@ impl AdminClient {
         Ok(self.call(request, call).await?.leader_id)
     }
 
+    /// Adds a node, or promotes a learner; gives the operation to poll, and what it will do.
+    ///
+    /// # Errors
+    /// `Precondition` when this node does not lead, or a check refuses; says which, with evidence.
+    pub async fn add_node(&self, request: v1::AddNodeRequest) -> Result<v1::AddNodeResponse, Error> {
+        self.call(request, |mut client, request| async move { client.add_node(request).await }).await
+    }
+
+    /// Takes a node out, after its replacement has joined if one is named; gives the operation to poll.
+    ///
+    /// # Errors
+    /// As [`AdminClient::add_node`]; `NotFound` when there is no such member.
+    pub async fn remove_node(&self, request: v1::RemoveNodeRequest) -> Result<v1::RemoveNodeResponse, Error> {
+        self.call(request, |mut client, request| async move { client.remove_node(request).await }).await
+    }
+
+    /// Moves leadership off the node that is asked and ends its client calls, or resumes them. Gives who leads.
+    ///
+    /// # Errors
+    /// `Precondition` when nobody could take over.
+    pub async fn drain_node(&self, request: v1::DrainNodeRequest) -> Result<u64, Error> {
+        let call = |mut client: Stub, request| async move { client.drain_node(request).await };
+        Ok(self.call(request, call).await?.leader_id)
+    }
+
     /// Starts taking and shipping a snapshot; gives the operation to poll.
     ///
     /// # Errors

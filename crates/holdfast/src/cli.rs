@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, cluster, completion, dev, node, record, restore, serve, user};
+use crate::commands::{backup, cluster, completion, dev, domain, node, record, restore, serve, user};
 use crate::demo;
 use crate::output::Format;
 
@@ -49,6 +49,9 @@ pub enum Command {
     /// Found a cluster, and see how it is.
     #[command(subcommand)]
     Cluster(cluster::Cluster),
+    /// Failure domains: who is in them, and what losing them would cost.
+    #[command(subcommand)]
+    Domain(domain::Commands),
     /// One node of a cluster.
     #[command(subcommand)]
     Node(node::Node),
@@ -115,7 +118,21 @@ mod tests {
             "record export --user U --out D",
             "cluster init --name N --nodes a:1,b:2,c:3",
             "cluster status --endpoint a:1 -o json",
+            "cluster health --endpoint a:1 -o json",
+            "domain ls --endpoint a:1",
+            "domain tree",
+            "domain survive --endpoint a:1 --lose array=A1,site=X -o json",
+            "domain survive --pairs",
+            "dev --data D --offsite file:///a --offsite file:///b --offsite-labels site=y,custody=c;site=z",
             "node step-down --endpoint a:1 --to 2",
+            "node ls --endpoint a:1 -o json",
+            "node show 2",
+            "node add a:1 --learner --dry-run --endpoint b:1",
+            "node promote 4",
+            "node drain 2 --endpoint a:1",
+            "node resume 2",
+            "node replace 2 --with a:1 --confirm N",
+            "node rm 2 --confirm N --accept-fewer-voters",
             "backup now --endpoint a:1",
             "backup ls --from file:///x",
             "backup verify --from file:///x",

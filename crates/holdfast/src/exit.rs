@@ -17,6 +17,8 @@ pub enum Exit {
     Error = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
+    /// No, or not safe.
+    Unsafe = 3,
     /// Unknown or stale: treat it as "no".
     Unknown = 4,
     /// Nobody answered.
@@ -66,7 +68,15 @@ fn exit_of_client(error: &ClientError) -> Exit {
         ClientError::NotFound { .. } => Exit::NotFound,
         ClientError::Precondition { reason, .. } => match reason.as_str() {
             "REQUEST_TOO_OLD" => Exit::Unknown,
-            "INCARNATION_MISMATCH" => Exit::Conflict,
+            "INCARNATION_MISMATCH" | "OPERATION_IN_PROGRESS" => Exit::Conflict,
+            // What a check refused; each reason is the id of one.
+            "QUORUM_ONE_DOMAIN"
+            | "ALL_COPIES_ONE_DOMAIN"
+            | "TOO_FEW_COPIES"
+            | "NO_QUORUM_LEFT"
+            | "NODE_NOT_FRESH"
+            | "NODE_ID_USED"
+            | "NOT_CONFIRMED" => Exit::Unsafe,
             _ => Exit::Error,
         },
         ClientError::Forbidden { .. } => Exit::Forbidden,
@@ -96,9 +106,14 @@ fn remedy(exit: Exit) -> Option<&'static str> {
         Exit::Unreachable => Some("is the cluster running? name its addresses with --endpoint"),
         Exit::Unknown => Some("treat this as not done: look before you repeat it"),
         Exit::Integrity => Some("nothing was changed; keep the damaged bytes for a look, and use another copy"),
-        Exit::Ok | Exit::Error | Exit::Usage | Exit::Forbidden | Exit::NotFound | Exit::Conflict | Exit::Partial => {
-            None
-        }
+        Exit::Ok
+        | Exit::Error
+        | Exit::Usage
+        | Exit::Unsafe
+        | Exit::Forbidden
+        | Exit::NotFound
+        | Exit::Conflict
+        | Exit::Partial => None,
     }
 }
 

@@ -86,6 +86,12 @@ pub struct Config {
     pub watch_heartbeat_ms: u64,
     /// Users a second that devices are asked to spread a resync to.
     pub resync_users_per_second: u64,
+    /// Label keys of which no value may be shared by a majority of the voters.
+    pub placement_keys: Vec<String>,
+    /// Objective: how long a committed entry may be missing at a destination, ms.
+    pub offsite_lag_ms_max: u64,
+    /// Entries that a node may be behind before health says so.
+    pub replica_lag_entries_max: u64,
 }
 
 /// A wrong configuration; says which key and what is allowed.
@@ -113,6 +119,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("raft.keep_entries", "applied entries kept in the log for followers (default 20000)"),
     ("raft.floor_dir", "directory of the floor file, on another device if possible"),
     ("offsite", "URL of an offsite destination, file:///…; may be repeated"),
+    ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
     ("limits.inflight_bytes_max", "bytes of proposals in flight (default 67108864)"),
@@ -124,6 +131,12 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("sync.watch_heartbeat_ms", "interval of heartbeats on a watch stream (default 5000)"),
     ("sync.resync_users_per_second", "pace at which devices are asked to resync after a loss (default 200)"),
+    (
+        "placement.keys",
+        "labels of which no value may hold a majority of the voters, for example array,site (default none)",
+    ),
+    ("health.offsite_lag_ms_max", "objective: how long a committed entry may be missing offsite (default 5000)"),
+    ("health.replica_lag_entries_max", "entries that a node may be behind (default 10000)"),
     ("quota.user_bytes", "payload bytes a user may keep; the same on all nodes (default 0, any number)"),
     ("insecure_plaintext", "allow binds beyond loopback without TLS (default false)"),
     ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=error)"),
@@ -156,7 +169,8 @@ impl Config {
                 text.parse().map_err(|error| ConfigError(format!("{} is not valid TOML: {error}", path.display())))?;
             values.read_table("", &table)?;
         }
-        for (name, value) in std::env::vars() {
+        // In order: what labels a destination comes after the destination.
+        for (name, value) in std::env::vars().collect::<BTreeMap<_, _>>() {
             if let Some(key) = name.strip_prefix("HOLDFAST_") {
                 values.set_from_environment(key, &value)?;
             }
@@ -207,6 +221,11 @@ impl Values {
                 n => format!("offsite-{}", n + 1),
             };
             self.offsite.push(Offsite { name, url: value.to_owned(), required: true, labels: BTreeMap::new() });
+        } else if key == "offsite.labels" {
+            let last = self.offsite.last_mut();
+            let last =
+                last.ok_or_else(|| wrong(key, "comes after the destination that it labels: set offsite first"))?;
+            last.labels = read_labels(key, value)?;
         } else if KEYS.iter().any(|(known, _)| *known == key) {
             self.scalars.insert(key.to_owned(), value.to_owned());
         } else {
@@ -228,6 +247,12 @@ impl Values {
 
     fn text(&self, key: &str, default: &str) -> String {
         self.scalars.get(key).cloned().unwrap_or_else(|| default.to_owned())
+    }
+
+    /// Words behind commas.
+    fn list(&self, key: &str) -> Vec<String> {
+        let text = self.text(key, "");
+        text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
     }
 
     fn number(&self, key: &str, default: u64, range: std::ops::RangeInclusive<u64>) -> Result<u64, ConfigError> {
@@ -288,6 +313,9 @@ impl Values {
             },
             watch_heartbeat_ms: self.number("sync.watch_heartbeat_ms", 5000, 100..=60_000)?,
             resync_users_per_second: self.number("sync.resync_users_per_second", 200, 1..=1_000_000)?,
+            placement_keys: self.list("placement.keys"),
+            offsite_lag_ms_max: self.number("health.offsite_lag_ms_max", 5000, 100..=TEN_YEARS_MS)?,
+            replica_lag_entries_max: self.number("health.replica_lag_entries_max", 10_000, 1..=u64::from(u32::MAX))?,
             listen,
             advertise,
             labels: self.labels,
@@ -313,6 +341,16 @@ impl Values {
             http: one("http", 7473, default.map(|addresses| &addresses.http))?,
         })
     }
+}
+
+/// Reads `site=y,custody=vault`.
+fn read_labels(key: &str, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let one = |pair: &str| match pair.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        Some(_) | None => Err(wrong(key, format!("{pair:?} is not name=value"))),
+    };
+    pairs.map(one).collect()
 }
 
 fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> {
@@ -429,6 +467,23 @@ mod tests {
     }
 
     #[test]
+    fn labels_belong_to_the_destination_before_them() {
+        let sets = [
+            ("offsite", "file:///a"),
+            ("offsite.labels", "site=y, custody=vault"),
+            ("offsite", "file:///b"),
+            ("placement.keys", "array, site"),
+        ];
+        let config = load(&sets).expect("valid");
+        assert_eq!((config.offsite[0].labels["site"].as_str(), config.offsite[0].labels.len()), ("y", 2));
+        assert!(config.offsite[1].labels.is_empty());
+        assert_eq!(config.placement_keys, ["array", "site"]);
+        for wrong in [&[("offsite.labels", "site=y")][..], &[("offsite", "file:///a"), ("offsite.labels", "site")]] {
+            assert!(load(wrong).expect_err("refused").to_string().contains("offsite.labels"));
+        }
+    }
+
+    #[test]
     fn only_loopback_without_tls() {
         let error = load(&[("listen.client", "0.0.0.0:7470")]).expect_err("refused").to_string();
         assert!(error.contains("--insecure-plaintext"), "{error}");
@@ -483,18 +538,21 @@ mod tests {
             let shown = match *key {
                 "node.labels.<key>" => !all.labels.is_empty(),
                 "offsite" => !all.offsite.is_empty(),
+                "offsite.labels" => all.offsite.iter().any(|one| !one.labels.is_empty()),
                 key => all.scalars.contains_key(key),
             };
             assert!(shown, "deploy/holdfast.toml lacks {key}");
         }
 
-        // Values behind `#` change nothing, but for the three that have no default to show.
+        // Values behind `#` change nothing, but for the four that have no default to show.
         let plain = read(&text).build().expect("valid as it stands");
         let mut all = all.build().expect("valid with every key");
         assert_ne!(all.advertise, plain.advertise);
         assert!(all.floor_dir.is_some() && all.insecure_plaintext);
         all.advertise = plain.advertise.clone();
         all.floor_dir = None;
+        assert!(!all.placement_keys.is_empty());
+        all.placement_keys.clear();
         all.insecure_plaintext = false;
         assert_eq!(all, plain);
     }

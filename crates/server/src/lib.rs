@@ -2,9 +2,11 @@
 //! nothing knows it but the binary.
 
 pub mod config;
+pub mod facts;
 mod feed;
 mod grpc;
 mod http;
+mod members;
 mod node;
 mod operations;
 pub mod restored;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_archive::{ArchiveError, marker};
 use holdfast_model::id::GroupId;
 use holdfast_model::limits::MESSAGE_BYTES_MAX;
-use holdfast_replica::{Hooks, Options, Replica, StartError};
+use holdfast_replica::{Hooks, Member, Options, Replica, StartError};
 use holdfast_store::{DataDir, StoreError};
 use holdfast_wire::PUBLIC_DESCRIPTOR;
 use holdfast_wire::v1::admin_service_server::AdminServiceServer;
@@ -21,7 +21,7 @@ use holdfast_wire::v1::user_service_server::UserServiceServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 use tower::layer::util::{Identity, Stack};
@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::feed::Feed;
 use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
+use crate::members;
 use crate::restored;
 use crate::shipper::{Barriers, Shipper};
 
@@ -60,6 +61,18 @@ pub enum RunError {
     /// Consensus.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// A wiped or replaced disk under a known id.
+    #[error(
+        "the cluster knows node {node} under another data directory than {dir}; was its disk replaced? What it had \
+         acknowledged is not here, so it takes no part. Give it its old directory back, or start this disk under a new \
+         id and run: holdfast node replace {node} --with HOST:ADMIN-PORT"
+    )]
+    Displaced {
+        /// Its id.
+        node: u64,
+        /// Its directory.
+        dir: String,
+    },
     /// The operating system.
     #[error("cannot {action}: {source}")]
     System {
@@ -81,7 +94,7 @@ impl RunError {
                 _ => 1,
             },
             Self::Archive(error) if error.is_integrity() => 9,
-            Self::Archive(_) => 3,
+            Self::Archive(_) | Self::Displaced { .. } => 3,
             Self::Start(StartError::Raft(_)) | Self::Listen { .. } | Self::System { .. } => 1,
         }
     }
@@ -160,10 +173,19 @@ pub fn run(config: Config) -> Result<(), RunError> {
         log_cache_bytes_max: LOG_CACHE_BYTES_MAX,
         policy: config.policy,
         required_destinations: config.offsite.iter().filter(|one| one.required).map(|one| one.name.clone()).collect(),
+        own: Some(Member {
+            client_address: config.advertise.client.clone(),
+            peer_address: config.advertise.peer.clone(),
+            admin_address: config.advertise.admin.clone(),
+            http_address: config.advertise.http.clone(),
+            labels: config.labels.clone(),
+            identity: String::new(),
+        }),
         opening,
         members,
     };
-    let replica = raft_runtime.block_on(Replica::start(data, options, hooks(&feed, &barriers)))?;
+    let displaced = Arc::new(Notify::new());
+    let replica = raft_runtime.block_on(Replica::start(data, options, hooks(&feed, &barriers, &displaced)))?;
     let shipper = Shipper::new(
         replica.clone(),
         config.offsite.clone(),
@@ -180,7 +202,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         draining: AtomicBool::new(false),
         answered: AtomicU64::new(0),
     });
-    let result = runtime.block_on(serve(shared.clone(), listeners, &raft_runtime));
+    let result = runtime.block_on(serve(shared.clone(), listeners, &raft_runtime, &displaced));
     raft_runtime.block_on(shared.replica.shutdown());
     runtime.shutdown_timeout(Duration::from_secs(1));
     raft_runtime.shutdown_timeout(Duration::from_secs(1));
@@ -188,9 +210,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     result
 }
 
-fn hooks(feed: &Arc<Feed>, barriers: &Arc<Barriers>) -> Hooks {
-    let (touched, installed, barriers) = (feed.clone(), feed.clone(), barriers.clone());
+fn hooks(feed: &Arc<Feed>, barriers: &Arc<Barriers>, displaced: &Arc<Notify>) -> Hooks {
+    let (touched, installed, barriers, displaced) = (feed.clone(), feed.clone(), barriers.clone(), displaced.clone());
     Hooks {
+        on_displaced: Box::new(move || displaced.notify_one()),
         on_touched: Box::new(move |users| touched.touched(users)),
         on_barrier: Box::new(move |index, state| barriers.reached(index, state)),
         on_installed: Box::new(move || installed.wake_all()),
@@ -238,7 +261,12 @@ fn reflected<L>(router: Router<L>) -> Result<Router<L>, RunError> {
     Ok(router.add_service(builder().build_v1().map_err(fail)?).add_service(builder().build_v1alpha().map_err(fail)?))
 }
 
-async fn serve(shared: Arc<Shared>, listeners: Listeners, raft_runtime: &Runtime) -> Result<(), RunError> {
+async fn serve(
+    shared: Arc<Shared>,
+    listeners: Listeners,
+    raft_runtime: &Runtime,
+    displaced: &Notify,
+) -> Result<(), RunError> {
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {
         // An error means that the sender is gone: stop as well.
@@ -282,7 +310,15 @@ async fn serve(shared: Arc<Shared>, listeners: Listeners, raft_runtime: &Runtime
     shared.shipper.start();
     let reporter = tokio::spawn(report_health(shared.clone(), health));
 
-    wait_for_signal().await?;
+    let members = tokio::spawn(members::run(shared.clone()));
+    tokio::select! {
+        signal = wait_for_signal() => signal?,
+        () = displaced.notified() => {
+            let dir = shared.config.data_dir.display().to_string();
+            return Err(RunError::Displaced { node: shared.config.node_id, dir });
+        }
+    }
+    members.abort();
     drain(&shared).await;
     reporter.abort();
     stop.send_replace(true);

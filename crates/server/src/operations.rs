@@ -26,8 +26,7 @@ pub struct Job {
 impl Job {
     /// A new job.
     pub fn new(replica: Replica, id: String) -> Self {
-        let operation =
-            Operation { id, done: false, stage: String::new(), done_units: 0, total_units: 0, error: String::new() };
+        let operation = Operation { id, ..Operation::default() };
         Self { replica, state: Arc::new(tokio::sync::Mutex::new(operation)) }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use holdfast_archive::{
     ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, SegmentShipper, ship_snapshot,
 };
-use holdfast_model::command::{Command, OffsiteFact, SnapshotBarrier};
+use holdfast_model::command::{Command, OffsiteFact, Proposal, SnapshotBarrier};
 use holdfast_model::id::{Millis, NodeId};
 use holdfast_model::state::History;
 use holdfast_replica::Replica;
@@ -27,6 +27,9 @@ use crate::operations::Job;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const IDLE_PAUSE: Duration = Duration::from_millis(50);
+/// Entries looked at in one step for the oldest that is not offsite.
+const LAG_ENTRIES: u64 = 16;
+const LAG_BYTES: usize = 1 << 20;
 
 /// What is known of a destination on this node.
 #[derive(Debug, Clone, Default)]
@@ -125,6 +128,25 @@ impl Shipper {
     /// What this node knows of a destination.
     pub fn state_of(&self, name: &str) -> DestinationState {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
+    }
+
+    /// Age of the oldest entry in `durable+1 ..= applied` that holds anything to ship; `None` = there is none. By the
+    /// group's time, as its leader stamped it.
+    pub fn lag(&self, durable: u64, applied: u64) -> Option<Duration> {
+        let mut at = durable + 1;
+        while at <= applied {
+            // What is purged is offsite, or its destination is none that the log waits for.
+            let first = self.replica.log().read(at, (at + LAG_ENTRIES).min(applied + 1), LAG_BYTES).ok()?;
+            let next = at + first.len() as u64;
+            if let Some(stamp) = first.iter().find_map(stamp_to_ship) {
+                return Some(Duration::from_millis(self.replica.group_now().0.saturating_sub(stamp.0)));
+            }
+            if next == at {
+                return None;
+            }
+            at = next;
+        }
+        None
     }
 
     fn note(&self, name: &str, change: impl FnOnce(&mut DestinationState)) {
@@ -351,11 +373,20 @@ impl Shipper {
 }
 
 fn is_fact(entry: &StoredEntry) -> bool {
-    use holdfast_wire::log::{EntryPayload, decode_entry, decode_proposal};
     entry.bytes.len() < 512
-        && matches!(
-            decode_entry(&entry.bytes).map(|entry| entry.payload),
-            Ok(EntryPayload::Proposal(bytes))
-                if matches!(decode_proposal(&bytes).map(|proposal| proposal.command), Ok(Command::OffsiteFact(_)))
-        )
+        && proposal(entry).is_some_and(|proposal| matches!(proposal.command, Command::OffsiteFact(_)))
+}
+
+fn proposal(entry: &StoredEntry) -> Option<Proposal> {
+    use holdfast_wire::log::{EntryPayload, decode_entry, decode_proposal};
+    match decode_entry(&entry.bytes).ok()?.payload {
+        EntryPayload::Proposal(bytes) => decode_proposal(&bytes).ok(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => None,
+    }
+}
+
+/// When an entry was stamped, if it says something that a destination lacks. Without a quorum of clocks it was not.
+fn stamp_to_ship(entry: &StoredEntry) -> Option<Millis> {
+    let proposal = proposal(entry).filter(|proposal| !matches!(proposal.command, Command::OffsiteFact(_)))?;
+    Some(proposal.stamp).filter(|stamp| *stamp > Millis(0))
 }

@@ -282,6 +282,53 @@ impl Cluster {
         self.own.insert(place, child);
     }
 
+    /// Starts a further node on an empty directory, under an id of its own and with these failure domains. It belongs to
+    /// no cluster until it is added. Up to three: they listen on the ports of a row that the first three leave free.
+    /// Gives its place.
+    ///
+    /// # Panics
+    /// When it cannot be started, or is the fourth.
+    pub fn start_further(&mut self, id: u64, labels: &str) -> usize {
+        let place = self.nodes.len();
+        assert!(place < 2 * NODES, "a row has ports for six nodes");
+        let data_dir = self.dir.join(format!("n{place}"));
+        let first = usize::from(self.ports.base) + (place - NODES) * 10 + 4;
+        let address = |offset: usize| format!("127.0.0.1:{}", first + offset);
+        // As the first node, but for what makes it that one.
+        let own = [
+            "--node-id",
+            "--data-dir",
+            "--listen-client",
+            "--listen-peer",
+            "--listen-admin",
+            "--listen-http",
+            "--label",
+        ];
+        let mut argv: Vec<String> = Vec::new();
+        let mut rest = self.nodes[0].argv.iter();
+        while let Some(word) = rest.next() {
+            if own.contains(&word.as_str()) {
+                rest.next();
+            } else {
+                argv.push(word.clone());
+            }
+        }
+        let mut add = |flag: &str, value: String| argv.extend([flag.to_owned(), value]);
+        add("--node-id", id.to_string());
+        add("--data-dir", data_dir.to_string_lossy().into_owned());
+        for (n, flag) in ["--listen-client", "--listen-peer", "--listen-admin", "--listen-http"].into_iter().enumerate()
+        {
+            add(flag, address(n));
+        }
+        for label in labels.split(',').filter(|label| !label.is_empty()) {
+            add("--label", label.to_owned());
+        }
+        let node = Node { id, pid: 0, data_dir, client: address(0), admin: address(2), http: address(3), argv };
+        self.nodes.push(node);
+        self.restart(place);
+        place
+    }
+
     /// Makes all nodes children of this process, by stopping them and starting each by its own command line: only of
     /// its own children does the kernel tell how they ended.
     pub fn take_over(&mut self) {
@@ -347,7 +394,7 @@ impl Cluster {
 
     /// What the nodes said last: a failed test in CI leaves nothing else behind.
     fn show_logs(&self) {
-        for log in (0..NODES).map(|place| self.log(place)) {
+        for log in (0..self.nodes.len()).map(|place| self.log(place)) {
             let Ok(text) = std::fs::read_to_string(&log) else { continue };
             let lines: Vec<&str> = text.lines().collect();
             eprintln!("--- {}", log.display());

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
-use futures::future::join_all;
 use holdfast_client::{AdminClient, Error as ClientError, v1};
 use serde::Serialize;
 
 use crate::cli::host_port;
-use crate::commands::connect::{AdminArgs, leader_of};
+use crate::commands::connect::{AdminArgs, Statuses, leader_of};
+use crate::commands::health;
 use crate::exit::Exit;
+use crate::launch::render_labels;
 use crate::output::{self, Format, Table};
 
 /// Commands.
@@ -20,6 +21,8 @@ pub enum Cluster {
     Init(InitArgs),
     /// See every node, from any node, with or without a quorum.
     Status(AdminArgs),
+    /// Judge it: copies, failure domains, lag, leader. Exit 0 when nothing is wrong, 3 when something is, 4 when unknown.
+    Health(AdminArgs),
 }
 
 /// Flags of `init`.
@@ -41,6 +44,7 @@ pub async fn run(format: Format, command: Cluster) -> anyhow::Result<Exit> {
     match command {
         Cluster::Init(args) => init(format, &args).await,
         Cluster::Status(args) => status(format, &args).await,
+        Cluster::Health(args) => health::run(format, &args).await,
     }
 }
 
@@ -55,10 +59,12 @@ async fn init(format: Format, args: &InitArgs) -> anyhow::Result<Exit> {
     let cluster_id = answer.cluster_id;
     let value = serde_json::json!({
         "v": 1, "cluster_id": cluster_id, "cluster_name": args.name, "incarnation": answer.incarnation,
-        "nodes": args.nodes.len(),
+        "nodes": args.nodes.len(), "notes": answer.notes,
     });
     output::answer(format, &value, || {
-        format!("cluster {} ({cluster_id}) is founded with {} nodes", args.name, args.nodes.len())
+        let notes = answer.notes.iter().map(|note| format!("\nnote: {note}"));
+        let founded = format!("cluster {} ({cluster_id}) is founded with {} nodes", args.name, args.nodes.len());
+        std::iter::once(founded).chain(notes).collect()
     })?;
     Ok(Exit::Ok)
 }
@@ -78,12 +84,14 @@ struct StatusAnswer {
     leader_id: u64,
     nodes: Vec<NodeAnswer>,
     destinations: Vec<DestinationAnswer>,
-    checks: Vec<CheckAnswer>,
+    checks: Vec<health::CheckAnswer>,
 }
 
+/// A member, as programs read it.
 #[derive(Debug, Serialize)]
-struct NodeAnswer {
-    node_id: u64,
+pub struct NodeAnswer {
+    /// Its id.
+    pub node_id: u64,
     reachable: bool,
     role: &'static str,
     client: String,
@@ -92,6 +100,8 @@ struct NodeAnswer {
     http: String,
     labels: BTreeMap<String, String>,
     version: String,
+    identity: String,
+    draining: bool,
     #[serde(flatten)]
     raft: Option<RaftAnswer>,
 }
@@ -120,17 +130,10 @@ struct DestinationAnswer {
     last_error: String,
 }
 
-#[derive(Debug, Serialize)]
-struct CheckAnswer {
-    check_id: String,
-    severity: &'static str,
-    evidence: String,
-    remedy: String,
-}
-
 async fn status(format: Format, args: &AdminArgs) -> anyhow::Result<Exit> {
-    let (_, first) = args.first().await?;
-    let answers = ask_all(&first, args).await;
+    let statuses = args.statuses().await?;
+    let checks = health::checks_of(&statuses);
+    let Statuses { first, by_id: answers } = statuses;
     // The leader knows most about destinations; any other node's word will do.
     let leader_id = leader_of(&first);
     let best = answers.get(&leader_id).unwrap_or(&first);
@@ -142,7 +145,7 @@ async fn status(format: Format, args: &AdminArgs) -> anyhow::Result<Exit> {
         leader_id: leader_of(best),
         nodes: nodes(&first, &answers),
         destinations: best.destinations.iter().map(destination).collect(),
-        checks: best.checks.iter().map(check).collect(),
+        checks,
     };
     match format {
         Format::Table => print_status(&value)?,
@@ -152,23 +155,8 @@ async fn status(format: Format, args: &AdminArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Asks every member and every given endpoint; by node id.
-async fn ask_all(first: &v1::GetStatusResponse, args: &AdminArgs) -> BTreeMap<u64, v1::GetStatusResponse> {
-    let mut addresses: Vec<&str> = args.endpoints.iter().map(String::as_str).collect();
-    addresses.extend(first.nodes.iter().map(|node| node.admin_address.as_str()));
-    addresses.retain(|address| !address.is_empty());
-    addresses.sort_unstable();
-    addresses.dedup();
-    let ask = |address: &str| {
-        let admin = AdminClient::new(address).map(|admin| admin.with_deadline(Duration::from_secs(2)));
-        async move { admin?.status().await }
-    };
-    let answers = join_all(addresses.into_iter().map(ask)).await;
-    let by_id = |status: v1::GetStatusResponse| Some((status.self_.as_ref()?.node_id, status));
-    answers.into_iter().flatten().filter_map(by_id).collect()
-}
-
-fn nodes(first: &v1::GetStatusResponse, answers: &BTreeMap<u64, v1::GetStatusResponse>) -> Vec<NodeAnswer> {
+/// All members, with what they said of themselves.
+pub fn nodes(first: &v1::GetStatusResponse, answers: &BTreeMap<u64, v1::GetStatusResponse>) -> Vec<NodeAnswer> {
     let mut members: BTreeMap<u64, v1::Node> = first.nodes.iter().map(|node| (node.node_id, node.clone())).collect();
     for (id, status) in answers {
         if let Some(node) = &status.self_ {
@@ -208,6 +196,8 @@ fn node_answer(status: Option<&v1::GetStatusResponse>, node: v1::Node) -> NodeAn
         http: node.http_address,
         labels: node.labels.into_iter().collect(),
         version: node.version,
+        identity: node.identity,
+        draining: status.is_some_and(|status| status.draining),
         raft,
     }
 }
@@ -226,39 +216,18 @@ fn destination(status: &v1::DestinationStatus) -> DestinationAnswer {
     }
 }
 
-fn check(check: &v1::HealthCheck) -> CheckAnswer {
-    let severity = match v1::HealthSeverity::try_from(check.severity) {
-        Ok(v1::HealthSeverity::Warning) => "warning",
-        Ok(v1::HealthSeverity::Error) => "error",
-        Ok(v1::HealthSeverity::Unknown | v1::HealthSeverity::Unspecified) | Err(_) => "unknown",
-    };
-    CheckAnswer {
-        check_id: check.check_id.clone(),
-        severity,
-        evidence: check.evidence.clone(),
-        remedy: check.remedy.clone(),
-    }
-}
-
-fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
-    if value.cluster_id.is_empty() {
-        output::text("no cluster is founded here yet; run `holdfast cluster init`")?;
-    } else {
-        let leader = match value.leader_id {
-            0 => "no leader: writes wait".to_owned(),
-            id => format!("node {id} leads"),
-        };
-        output::text(format!("cluster {} ({}), {leader}", value.cluster_name, value.cluster_id))?;
-    }
+/// Members for people.
+pub fn node_table(nodes: &[NodeAnswer]) -> Table {
     let mut table =
         Table::new(&["node", "state", "client", "admin", "term", "last", "committed", "applied", "digest", "labels"]);
-    for node in &value.nodes {
-        let labels = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+    for node in nodes {
+        let labels = render_labels(&node.labels);
         let addresses = [node.client.clone(), node.admin.clone()];
         let raft = node.raft.as_ref();
         let state = match raft {
             None => "unreachable",
             Some(raft) if raft.is_leader => "leader",
+            Some(_) if node.draining => "draining",
             Some(_) => node.role,
         };
         let number = |of: fn(&RaftAnswer) -> u64| raft.map_or("-".to_owned(), |raft| of(raft).to_string());
@@ -273,7 +242,20 @@ fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
         let cells = [node.node_id.to_string(), state.to_owned()].into_iter().chain(addresses).chain(numbers);
         table.row(cells.chain([digest, labels]));
     }
-    table.print()?;
+    table
+}
+
+fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
+    if value.cluster_id.is_empty() {
+        output::text("no cluster is founded here yet; run `holdfast cluster init`")?;
+    } else {
+        let leader = match value.leader_id {
+            0 => "no leader: writes wait".to_owned(),
+            id => format!("node {id} leads"),
+        };
+        output::text(format!("cluster {} ({}), {leader}", value.cluster_name, value.cluster_id))?;
+    }
+    node_table(&value.nodes).print()?;
     for one in &value.destinations {
         let lag = one.lag_ms.map_or("unknown lag".to_owned(), |ms| format!("{ms} ms behind"));
         output::text(format!("offsite {}: durable to index {}, {lag}", one.name, one.durable_index))?;
@@ -281,8 +263,6 @@ fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
             output::text(format!("  last error: {}", one.last_error))?;
         }
     }
-    for one in &value.checks {
-        output::text(format!("{} {}: {}; clear it with: {}", one.severity, one.check_id, one.evidence, one.remedy))?;
-    }
+    health::print(&value.checks)?;
     Ok(())
 }

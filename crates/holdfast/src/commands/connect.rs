@@ -1,8 +1,12 @@
 //! Flags that say where the cluster is.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::future::join_all;
 use holdfast_client::{AdminClient, Client, v1};
+use holdfast_server::facts::Answers;
+use holdfast_survey::{Facts, Limits};
 
 use crate::cli::host_port;
 
@@ -62,24 +66,62 @@ impl AdminArgs {
         }
     }
 
-    /// The leader's admin listener, and whose it is.
+    /// The leader's admin listener, and whose it is. All nodes are asked: one that was taken out, or cut off, may still
+    /// name the leader of then.
     pub async fn leader(&self) -> anyhow::Result<(AdminClient, u64)> {
-        let (admin, status) = self.first().await?;
-        let leader_id = leader_of(&status);
-        if leader_id == 0 {
-            let message = format!("{} knows no leader; see `holdfast cluster status`", admin.address());
+        let statuses = self.statuses().await?;
+        let (facts, _) = statuses.facts();
+        let Some(leader_id) = facts.leader else {
+            let message = "no node leads, or none that a quorum confirmed lately; see `holdfast cluster health`";
             return Err(crate::exit::failure(crate::exit::Exit::Unreachable, message));
-        }
-        if status.self_.as_ref().is_some_and(|node| node.node_id == leader_id) {
-            return Ok((admin, leader_id));
-        }
-        let leader = status.nodes.iter().find(|node| node.node_id == leader_id);
-        match leader.filter(|leader| !leader.admin_address.is_empty()) {
+        };
+        let own = statuses.by_id.get(&leader_id).and_then(|status| status.self_.as_ref());
+        let known = || statuses.by_id.values().flat_map(|status| &status.nodes).find(|node| node.node_id == leader_id);
+        match own.or_else(known).filter(|leader| !leader.admin_address.is_empty()) {
             Some(leader) => Ok((AdminClient::new(&leader.admin_address)?, leader_id)),
             None => {
                 anyhow::bail!("node {leader_id} leads, but its admin address is not known; name it with --endpoint")
             }
         }
+    }
+}
+
+/// What the nodes of a cluster said of themselves.
+pub struct Statuses {
+    /// Of the first endpoint that answered.
+    pub first: v1::GetStatusResponse,
+    /// All answers, by node id.
+    pub by_id: BTreeMap<u64, v1::GetStatusResponse>,
+}
+
+impl AdminArgs {
+    /// Asks every endpoint, and every member that one of them names; needs no quorum.
+    pub async fn statuses(&self) -> anyhow::Result<Statuses> {
+        let (_, first) = self.first().await?;
+        let mut addresses: Vec<&str> = self.endpoints.iter().map(String::as_str).collect();
+        addresses.extend(first.nodes.iter().map(|node| node.admin_address.as_str()));
+        addresses.retain(|address| !address.is_empty());
+        addresses.sort_unstable();
+        addresses.dedup();
+        let ask = |address: &str| {
+            let admin = AdminClient::new(address).map(|admin| admin.with_deadline(Duration::from_secs(2)));
+            async move { admin?.status().await }
+        };
+        let answers = join_all(addresses.into_iter().map(ask)).await;
+        let own = |status: v1::GetStatusResponse| Some((status.self_.as_ref()?.node_id, status));
+        // Another cluster at a reused address says nothing about this one.
+        let of_this = |status: &v1::GetStatusResponse| status.cluster_id == first.cluster_id;
+        let by_id = answers.into_iter().flatten().filter(of_this).filter_map(own).collect();
+        Ok(Statuses { first, by_id })
+    }
+}
+
+impl Statuses {
+    /// What the survey judges, and by which thresholds.
+    pub fn facts(&self) -> (Facts, Limits) {
+        let statuses: Vec<v1::GetStatusResponse> = self.by_id.values().cloned().collect();
+        let answers = Answers { statuses: &statuses, asked_all: true };
+        (answers.facts(), answers.limits())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::atomic_file;
 use crate::cli::key_value;
 use crate::exit::{Exit, failure};
 use crate::interrupt::interrupted;
-use crate::launch::{Cluster, ClusterSpec, DEFAULT_PORT_BASE, Labels, Memo, parse_labels};
+use crate::launch::{Cluster, ClusterSpec, DEFAULT_PORT_BASE, Labels, Memo, parse_labels, render_labels};
 use crate::output::{self, Table};
 
 const WATCH: Duration = Duration::from_millis(200);
@@ -26,7 +26,7 @@ one that `restore run` filled is opened as the new cluster.
 
 Example:
   holdfast dev --data /tmp/hf --labels \"array=a1,site=x;array=a2,site=x;array=a3,site=y\" \\
-      --offsite file:///tmp/hf-offsite --set raft.snapshot_entries=1000")]
+      --offsite file:///tmp/hf-offsite --offsite-labels site=z --set raft.snapshot_entries=1000")]
 pub struct Args {
     /// Number of nodes [default: 3, or those that are there].
     #[arg(long, value_name = "N")]
@@ -46,6 +46,9 @@ pub struct Args {
     /// Where committed writes are copied to, for example file:///tmp/offsite; may be repeated.
     #[arg(long, value_name = "URL")]
     offsite: Vec<String>,
+    /// Failure domains of the destinations, one part per --offsite: "site=y,custody=vault;site=z".
+    #[arg(long, value_name = "LABELS", value_parser = parse_labels)]
+    offsite_labels: Option<Labels>,
     /// Any key of the configuration, for all nodes; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
@@ -109,10 +112,15 @@ fn spec(args: &Args) -> anyhow::Result<ClusterSpec> {
     let name = memo.as_ref().map_or(args.cluster_name.as_str(), |memo| memo.name.as_str());
     let mut spec = ClusterSpec::new(&args.data, count, port_base, name).map_err(|error| failure(Exit::Usage, error))?;
     if let Some(labels) = &args.labels {
-        spec.label(&labels.0).map_err(|error| failure(Exit::Usage, error))?;
+        spec.label(labels).map_err(|error| failure(Exit::Usage, error))?;
+    }
+    if let Some(labels) = &args.offsite_labels {
+        let checked = labels.check_count("--offsite-labels", "--offsite", args.offsite.len());
+        checked.map_err(|error| failure(Exit::Usage, error))?;
     }
     for node in &mut spec.nodes {
         node.offsite.clone_from(&args.offsite);
+        node.offsite_labels = args.offsite_labels.as_ref().map(|labels| labels.0.clone()).unwrap_or_default();
         node.set.clone_from(&args.set);
     }
     Ok(spec)
@@ -149,7 +157,7 @@ fn print(cluster: &Cluster, ready: &ReadyFile) -> anyhow::Result<()> {
     output::text(format!("cluster {} is ready, data in {}", spec.name, spec.dir.display()))?;
     let mut table = Table::new(&["node", "pid", "clients", "peers", "operators", "http", "labels"]);
     for (node, spec) in ready.nodes.iter().zip(&spec.nodes) {
-        let labels = spec.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        let labels = render_labels(&spec.labels);
         let addresses = [&node.client, &node.peer, &node.admin, &node.http].map(Clone::clone);
         let ids = [node.id.to_string(), node.pid.to_string()];
         table.row(ids.into_iter().chain(addresses).chain([labels]));

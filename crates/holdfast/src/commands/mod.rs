@@ -5,6 +5,8 @@ pub mod cluster;
 pub mod completion;
 pub mod connect;
 pub mod dev;
+pub mod domain;
+pub mod health;
 pub mod node;
 pub mod record;
 pub mod restore;
@@ -24,6 +26,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Dev(args) => block_on(dev::run(args)),
         Command::Demo(args) => block_on(unless_interrupted(crate::demo::run(args))),
         Command::Cluster(command) => block_on(unless_interrupted(cluster::run(format, command))),
+        Command::Domain(command) => block_on(unless_interrupted(domain::run(format, command))),
         Command::Node(command) => block_on(unless_interrupted(node::run(format, command))),
         Command::User(command) => block_on(unless_interrupted(user::run(format, command))),
         Command::Record(command) => block_on(unless_interrupted(record::run(format, command))),

@@ -150,7 +150,7 @@ fn dev_spec(args: &RunArgs, data: &Path, name: &str) -> anyhow::Result<ClusterSp
     let usage = |error| failure(Exit::Usage, error);
     let mut spec = ClusterSpec::new(data, args.nodes, args.port_base, name).map_err(usage)?;
     if let Some(labels) = &args.labels {
-        spec.label(&labels.0).map_err(usage)?;
+        spec.label(labels).map_err(usage)?;
     }
     std::fs::create_dir_all(&spec.dir)?;
     Ok(spec)
@@ -288,7 +288,19 @@ fn parse_node(text: &str) -> Result<NodeSpec, String> {
     let mut address = |key: &str| crate::cli::host_port(&take(key)?).map_err(|error| format!("{key}: {error}"));
     let (client, peer, admin, http) = (address("client")?, address("peer")?, address("admin")?, address("http")?);
     let log = data_dir.with_extension("log");
-    Ok(NodeSpec { id, data_dir, client, peer, admin, http, labels: values, log, offsite: Vec::new(), set: Vec::new() })
+    Ok(NodeSpec {
+        id,
+        data_dir,
+        client,
+        peer,
+        admin,
+        http,
+        labels: values,
+        log,
+        offsite: Vec::new(),
+        offsite_labels: Vec::new(),
+        set: Vec::new(),
+    })
 }
 
 #[cfg(test)]

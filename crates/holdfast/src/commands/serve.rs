@@ -5,6 +5,7 @@ use std::process::exit;
 
 use crate::cli::{host_port, key_value};
 use crate::exit::{Exit, failure};
+use crate::launch::{Labels, parse_labels, render_labels};
 
 /// Read when no other file is named.
 const DEFAULT_CONFIG: &str = "/etc/holdfast/holdfast.toml";
@@ -49,6 +50,9 @@ pub struct Args {
     /// Where committed writes are copied to, for example file:///mnt/vault; may be repeated.
     #[arg(long, value_name = "URL")]
     offsite: Vec<String>,
+    /// Failure domains of the destinations, one part per --offsite: "site=y,custody=vault;site=z".
+    #[arg(long, value_name = "LABELS", value_parser = parse_labels)]
+    offsite_labels: Option<Labels>,
     /// Allow listeners that other machines can reach, without TLS.
     #[arg(long)]
     insecure_plaintext: bool,
@@ -64,6 +68,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Some(file) => Some(file.as_path()),
         None => (!args.no_config && default.exists()).then_some(default),
     };
+    if let Some(labels) = &args.offsite_labels {
+        labels
+            .check_count("--offsite-labels", "--offsite", args.offsite.len())
+            .map_err(|error| failure(Exit::Usage, error))?;
+    }
     let config =
         holdfast_server::config::Config::load(file, &overrides(args)).map_err(|error| failure(Exit::Usage, error))?;
     match holdfast_server::run(config) {
@@ -86,8 +95,10 @@ fn overrides(args: &Args) -> Vec<(String, String)> {
     add("listen.admin", args.listen_admin.clone());
     add("listen.http", args.listen_http.clone());
     add("insecure_plaintext", args.insecure_plaintext.then(|| "true".to_owned()));
-    for url in &args.offsite {
+    for (index, url) in args.offsite.iter().enumerate() {
         add("offsite", Some(url.clone()));
+        let labels = args.offsite_labels.as_ref().and_then(|all| all.0.get(index));
+        add("offsite.labels", labels.filter(|labels| !labels.is_empty()).map(render_labels));
     }
     all.extend(args.labels.iter().map(|(key, value)| (format!("node.labels.{key}"), value.clone())));
     all.extend(args.set.iter().cloned());
@@ -104,12 +115,13 @@ mod tests {
     #[test]
     fn flags_become_keys_and_set_comes_last() {
         let line = "holdfast serve --no-config --node-id 2 --label array=a1 --offsite file:///x --offsite file:///y \
-                    --set node.id=3 --set log.filter=info,raft=debug";
+                    --offsite-labels ;site=z,custody=c --set node.id=3 --set log.filter=info,raft=debug";
         let Command::Serve(args) = Cli::parse_from(line.split_whitespace()).command else { panic!("serve") };
         let expected = [
             ("node.id", "2"),
             ("offsite", "file:///x"),
             ("offsite", "file:///y"),
+            ("offsite.labels", "custody=c,site=z"),
             ("node.labels.array", "a1"),
             ("node.id", "3"),
             ("log.filter", "info,raft=debug"),

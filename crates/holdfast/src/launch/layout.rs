@@ -39,6 +39,8 @@ pub struct NodeSpec {
     pub log: PathBuf,
     /// Destinations.
     pub offsite: Vec<String>,
+    /// Failure domains of the destinations, in their order; may be shorter.
+    pub offsite_labels: Vec<BTreeMap<String, String>>,
     /// Further configuration.
     pub set: Vec<(String, String)>,
 }
@@ -59,6 +61,10 @@ impl NodeSpec {
         }
         for url in &self.offsite {
             add("--offsite", url.clone());
+        }
+        if self.offsite_labels.iter().any(|labels| !labels.is_empty()) {
+            let parts = self.offsite_labels.iter().map(render_labels);
+            add("--offsite-labels", parts.collect::<Vec<_>>().join(";"));
         }
         for (key, value) in &self.set {
             add("--set", format!("{key}={value}"));
@@ -144,6 +150,7 @@ impl ClusterSpec {
                 labels: BTreeMap::new(),
                 log: dir.join("log").join(format!("n{index}.log")),
                 offsite: Vec::new(),
+                offsite_labels: Vec::new(),
                 set: Vec::new(),
             }
         });
@@ -152,14 +159,9 @@ impl ClusterSpec {
     }
 
     /// Gives each node its failure domains; fewer than nodes is an error.
-    pub fn label(&mut self, labels: &[BTreeMap<String, String>]) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            labels.len() == self.nodes.len(),
-            "--labels has {} parts for {} nodes; write one part per node, separated by ;",
-            labels.len(),
-            self.nodes.len()
-        );
-        for (node, labels) in self.nodes.iter_mut().zip(labels) {
+    pub fn label(&mut self, labels: &Labels) -> anyhow::Result<()> {
+        labels.check_count("--labels", "node", self.nodes.len())?;
+        for (node, labels) in self.nodes.iter_mut().zip(&labels.0) {
             node.labels.clone_from(labels);
         }
         Ok(())
@@ -177,9 +179,26 @@ impl ClusterSpec {
     }
 }
 
-/// Failure domains of all nodes, in their order.
+/// Failure domains of all nodes, or of all destinations, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels(pub Vec<BTreeMap<String, String>>);
+
+impl Labels {
+    /// One part for each of `count` things, or an error that says so.
+    pub fn check_count(&self, flag: &str, thing: &str, count: usize) -> anyhow::Result<()> {
+        let parts = self.0.len();
+        anyhow::ensure!(
+            parts == count,
+            "{flag} has {parts} parts for {count} of {thing}; write one part for each, separated by ;"
+        );
+        Ok(())
+    }
+}
+
+/// Labels of one thing as `array=a1,site=x`.
+pub fn render_labels(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
 
 /// Reads `array=a1,site=x;array=a2,site=x`: one part per node, an empty part for none.
 pub fn parse_labels(text: &str) -> Result<Labels, String> {
@@ -198,14 +217,14 @@ mod tests {
     fn the_layout_is_the_contract() {
         let mut spec = ClusterSpec::new(Path::new("/d"), 3, 9000, "dev").expect("fits");
         let labels = parse_labels("array=a1,site=x;array=a2;").expect("parses");
-        spec.label(&labels.0).expect("three parts");
+        spec.label(&labels).expect("three parts");
         let node = &spec.nodes[1];
         assert_eq!((node.id, node.data_dir.to_str()), (2, Some("/d/n1")));
         let addresses = [&node.client, &node.peer, &node.admin, &node.http];
         assert_eq!(addresses, ["127.0.0.1:9010", "127.0.0.1:9011", "127.0.0.1:9012", "127.0.0.1:9013"]);
         assert_eq!(node.labels["array"], "a2");
         assert!(spec.nodes[2].labels.is_empty());
-        assert!(spec.label(&labels.0[..2]).is_err());
+        assert!(spec.label(&Labels(labels.0[..2].to_vec())).is_err());
     }
 
     #[test]

@@ -7,6 +7,6 @@ mod process;
 mod seats;
 
 pub use cluster::Cluster;
-pub use layout::{ClusterSpec, DEFAULT_PORT_BASE, Labels, Memo, NodeSpec, parse_labels};
+pub use layout::{ClusterSpec, DEFAULT_PORT_BASE, Labels, Memo, NodeSpec, parse_labels, render_labels};
 pub use ports::{free_base, is_free};
 pub use seats::seat;

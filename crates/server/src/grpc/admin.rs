@@ -1,7 +1,8 @@
 //! `AdminService`, on its own listener.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_model::command::{Command, Genesis};
@@ -9,9 +10,12 @@ use holdfast_model::id::{Incarnation, NodeId};
 use holdfast_model::limits;
 use holdfast_model::outcome::Outcome;
 use holdfast_replica::{Member, MembershipError, ProposeError};
+use holdfast_survey::CheckId;
+use holdfast_wire::reply;
 use holdfast_wire::status::Refusal;
 use holdfast_wire::v1;
 use holdfast_wire::v1::admin_service_server::AdminService;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
@@ -21,11 +25,13 @@ use crate::operations::Job;
 /// How long founding may take: an election and one entry.
 const FOUND_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a planned transfer may take.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Operators' calls.
 pub struct Admin {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    /// Held while a change of members is judged and written down.
+    pub(super) changing: Mutex<()>,
 }
 
 fn random_u64() -> Result<u64, Refusal> {
@@ -37,7 +43,7 @@ fn random_u64() -> Result<u64, Refusal> {
 impl Admin {
     /// Over this node.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, changing: Mutex::default() }
     }
 
     fn node(&self, id: u64, member: &Member, voters: &[u64]) -> v1::Node {
@@ -54,7 +60,7 @@ impl Admin {
         }
     }
 
-    fn status(&self) -> v1::GetStatusResponse {
+    pub(super) fn status(&self) -> v1::GetStatusResponse {
         let shared = &self.shared;
         let sys = shared.replica.sys();
         let status = shared.replica.status();
@@ -88,7 +94,14 @@ impl Admin {
             digest: sys.digest.0.to_vec().into(),
             digest_index: applied.index(),
             matched_index: status.matched.clone().into_iter().collect(),
-            leader_contact_age: None,
+            leader_contact_age: status.leader_contact_age.map(|age| duration_ms(millis(age))),
+            voter_sets: status
+                .configs
+                .iter()
+                .map(|set| v1::VoterSet { node_ids: set.iter().copied().collect() })
+                .collect(),
+            silence_ms: status.silence.iter().map(|(id, silence)| (*id, millis(*silence))).collect(),
+            diverged: false,
         };
         v1::GetStatusResponse {
             cluster_id: sys.history.as_ref().map(|history| hex(&history.cluster_id)).unwrap_or_default(),
@@ -97,12 +110,19 @@ impl Admin {
             self_: Some(own),
             nodes: status.members.iter().map(|(id, member)| self.node(*id, member, &status.voters)).collect(),
             groups: vec![group],
-            destinations: self.destinations(&sys, status.committed_index),
+            destinations: self.destinations(&sys, applied.index()),
             checks: self.checks(&status),
+            storage: None,
+            draining: shared.draining.load(Ordering::Acquire),
+            limits: Some(v1::HealthLimits {
+                offsite_lag_ms_max: config.offsite_lag_ms_max,
+                replica_lag_entries_max: config.replica_lag_entries_max,
+                placement_keys: config.placement_keys.clone(),
+            }),
         }
     }
 
-    fn destinations(&self, sys: &holdfast_model::state::Sys, committed: u64) -> Vec<v1::DestinationStatus> {
+    fn destinations(&self, sys: &holdfast_model::state::Sys, applied: u64) -> Vec<v1::DestinationStatus> {
         let shipper = &self.shared.shipper;
         shipper
             .destinations()
@@ -110,15 +130,17 @@ impl Admin {
             .map(|destination| {
                 let fact = sys.offsite.get(&destination.name);
                 let durable_index = fact.map_or(0, |fact| fact.index);
-                let lag_ms = fact.map_or(0, |fact| sys.now.0.saturating_sub(fact.at.0));
+                let lag = shipper.lag(durable_index, applied);
                 v1::DestinationStatus {
                     name: destination.name.clone(),
                     labels: destination.labels.clone().into_iter().collect(),
                     durable_index,
-                    lag: (durable_index < committed).then(|| duration_ms(lag_ms)),
-                    verified_index: 0,
-                    verify_time: None,
+                    lag: lag.map(|lag| duration_ms(millis(lag))),
+                    // The shipper reads back what it wrote before it makes it a fact.
+                    verified_index: durable_index,
+                    verify_time: fact.map(|fact| reply::timestamp(fact.at)),
                     last_error: shipper.state_of(&destination.name).error,
+                    required: destination.required,
                 }
             })
             .collect()
@@ -135,20 +157,20 @@ impl Admin {
                 remedy: remedy.to_owned(),
             });
         };
-        if status.leader_id == 0 {
-            check(
-                "NO_LEADER",
-                v1::HealthSeverity::Error,
-                "this node knows no leader".into(),
-                "start the other nodes, then `holdfast cluster status`",
-            );
-        }
         if self.shared.replica.is_displaced() {
             check(
                 "IDENTITY_MISMATCH",
                 v1::HealthSeverity::Error,
                 "the cluster knows this node id under another data directory: the disk was replaced or wiped".into(),
                 "give this node its old directory back; on an empty disk it takes no part under this id",
+            );
+        }
+        if self.shared.replica.is_removed() {
+            check(
+                "NODE_REMOVED",
+                v1::HealthSeverity::Warning,
+                "this node was taken out of the cluster; it serves nobody".into(),
+                "stop it, and keep its data directory until the others are well",
             );
         }
         if status.recovering {
@@ -195,6 +217,8 @@ impl Admin {
                 ),
             });
         }
+        let notes = self.check_placement(&members)?;
+        let members = self.identified(members).await?;
         let ids: Vec<NodeId> = members.keys().map(|id| NodeId(*id)).collect();
         shared.replica.initialize(members).await.map_err(refused)?;
         let mut cluster_id = [0; 16];
@@ -208,7 +232,28 @@ impl Admin {
             parent: None,
             members: ids,
         };
-        self.found(genesis).await
+        let founded = self.found(genesis).await?;
+        Ok(v1::InitClusterResponse { notes, ..founded })
+    }
+
+    /// Refuses voters of which a majority stands in one domain of a configured key; says what else they share.
+    fn check_placement(&self, voters: &BTreeMap<u64, Member>) -> Result<Vec<String>, Refusal> {
+        let voters: BTreeMap<u64, BTreeMap<String, String>> =
+            voters.iter().map(|(id, member)| (*id, member.labels.clone())).collect();
+        let configured: Vec<&str> = self.shared.config.placement_keys.iter().map(String::as_str).collect();
+        let violations = holdfast_survey::placement(configured.iter().copied(), &voters);
+        if !violations.is_empty() {
+            return Err(Refusal::Precondition {
+                reason: CheckId::QuorumOneDomain.as_str(),
+                message: format!(
+                    "{}; spread the voters, correct their labels, or take the key out of placement.keys",
+                    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+                ),
+            });
+        }
+        let carried: BTreeSet<&str> = voters.values().flat_map(|labels| labels.keys()).map(String::as_str).collect();
+        let carried = carried.into_iter().filter(|key| !matches!(*key, "firmware" | "custody"));
+        Ok(holdfast_survey::placement(carried, &voters).iter().map(ToString::to_string).collect())
     }
 
     /// The group has this node's lifetimes and quotas before anyone is told that it is founded. Where the leader's
@@ -232,6 +277,7 @@ impl Admin {
                 return Ok(v1::InitClusterResponse {
                     cluster_id: hex(&history.cluster_id),
                     incarnation: history.incarnation.0,
+                    notes: Vec::new(),
                 });
             }
             if Instant::now() >= deadline {
@@ -291,39 +337,45 @@ impl Admin {
 
 fn members_of(nodes: Vec<v1::Node>) -> Result<BTreeMap<u64, Member>, Refusal> {
     let mut members = BTreeMap::new();
-    let mut addresses = std::collections::BTreeSet::new();
+    let mut addresses = BTreeSet::new();
     if nodes.is_empty() {
         return Err(Refusal::field("voters", "must name at least one node"));
     }
     for (index, node) in nodes.into_iter().enumerate() {
-        let field = |name: &str| format!("voters[{index}].{name}");
-        if node.node_id == 0 {
-            return Err(Refusal::field(field("node_id"), "must not be 0"));
+        let field = format!("voters[{index}]");
+        let (id, member) = member_of(&field, node)?;
+        if !addresses.insert(member.peer_address.clone()) {
+            return Err(Refusal::field(format!("{field}.peer_address"), "is named twice"));
         }
-        if !addresses.insert(node.peer_address.clone()) {
-            return Err(Refusal::field(field("peer_address"), "is named twice"));
-        }
-        for (name, address) in [("peer_address", &node.peer_address), ("client_address", &node.client_address)] {
-            if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-                return Err(Refusal::field(field(name), "must be host:port"));
-            }
-        }
-        let member = Member {
-            client_address: node.client_address,
-            peer_address: node.peer_address,
-            admin_address: node.admin_address,
-            http_address: node.http_address,
-            labels: node.labels.into_iter().collect(),
-            identity: node.identity,
-        };
-        if members.insert(node.node_id, member).is_some() {
-            return Err(Refusal::field(field("node_id"), format!("{} is named twice", node.node_id)));
+        if members.insert(id, member).is_some() {
+            return Err(Refusal::field(format!("{field}.node_id"), format!("{id} is named twice")));
         }
     }
     Ok(members)
 }
 
-fn refused(error: MembershipError) -> Refusal {
+/// A node as operators name it, checked.
+pub(super) fn member_of(field: &str, node: v1::Node) -> Result<(u64, Member), Refusal> {
+    if node.node_id == 0 {
+        return Err(Refusal::field(format!("{field}.node_id"), "must not be 0"));
+    }
+    for (name, address) in [("peer_address", &node.peer_address), ("client_address", &node.client_address)] {
+        if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            return Err(Refusal::field(format!("{field}.{name}"), "must be host:port"));
+        }
+    }
+    let member = Member {
+        client_address: node.client_address,
+        peer_address: node.peer_address,
+        admin_address: node.admin_address,
+        http_address: node.http_address,
+        labels: node.labels.into_iter().collect(),
+        identity: node.identity,
+    };
+    Ok((node.node_id, member))
+}
+
+pub(super) fn refused(error: MembershipError) -> Refusal {
     let reason = match &error {
         MembershipError::Refused(_) => "REFUSED",
         MembershipError::NotLeader { .. } => "NOT_LEADER",
@@ -335,6 +387,10 @@ fn refused(error: MembershipError) -> Refusal {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn duration_ms(ms: u64) -> holdfast_wire::Duration {
@@ -354,16 +410,22 @@ impl AdminService for Admin {
         Ok(Response::new(self.init(request.into_inner()).await?))
     }
 
-    async fn add_node(&self, _: Request<v1::AddNodeRequest>) -> Result<Response<v1::AddNodeResponse>, Status> {
-        Err(Refusal::Unsupported("AddNode").into())
+    async fn add_node(&self, request: Request<v1::AddNodeRequest>) -> Result<Response<v1::AddNodeResponse>, Status> {
+        Ok(Response::new(self.add(request.into_inner()).await?))
     }
 
-    async fn remove_node(&self, _: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::RemoveNodeResponse>, Status> {
-        Err(Refusal::Unsupported("RemoveNode").into())
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        Ok(Response::new(self.remove(request.into_inner()).await?))
     }
 
-    async fn drain_node(&self, _: Request<v1::DrainNodeRequest>) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        Err(Refusal::Unsupported("DrainNode").into())
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        Ok(Response::new(self.drain(request.into_inner()).await?))
     }
 
     async fn transfer_leader(

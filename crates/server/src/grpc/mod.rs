@@ -5,6 +5,7 @@ mod changes;
 mod devices;
 mod edge;
 mod manifest;
+mod members;
 mod records;
 mod sync;
 mod users;
@@ -118,7 +119,7 @@ pub fn unproposed(error: ProposeError) -> Refusal {
 impl Shared {
     /// Refuses calls while the node goes down or belongs to no cluster.
     pub fn check_serving(&self) -> Result<(), Refusal> {
-        if self.draining.load(Ordering::Acquire) {
+        if self.draining.load(Ordering::Acquire) || self.replica.is_removed() {
             return Err(Refusal::Draining);
         }
         if self.replica.is_opened(&self.replica.sys()) { Ok(()) } else { Err(Refusal::NotFounded) }

@@ -1,0 +1,241 @@
+//! From what nodes say of themselves to the facts that the survey judges.
+//!
+//! Invariants: only a leader that a quorum confirmed lately knows what is committed and who takes part; a node's own word
+//! proves what is on its disk, not what others acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_survey::{Copy, CopyId, Facts, Freshness, Kind, Limits, Running};
+use holdfast_wire::v1;
+
+/// A leader that heard no quorum for so long may be deposed; a member not heard for so long takes no part.
+pub const SILENCE_MS_MAX: u64 = 2000;
+
+/// Facts of the group of these answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Answers<'a> {
+    /// What nodes said, one answer each.
+    pub statuses: &'a [v1::GetStatusResponse],
+    /// Every member was asked: one that did not answer is down.
+    pub asked_all: bool,
+}
+
+fn node_id(status: &v1::GetStatusResponse) -> u64 {
+    status.self_.as_ref().map_or(0, |node| node.node_id)
+}
+
+fn millis(age: &holdfast_wire::Duration) -> u64 {
+    u64::try_from(age.seconds).unwrap_or(0) * 1000 + u64::try_from(age.nanos).unwrap_or(0) / 1_000_000
+}
+
+fn heard_lately(group: &v1::GroupStatus) -> bool {
+    group.leader_contact_age.as_ref().is_some_and(|age| millis(age) <= SILENCE_MS_MAX)
+}
+
+impl<'a> Answers<'a> {
+    /// The answer of the leader, if one is sure to lead.
+    fn leader(&self) -> Option<(&'a v1::GetStatusResponse, &'a v1::GroupStatus)> {
+        let leads = self.statuses.iter().filter_map(|status| {
+            let group = status.groups.first()?;
+            (group.leader_id != 0 && group.leader_id == node_id(status) && heard_lately(group))
+                .then_some((status, group))
+        });
+        leads.max_by_key(|(_, group)| group.term)
+    }
+
+    /// The answer to take members and destinations from.
+    fn best(&self) -> Option<&'a v1::GetStatusResponse> {
+        let newest = || {
+            let committed = |status: &&v1::GetStatusResponse| status.groups.first().map(|group| group.committed_index);
+            self.statuses.iter().max_by_key(committed)
+        };
+        self.leader().map(|(status, _)| status).or_else(newest)
+    }
+
+    /// What the survey judges.
+    pub fn facts(&self) -> Facts {
+        let Some(best) = self.best() else { return Facts::default() };
+        let leader = self.leader();
+        let by_id: BTreeMap<u64, &v1::GetStatusResponse> =
+            self.statuses.iter().map(|status| (node_id(status), status)).collect();
+        let nodes = best.nodes.iter().map(|node| self.node(node, leader.map(|(_, group)| group), &by_id));
+        let objective = self.limits().offsite_lag_ms_max;
+        let destinations = best.destinations.iter().map(|status| destination(status, objective));
+        let sets = best.groups.first().into_iter().flat_map(|group| &group.voter_sets);
+        // A follower that hears its leader vouches for it, if not for what it committed.
+        let believed = self.statuses.iter().filter_map(|status| status.groups.first());
+        let believed = believed.filter(|group| group.leader_id != 0 && heard_lately(group));
+        Facts {
+            copies: nodes.chain(destinations).collect(),
+            configs: sets.map(|set| set.node_ids.iter().copied().collect::<BTreeSet<u64>>()).collect(),
+            leader: believed.max_by_key(|group| group.term).map(|group| group.leader_id),
+            commit_index: leader.map(|(_, group)| group.committed_index),
+        }
+    }
+
+    fn node(
+        &self,
+        node: &v1::Node,
+        leader: Option<&v1::GroupStatus>,
+        by_id: &BTreeMap<u64, &v1::GetStatusResponse>,
+    ) -> Copy {
+        let id = node.node_id;
+        let own = by_id.get(&id).and_then(|status| status.groups.first());
+        let running = match leader {
+            Some(group) if group.leader_id == id => Running::Up,
+            Some(group) if group.silence_ms.get(&id).is_some_and(|silence| *silence <= SILENCE_MS_MAX) => Running::Up,
+            Some(_) => Running::Down,
+            None if own.is_some() => Running::Up,
+            None if self.asked_all => Running::Down,
+            None => Running::Unknown,
+        };
+        // What a node says is committed is in its own log.
+        let acknowledged = leader.and_then(|group| group.matched_index.get(&id).copied());
+        let index = acknowledged.max(own.map(|group| group.committed_index));
+        let kind = match node.role() {
+            v1::NodeRole::Voter => Kind::Voter,
+            v1::NodeRole::Learner | v1::NodeRole::Unspecified => Kind::Learner,
+        };
+        let labels = node.labels.clone().into_iter().collect();
+        let digest =
+            own.filter(|group| group.digest_index > 0).map(|group| (group.digest_index, group.digest.to_vec()));
+        Copy { running, digest, ..Copy::node(id, kind, labels, index) }
+    }
+
+    /// The thresholds that the nodes are configured with.
+    pub fn limits(&self) -> Limits {
+        match self.best().and_then(|status| status.limits.as_ref()) {
+            None => Limits::default(),
+            Some(limits) => Limits {
+                offsite_lag_ms_max: limits.offsite_lag_ms_max,
+                replica_lag_entries_max: limits.replica_lag_entries_max,
+                placement_keys: limits.placement_keys.clone(),
+            },
+        }
+    }
+}
+
+fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
+    let lag_ms = status.lag.as_ref().map(millis);
+    // A cluster that was founded this moment is as far behind as its objective allows, no further.
+    let is_new = lag_ms.is_none_or(|lag| lag <= objective_ms) && status.last_error.is_empty();
+    let freshness = match status.durable_index {
+        0 if is_new => Freshness::Verified,
+        0 if status.last_error.is_empty() => Freshness::Stale("nothing was shipped there and read back yet".into()),
+        0 => Freshness::Stale(status.last_error.clone()),
+        _ => Freshness::Verified,
+    };
+    let index = (freshness == Freshness::Verified).then_some(status.durable_index);
+    Copy {
+        id: CopyId::Destination(status.name.clone()),
+        freshness,
+        lag_ms,
+        ..Copy::archive(&status.name, status.labels.clone().into_iter().collect(), index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_survey::{Answer, CheckId, Domain, Loss, checks, survive};
+
+    use super::*;
+
+    fn duration(ms: u64) -> Option<holdfast_wire::Duration> {
+        Some(holdfast_wire::Duration { seconds: (ms / 1000) as i64, nanos: (ms % 1000 * 1_000_000) as i32 })
+    }
+
+    fn member(id: u64) -> v1::Node {
+        v1::Node {
+            node_id: id,
+            labels: [("array".to_owned(), format!("a{id}"))].into(),
+            role: v1::NodeRole::Voter.into(),
+            ..Default::default()
+        }
+    }
+
+    /// What node `id` of three says while node 1 leads; 1 and 2 hold entry 100, and 3 was cut off at 60.
+    fn status(id: u64) -> v1::GetStatusResponse {
+        let leads = id == 1;
+        v1::GetStatusResponse {
+            self_: Some(member(id)),
+            nodes: (1..=3).map(member).collect(),
+            groups: vec![v1::GroupStatus {
+                term: 5,
+                leader_id: 1,
+                committed_index: if id == 3 { 55 } else { 100 },
+                matched_index: if leads { [(1, 100), (2, 100), (3, 60)].into() } else { Default::default() },
+                silence_ms: if leads { [(2, 20), (3, 9000)].into() } else { Default::default() },
+                leader_contact_age: duration(if id == 3 { 9000 } else { 30 }),
+                voter_sets: vec![v1::VoterSet { node_ids: vec![1, 2, 3] }],
+                ..Default::default()
+            }],
+            destinations: vec![v1::DestinationStatus { name: "vault".into(), durable_index: 90, ..Default::default() }],
+            ..Default::default()
+        }
+    }
+
+    fn lost(ids: &[u64]) -> Vec<Domain> {
+        ids.iter().map(|id| format!("array=a{id}").parse().expect("a domain")).collect()
+    }
+
+    #[test]
+    fn the_leader_knows_what_is_committed_and_who_takes_part() {
+        let statuses = [status(1), status(2), status(3)];
+        let mut facts = Answers { statuses: &statuses, asked_all: true }.facts();
+        assert_eq!((facts.leader, facts.commit_index), (Some(1), Some(100)));
+        let running: Vec<Running> = facts.copies.iter().map(|copy| copy.running).collect();
+        assert_eq!(running[..3], [Running::Up, Running::Up, Running::Down], "3 answers us, but not its leader");
+        assert_eq!(facts.copies[2].index, Some(60));
+        assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Entries(10), "the vault is at 90");
+        facts.copies.retain(|copy| copy.kind.is_node());
+        assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Entries(40));
+    }
+
+    #[test]
+    fn without_a_leader_what_is_committed_is_unknown() {
+        let mut statuses = [status(2), status(3)];
+        for status in &mut statuses {
+            status.groups[0].leader_contact_age = duration(3000);
+        }
+        let facts = Answers { statuses: &statuses, asked_all: true }.facts();
+        assert_eq!((facts.leader, facts.commit_index), (None, None));
+        assert_eq!(facts.copies[0].running, Running::Down, "it was asked and did not answer");
+        assert_eq!(facts.copies[0].index, None);
+        assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Unknown);
+        assert_eq!(survive(&facts, &lost(&[1])).writes, Answer::Yes);
+        assert!(checks(&facts, &Limits::default()).iter().any(|check| check.id == CheckId::NoLeader));
+        let facts = Answers { statuses: &statuses, asked_all: false }.facts();
+        assert_eq!(facts.copies[0].running, Running::Unknown);
+    }
+
+    #[test]
+    fn a_deposed_leader_is_not_believed() {
+        let mut old = status(1);
+        old.groups[0].leader_contact_age = duration(60_000);
+        old.groups[0].committed_index = 120;
+        let mut new = status(2);
+        new.groups[0] = v1::GroupStatus { term: 6, leader_id: 2, ..status(1).groups[0].clone() };
+        let statuses = [old, new];
+        let facts = Answers { statuses: &statuses, asked_all: true }.facts();
+        assert_eq!((facts.leader, facts.commit_index), (Some(2), Some(100)));
+        assert!(Answers { statuses: &[], asked_all: true }.facts().copies.is_empty());
+    }
+
+    #[test]
+    fn a_destination_counts_once_something_was_read_back_from_there() {
+        let mut one = status(1);
+        one.destinations[0].durable_index = 0;
+        one.destinations[0].last_error = "permission denied".into();
+        let facts = Answers { statuses: &[one], asked_all: false }.facts();
+        let vault = facts.copies.last().expect("the vault");
+        assert_eq!((vault.index, &vault.freshness), (None, &Freshness::Stale("permission denied".into())));
+
+        let mut new = status(1);
+        new.destinations[0] = v1::DestinationStatus { lag: duration(400), ..Default::default() };
+        let facts =
+            |one: &v1::GetStatusResponse| Answers { statuses: std::slice::from_ref(one), asked_all: false }.facts();
+        assert_eq!(facts(&new).copies.last().expect("it").index, Some(0), "nothing had to be there yet");
+        new.destinations[0].lag = duration(5001);
+        assert_eq!(facts(&new).copies.last().expect("it").index, None);
+    }
+}
