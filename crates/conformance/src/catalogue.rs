@@ -28,6 +28,8 @@ pub enum Lane {
     Faults,
     /// One after the other, on clusters that are lost and restored.
     Disaster,
+    /// After those of `Disaster`: on the public cluster, and on the restored one.
+    Both,
     /// When all others have ended.
     Last,
 }
@@ -98,7 +100,7 @@ catalogue! {
     31 Brisk devices::c31_a_tombstone_is_kept_until_age_and_acks
     32 Brisk devices::c32_an_expired_token_reconciles_by_manifest
     33 Public devices::c33_a_ttl_ends_in_a_committed_tombstone
-    35 Public quota::c35_the_quota_is_exact_under_concurrency
+    35 Both quota::c35_the_quota_is_exact_under_concurrency
     36 Public reads::c36_at_least_reads_own_writes_on_followers
     37 Faults minority::c37_a_deposed_leader_answers_no_linearizable_read
     38 Faults reads::c38_max_staleness_is_honoured_or_refused

@@ -121,7 +121,7 @@ pub async fn run(options: &Options, said: impl Fn(&Row) + Send + Sync + Clone + 
 async fn set_up(options: &Options, tests: &[&Test]) -> anyhow::Result<(Option<Arc<Stage>>, Option<Cluster>)> {
     let Subject::Binary { holdfast, dir } = &options.subject else { return Ok((None, None)) };
     let stage = Arc::new(Stage::new(holdfast, dir, options.seed, options.transfers)?);
-    if tests.iter().all(|test| !matches!(test.lane, Lane::Public | Lane::Last)) {
+    if tests.iter().all(|test| !matches!(test.lane, Lane::Public | Lane::Both | Lane::Last)) {
         return Ok((Some(stage), None));
     }
     let set = [
@@ -142,7 +142,11 @@ impl Bench {
         let public = tests.iter().filter(|test| matches!(test.lane, Lane::Public | Lane::Brisk));
         let public = stream::iter(public).map(|test| self.one(test)).buffer_unordered(ABREAST).collect::<Vec<_>>();
         let faults = self.row_by_row(tests, Lane::Faults);
-        let disaster = self.row_by_row(tests, Lane::Disaster);
+        let disaster = async {
+            let mut rows = self.row_by_row(tests, Lane::Disaster).await;
+            rows.extend(self.row_by_row(tests, Lane::Both).await);
+            rows
+        };
         // Two cores carry the public tests and one cluster more.
         let (public, disaster) = tokio::join!(public, disaster);
         let faults = faults.await;

@@ -190,6 +190,7 @@ pub async fn c41_a_watch_loses_no_wake_up(case: &Case) -> Outcome {
     hint_is_enough(case, &mut watchers[0], &users[0]).await?;
     drop(watchers);
     early_and_late(case, &users[0], versions[&users[0]]).await?;
+    opening(case).await?;
     removal(case, &users[1], &users[2]).await?;
     slow(case).await?;
     refusals(case, &users[0]).await
@@ -236,6 +237,32 @@ async fn early_and_late(case: &Case, user: &str, version: u64) -> Outcome {
     check_eq!(watcher.hints, 0, "hints of a user never seen");
     let version = case.put(&nobody, "a", "first").await?.version;
     watcher.hears_of(&nobody, version).await.map_err(|failure| failure.at("a user never seen before"))
+}
+
+/// Users change while a stream is opened for them: between the server's look at their heads and what it hears of them
+/// there is no gap.
+async fn opening(case: &Case) -> Outcome {
+    let users: Vec<String> = (0..12).map(|n| case.user(&format!("opening{n}"))).collect();
+    // Users of whom nobody has heard: looking for them takes the server a while.
+    let crowd = (0..4000).map(|n| (case.user(&format!("crowd{n}")), String::new()));
+    let mut tokens: BTreeMap<String, String> = crowd.collect();
+    for round in 0..6 {
+        for user in &users {
+            tokens.insert(user.clone(), case.device(user).await?.token);
+        }
+        let mut watcher = Watcher::new(&case.target, round % case.target.nodes.len(), tokens.clone());
+        let writes = (0u64..).zip(&users).map(|(n, user)| async move {
+            tokio::time::sleep(Duration::from_millis(3 * n)).await;
+            Ok::<_, Failure>(case.put(user, "a", &format!("opening {round}")).await?.version)
+        });
+        let (first, written) = tokio::join!(watcher.next(), futures::future::join_all(writes));
+        first?;
+        for (user, version) in users.iter().zip(written) {
+            let heard = watcher.hears_of(user, version?).await;
+            heard.map_err(|failure| failure.at("a write while the stream was opened"))?;
+        }
+    }
+    Ok(())
 }
 
 async fn removal(case: &Case, kept: &str, removed: &str) -> Outcome {

@@ -375,6 +375,52 @@ async fn refused_uploads(scene: &Scene, target: &Target, past: &Past) -> Outcome
     Ok(())
 }
 
+/// Of 35: who is at the quota, and by re-uploads beyond it, gets back all that a rollback lost and can delete; whatever
+/// else grows is refused.
+pub async fn a_full_user_gets_back_what_was_lost(case: &Case) -> Outcome {
+    let scene = &*case.stage()?.scene(&case.run).await?;
+    let (target, past) = (scene.target().await?, &scene.pasts[9]);
+    let (client, user) = (target.client(), &past.user);
+    let usage = async |id: &str, payload: &str| -> Result<v1::Usage, Failure> {
+        Ok(client.write(batch(user, vec![put(id, payload)])).await?.usage.unwrap_or_default())
+    };
+    // The leader's configuration becomes the group's a moment after the new history was opened.
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut now = usage("filler", "0").await?;
+    while now.quota_bytes == 0 {
+        check!(Instant::now() < end, "expected a quota on the restored cluster within 10 s, saw none");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        now = usage("filler", &format!("{:?}", Instant::now())).await?;
+    }
+    for n in 0.. {
+        let room = usize::try_from(now.quota_bytes.saturating_sub(now.used_bytes)).unwrap_or(0);
+        if room == 0 {
+            break;
+        }
+        now = usage(&format!("filler {n}"), &"f".repeat(room.min(1 << 20))).await?;
+    }
+    let full = async |when: &str| -> Outcome {
+        match client.write(batch(user, vec![put("more", "x")])).await {
+            Err(Error::Overloaded { reason, retry_after: None, .. }) if reason == "USER_QUOTA" => Ok(()),
+            other => Err(Failure::broken(format!("{when}: expected a byte more refused as USER_QUOTA, saw {other:?}"))),
+        }
+    };
+    full("filled to the last byte").await?;
+    for request in uploads(scene, past, &past.laptop) {
+        let taken = send(&target, request).await.map_err(|failure| failure.at("a re-upload of a full user"))?;
+        check!(taken, "expected each re-upload of a full user to be taken, saw one refused");
+    }
+    let mut device = Device::new(user);
+    device.sync(client, 0).await?;
+    let mut found = device.contents();
+    found.retain(|(_, id), _| !id.starts_with("filler"));
+    check_eq!(found, past.laptop.contents(), "state of a full user after the re-uploads");
+    full("beyond the quota by re-uploads").await?;
+    let after = client.write(batch(user, vec![delete("k4")])).await?.usage.unwrap_or_default();
+    check!(after.used_bytes > after.quota_bytes, "expected to be beyond the quota (the test's premise), saw {after:?}");
+    Ok(())
+}
+
 /// 29: A lost delete that is sent again holds: against older content that comes later, after older content that came
 /// before, and where nothing is stored.
 ///

@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 use crate::case::{batch, delete, put};
 use crate::device::Device;
 use crate::failure::Failure;
-use crate::stage::{Stage, target_of};
+use crate::stage::{QUOTA_BYTES, Stage, target_of};
 use crate::target::Target;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,11 +56,13 @@ pub struct Scene {
     archive: String,
     dir: PathBuf,
     holdfast: PathBuf,
+    /// Of `holdfast dev`, for restored clusters.
+    args: Vec<String>,
     running: Mutex<Option<Cluster>>,
 }
 
 /// Users with equal pasts; each test takes its own.
-const PASTS: usize = 9;
+const PASTS: usize = 10;
 
 impl Scene {
     /// Plays everything up to the first restore.
@@ -106,6 +108,7 @@ impl Scene {
             archive: format!("file://{}", offsite.display()),
             dir,
             holdfast: stage.holdfast.clone(),
+            args: stage.arguments(&[format!("quota.user_bytes={QUOTA_BYTES}")], None),
             running: Mutex::new(Some(cluster)),
         };
         scene.restore_again("first").await?;
@@ -131,9 +134,12 @@ impl Scene {
         let mut running = self.running.lock().await;
         let Some(mut gone) = running.take() else { bail!("no cluster to take the place of") };
         gone.stop();
-        let dir = self.dir.join(name);
+        let (dir, args) = (self.dir.join(name), self.args.clone());
         self.restore_into(&dir, gone.port_base())?;
-        let started = tokio::task::spawn_blocking(move || Cluster::start_after(gone, &dir, &[]));
+        let started = tokio::task::spawn_blocking(move || {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            Cluster::start_after(gone, &dir, &args)
+        });
         *running = Some(started.await.context("the harness panicked")??);
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_client::AdminClient;
 use jepsen_tests::cluster::{Cluster, Killed, comes_true, contact};
 
 use crate::check;
@@ -159,11 +160,32 @@ impl Field {
         self.heal().await
     }
 
-    /// A follower misses more than the log keeps, and is given a snapshot.
+    /// A node of choice leads.
+    ///
+    /// # Errors
+    /// When it does not take over.
+    pub async fn lead(&self, place: usize) -> Outcome {
+        let cluster = &self.cluster;
+        let leads = comes_true(PATIENCE, async || match cluster.leader_now().await {
+            Some(leader) if leader == place => true,
+            Some(leader) => {
+                // Refused by whoever does not lead any more; the next look tells.
+                if let Ok(admin) = AdminClient::new(&cluster.nodes[leader].admin) {
+                    let _ = admin.transfer_leader(cluster.nodes[place].id).await;
+                }
+                false
+            }
+            None => false,
+        });
+        check!(leads.await, "expected node {} to lead within {PATIENCE:?}, saw it not", place + 1);
+        Ok(())
+    }
+
+    /// A follower misses more than the log keeps, and is given a snapshot. Gives its place.
     ///
     /// # Errors
     /// When it does not catch up, or was not given one.
-    pub async fn install_snapshot(&mut self, run: &str) -> Outcome {
+    pub async fn install_snapshot(&mut self, run: &str) -> Result<usize, Failure> {
         let follower = (self.leader().await + 1) % 3;
         let before = self.applied(follower).await;
         self.kill(follower);
@@ -193,7 +215,8 @@ impl Field {
         let newest = self.applied(self.leader().await).await;
         self.status_becomes(follower, "the state after a snapshot", |status| status.groups[0].applied_index >= newest)
             .await?;
-        self.heal().await
+        self.heal().await?;
+        Ok(follower)
     }
 
     async fn applied(&self, place: usize) -> u64 {
