@@ -194,11 +194,15 @@ fn calcard_entry(text: &str) -> Option<Entry> {
     catch_unwind(AssertUnwindSafe(|| Parser::new(text).entry())).ok()
 }
 
-/// A UID that can be a record id as it stands.
-fn usable_uid(uid: &str) -> Option<&str> {
+/// The record id that a UID gives; `None` for a blank one. Of a UID that cannot
+/// be a record id it is the hash, which outlives an edit of the content.
+fn id_of_uid(uid: &str) -> Option<String> {
     let uid = uid.trim();
-    let usable = (1..=MAX_RECORD_ID).contains(&uid.len()) && !uid.chars().any(char::is_control);
-    usable.then_some(uid)
+    if uid.is_empty() {
+        return None;
+    }
+    let usable = uid.len() <= MAX_RECORD_ID && !uid.chars().any(char::is_control);
+    Some(if usable { uid.to_owned() } else { ContentId::of(uid.as_bytes()).record_id() })
 }
 
 /// The identity of a part's content: its bytes but for the final line end,
