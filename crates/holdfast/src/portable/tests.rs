@@ -253,11 +253,11 @@ fn utf16_is_stored_raw_and_named() {
 fn the_file_as_a_whole_is_refused_only_if_empty_or_unknown() {
     for blank in ["", "\u{FEFF}\r\n \n"] {
         let error = import_file("a.vcf", blank.as_bytes()).unwrap_err();
-        assert!(matches!(error, ImportError::Empty { .. }));
-        assert!(error.to_string().starts_with("a.vcf is empty"), "{error}");
+        assert_eq!(error, ImportError::Empty);
+        assert!(error.to_string().starts_with("is empty"), "{error}");
     }
     let error = import_file("a.doc", b"PK\x03\x04").unwrap_err();
-    assert!(matches!(error, ImportError::UnknownKind { .. }));
+    assert_eq!(error, ImportError::UnknownKind);
     assert!(error.to_string().contains(".vcf or .ics"), "{error}");
     assert_eq!(import_file("a.txt", WITH_UID.as_bytes()).unwrap().len(), 1);
     let items = import_file("dir.x/A.VCF", b"nothing of the kind").unwrap();
