@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use holdfast_archive::ArchiveError;
 use holdfast_client::Error as ClientError;
+use holdfast_store::StoreError;
 
 use crate::output::Format;
 
@@ -57,6 +58,9 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return Some(exit_of_client(error));
         }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return Some(exit_of_store(error));
+        }
         cause.downcast_ref::<ArchiveError>().map(exit_of_archive)
     });
     known.unwrap_or(Exit::Error)
@@ -96,6 +100,17 @@ fn exit_of_archive(error: &ArchiveError) -> Exit {
         error if error.is_integrity() => Exit::Integrity,
         error if error.is_transient() => Exit::Unreachable,
         ArchiveError::NoChoice { .. } => Exit::NotFound,
+        ArchiveError::Target { .. } => Exit::Conflict,
+        ArchiveError::BadDestination { .. } => Exit::Usage,
+        ArchiveError::Store { source, .. } => exit_of_store(source),
+        _ => Exit::Error,
+    }
+}
+
+fn exit_of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::Locked { .. } | StoreError::Mismatch { .. } => Exit::Conflict,
+        StoreError::Corrupt { .. } => Exit::Integrity,
         _ => Exit::Error,
     }
 }
@@ -181,6 +196,14 @@ mod tests {
         assert_eq!(of(ClientError::Precondition { reason: "INCARNATION_MISMATCH".into(), message: "m".into() }), 8);
         let corrupt = ArchiveError::Corrupt { object: "o".into(), reason: "r".into() };
         assert_eq!(exit_of(&anyhow::Error::new(corrupt)), Exit::Integrity);
+        let locked = || StoreError::Locked { path: "d/LOCK".into() };
+        assert_eq!(exit_of(&anyhow::Error::new(locked())), Exit::Conflict);
+        let held = ArchiveError::Store { path: "d".into(), source: locked() };
+        assert_eq!(exit_of(&anyhow::Error::new(held)), Exit::Conflict);
+        let full = ArchiveError::Target { path: "d".into(), reason: "it holds a node's log".into() };
+        assert_eq!(exit_of(&anyhow::Error::new(full)), Exit::Conflict);
+        let wrong = ArchiveError::BadDestination { name: "n".into(), url: "s3://x".into(), reason: "r".into() };
+        assert_eq!(exit_of(&anyhow::Error::new(wrong)), Exit::Usage);
         assert_eq!(exit_of(&anyhow::anyhow!("anything")), Exit::Error);
     }
 

@@ -101,7 +101,7 @@ impl Table {
 }
 
 /// Ids are people's: a control character in one must not command the terminal.
-fn printable(cell: &str) -> String {
+pub fn printable(cell: &str) -> String {
     cell.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
 }
 

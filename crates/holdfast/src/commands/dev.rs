@@ -126,8 +126,13 @@ fn spec(args: &Args) -> anyhow::Result<ClusterSpec> {
     Ok(spec)
 }
 
-/// A ready file of an earlier run must not be taken for this one's.
+/// A ready file of an earlier run must not be taken for this one's; one that cannot be written is told before the start.
 fn remove_stale(file: &std::path::Path) -> anyhow::Result<()> {
+    let dir = std::path::absolute(file)?;
+    if let Some(dir) = dir.parent().filter(|dir| !dir.is_dir()) {
+        let message = format!("--ready-file: there is no directory {}; make it first", dir.display());
+        return Err(failure(Exit::Usage, message));
+    }
     match std::fs::remove_file(file) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

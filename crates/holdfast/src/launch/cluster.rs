@@ -5,9 +5,11 @@ use std::time::Duration;
 use anyhow::Context;
 use holdfast_archive::{Destination, DestinationConfig};
 use holdfast_client::{AdminClient, Client, RecordRef, v1};
+use holdfast_server::config::Config;
 use tokio::time::{Instant, sleep};
 
 use crate::commands::cluster::found;
+use crate::exit::{Exit, failure};
 use crate::launch::layout::{ClusterSpec, Memo, NodeSpec};
 use crate::launch::ports::check_free;
 use crate::launch::process::NodeProcess;
@@ -31,6 +33,10 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all nodes, founds the cluster if it is new, and waits until it is ready.
     pub async fn start(spec: ClusterSpec) -> anyhow::Result<Self> {
+        for node in &spec.nodes {
+            // A wrong key is told at once, and not at the end of a dead node's log.
+            Config::load(None, &node.settings()).map_err(|error| failure(Exit::Usage, error))?;
+        }
         std::fs::create_dir_all(&spec.dir).with_context(|| format!("create {}", spec.dir.display()))?;
         for url in spec.nodes.iter().flat_map(|node| &node.offsite) {
             Destination::create(&DestinationConfig::from_url(url))?;

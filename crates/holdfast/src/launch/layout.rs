@@ -72,6 +72,22 @@ impl NodeSpec {
         argv
     }
 
+    /// The same as keys of the configuration, so that it can be checked before a process is started.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let mut all = vec![
+            ("node.id".to_owned(), self.id.to_string()),
+            ("node.data_dir".to_owned(), self.data_dir.to_string_lossy().into_owned()),
+            ("listen.client".to_owned(), self.client.clone()),
+            ("listen.peer".to_owned(), self.peer.clone()),
+            ("listen.admin".to_owned(), self.admin.clone()),
+            ("listen.http".to_owned(), self.http.clone()),
+        ];
+        all.extend(self.offsite.iter().map(|url| ("offsite".to_owned(), url.clone())));
+        all.extend(self.labels.iter().map(|(key, value)| (format!("node.labels.{key}"), value.clone())));
+        all.extend(self.set.iter().cloned());
+        all
+    }
+
     /// As a member of the cluster.
     pub fn member(&self) -> v1::Node {
         v1::Node {

@@ -5,7 +5,7 @@
 //! `header`, `end`, one of `components` or one of `broken`. A broken component
 //! ends where the next one begins, so it harms no other.
 
-use super::lines::{Delimiter, Line, Source, logical_lines};
+use super::lines::{Delimiter, Line, PlainText, Source, logical_lines};
 use super::split::Object;
 use super::{calcard_entry, shown};
 use calcard::Entry;
@@ -271,10 +271,13 @@ impl<'a> Reader<'a> {
                 ));
             }
         }
-        let mut text = String::from("BEGIN:VCALENDAR\n");
-        self.source.append_text(range, &mut text);
-        text.push_str("\nEND:VCALENDAR\n");
-        let calendar = match calcard_entry(&text) {
+        let mut text = PlainText::default();
+        text.push(b"BEGIN:VCALENDAR");
+        for line in self.source.lines(range.clone(), first_line) {
+            text.push_line(&line);
+        }
+        text.push(b"END:VCALENDAR");
+        let calendar = match calcard_entry(&text.into_string()) {
             Some(Entry::ICalendar(calendar)) => calendar,
             Some(_) => return Err("the component does not parse".to_owned()),
             None => return Err("the iCalendar parser failed on this component".to_owned()),

@@ -12,7 +12,7 @@
 
 use super::calendar_reader::{Calendar, Component};
 use super::lines::Source;
-use super::{CALENDAR_COLLECTION, ContentId, IdSpace, ImportItem, raw_item, usable_uid};
+use super::{CALENDAR_COLLECTION, ContentId, IdSpace, ImportItem, id_of_uid, raw_item};
 use std::collections::{BTreeSet, HashMap};
 
 pub(super) const CONTENT_TYPE: &str = "text/calendar";
@@ -70,14 +70,8 @@ pub(super) fn import(source: Source<'_>, calendars: &[Calendar], ids: &mut IdSpa
         }
         let payload = render(&objects);
         let content = ContentId::of(&payload);
-        let base = match &group.uid {
-            Some(uid) => match usable_uid(uid) {
-                Some(uid) => uid.to_owned(),
-                // Unlike the payload's, the UID's hash outlives an edit.
-                None => ContentId::of(uid.as_bytes()).record_id(),
-            },
-            None => ContentId::of(first_component.unwrap_or(&payload)).record_id(),
-        };
+        let base = group.uid.as_deref().and_then(id_of_uid);
+        let base = base.unwrap_or_else(|| ContentId::of(first_component.unwrap_or(&payload)).record_id());
         if let Some(record_id) = ids.claim(group.collection, &base, &content) {
             items.push(ImportItem {
                 collection: group.collection,
@@ -129,7 +123,7 @@ fn group(calendars: &[Calendar]) -> Vec<Group> {
                 continue;
             }
             let collection = component.collection();
-            let uid = component.uid.as_deref().filter(|uid| !uid.is_empty() && collection != CALENDAR_COLLECTION);
+            let uid = component.uid.as_deref().filter(|uid| !uid.is_empty() && !component.is_time_zone());
             let known = uid.and_then(|uid| by_uid.get(&(collection, uid)).copied());
             if let Some(group) = known.and_then(|at| groups.get_mut(at)) {
                 joined = true;

@@ -5,8 +5,10 @@
 //! every source byte back. So lines and boundaries are found here and in
 //! [`super::split`], and calcard only judges what lies between them.
 //!
-//! Invariant: ranges are byte offsets into the whole source, never into a part
-//! of it.
+//! Invariants:
+//! - Ranges are byte offsets into the whole source, never into a part of it.
+//! - A part of a source that begins and ends with a delimiter has the same
+//!   lines, read alone, as within the source.
 
 use std::ops::Range;
 
@@ -32,7 +34,8 @@ impl<'a> Source<'a> {
 
     /// The lines of `range`, which starts on line `first_line` of the source.
     pub(super) fn lines(&self, range: Range<usize>, first_line: usize) -> Lines<'a> {
-        Lines { source: *self, position: range.start, end: range.end.min(self.bytes.len()), number: first_line }
+        let end = range.end.min(self.bytes.len());
+        Lines { source: *self, position: range.start, end, number: first_line, checked_until: 0, packed_until: 0 }
     }
 
     pub(super) fn all_lines(&self) -> Lines<'a> {
@@ -47,17 +50,41 @@ impl<'a> Source<'a> {
             _ => b"\r\n",
         }
     }
+}
 
-    /// Appends `range` to `text` as calcard wants it: UTF-8, lines ended by LF.
-    /// Bytes that are not UTF-8 (vCard 2.1 may use any charset) become U+FFFD,
-    /// which is good enough for judging the syntax.
-    pub(super) fn append_text(&self, range: &Range<usize>, text: &mut String) {
-        let part = String::from_utf8_lossy(self.slice(range));
-        if self.line_end == b'\r' {
-            text.push_str(&part.replace('\r', "\n"));
-        } else {
-            text.push_str(&part);
+/// Text as calcard wants it: UTF-8, lines ended by LF.
+#[derive(Default)]
+pub(super) struct PlainText {
+    bytes: Vec<u8>,
+}
+
+impl PlainText {
+    pub(super) fn push(&mut self, text: &[u8]) {
+        self.bytes.extend_from_slice(text);
+        self.bytes.push(b'\n');
+    }
+
+    /// Folding by bytes may cut a character in two (RFC 5545 §3.1). Its halves
+    /// come together again, or no id with such a cut could be read.
+    pub(super) fn push_line(&mut self, line: &Line<'_>) {
+        match line.text {
+            [b' ' | b'\t', rest @ ..] if matches!(rest, [0x80..=0xBF, ..]) => {
+                self.bytes.pop();
+                self.push(rest);
+            }
+            text => self.push(text),
         }
+    }
+
+    /// vCard 2.1 may use any charset: bytes that are not UTF-8 are taken for
+    /// Latin-1, so that different ids stay different.
+    pub(super) fn into_string(self) -> String {
+        let mut text = String::with_capacity(self.bytes.len());
+        for chunk in self.bytes.utf8_chunks() {
+            text.push_str(chunk.valid());
+            text.extend(chunk.invalid().iter().map(|&byte| char::from(byte)));
+        }
+        text
     }
 }
 
@@ -93,27 +120,31 @@ impl<'a> Line<'a> {
     /// Reads a delimiter. vCard 2.1 allows white space around the colon, and
     /// files in the wild put it at the end of the line.
     pub(super) fn delimiter(&self) -> Option<Delimiter<'a>> {
-        let text = without_bom(self.text).trim_ascii();
-        let colon = text.iter().position(|&b| b == b':')?;
-        let (keyword, rest) = text.split_at(colon);
-        let name = rest.get(1..)?.trim_ascii();
-        if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
-            return None;
-        }
-        let keyword = keyword.trim_ascii();
-        if keyword.eq_ignore_ascii_case(b"BEGIN") {
-            Some(Delimiter::Begin(name))
-        } else if keyword.eq_ignore_ascii_case(b"END") {
-            Some(Delimiter::End(name))
-        } else {
-            None
-        }
+        delimiter_in(self.text)
     }
 
     /// Where the text proper starts, after a byte-order mark and white space.
     pub(super) fn text_start(&self) -> usize {
         let trimmed = without_bom(self.text).trim_ascii_start();
         self.range.start + (self.text.len() - trimmed.len())
+    }
+}
+
+fn delimiter_in(text: &[u8]) -> Option<Delimiter<'_>> {
+    let text = without_bom(text).trim_ascii();
+    let colon = text.iter().position(|&b| b == b':')?;
+    let (keyword, rest) = text.split_at(colon);
+    let name = rest.get(1..)?.trim_ascii();
+    if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
+        return None;
+    }
+    let keyword = keyword.trim_ascii();
+    if keyword.eq_ignore_ascii_case(b"BEGIN") {
+        Some(Delimiter::Begin(name))
+    } else if keyword.eq_ignore_ascii_case(b"END") {
+        Some(Delimiter::End(name))
+    } else {
+        None
     }
 }
 
@@ -127,6 +158,50 @@ pub(super) struct Lines<'a> {
     position: usize,
     end: usize,
     number: usize,
+    /// Up to here it is known whether lines are packed.
+    checked_until: usize,
+    /// Up to here lines end in a lone CR, whatever ends the others.
+    packed_until: usize,
+}
+
+impl Lines<'_> {
+    /// Length of the line at the start of `rest`, its line end included.
+    fn line_length(&mut self, rest: &[u8]) -> usize {
+        let up_to = |end: u8| rest.iter().position(|&b| b == end).map_or(rest.len(), |at| at + 1);
+        if self.position < self.packed_until {
+            return up_to(b'\r');
+        }
+        let length = up_to(self.source.line_end);
+        if self.position >= self.checked_until {
+            let packed = packed_length(rest.get(..length).unwrap_or_default());
+            self.checked_until = self.position + length;
+            self.packed_until = self.position + packed;
+            if packed > 0 {
+                return up_to(b'\r');
+            }
+        }
+        length
+    }
+}
+
+/// Joining a file of the classic Mac OS with others puts many of its lines into
+/// one; returns where the last of them starts that a delimiter shows to be one.
+/// A lone CR elsewhere is part of a value.
+fn packed_length(line: &[u8]) -> usize {
+    let text = line.trim_ascii_end();
+    if !text.contains(&b'\r') {
+        return 0;
+    }
+    let mut packed = 0;
+    let mut start = 0;
+    for piece in text.split(|&b| b == b'\r') {
+        let next = start + piece.len() + 1;
+        if delimiter_in(piece).is_some() {
+            packed = if next < text.len() { next } else { start };
+        }
+        start = next;
+    }
+    packed
 }
 
 impl<'a> Iterator for Lines<'a> {
@@ -138,10 +213,7 @@ impl<'a> Iterator for Lines<'a> {
             return None;
         }
         let number = self.number;
-        let length = match rest.iter().position(|&b| b == self.source.line_end) {
-            Some(at) => at + 1,
-            None => rest.len(),
-        };
+        let length = self.line_length(rest);
         let whole = rest.get(..length)?;
         // A part glued to the next line keeps the number of the line.
         let length = match glued_end(whole) {
@@ -211,15 +283,23 @@ impl LogicalLine {
 
     /// Whether this is `name[;parameters]:value`, as opposed to stray text.
     ///
-    /// Some programs write names with spaces or commas (`X-GOOGLE TALK`), which
-    /// the standards forbid and every reader takes.
+    /// Some programs write names with spaces, commas or letters beyond ASCII
+    /// (`X-GOOGLE TALK`), which the standards forbid and every reader takes.
     pub(super) fn is_property(&self) -> bool {
         // An unbalanced quotation mark hides the colon: still a property.
         let has_colon = self.has_colon || self.head.contains(&b':');
         let name = self.head.split(|b| matches!(b, b';' | b':')).next().unwrap_or_default();
         has_colon
-            && name.first().is_some_and(u8::is_ascii_alphanumeric)
-            && name.iter().all(|&b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t'))
+            && name.first().is_some_and(|&b| b.is_ascii_alphanumeric() || b == b'_' || !b.is_ascii())
+            && name.iter().all(|&b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t') || !b.is_ascii())
+    }
+
+    /// Whether the name is `BEGIN` or `END`. What is no delimiter for all that,
+    /// as `END:VCARD;` or `item1.END:VCARD`, has likely joined two cards.
+    pub(super) fn is_spoilt_delimiter(&self) -> bool {
+        let name = self.head.split(|b| matches!(b, b';' | b':')).next().unwrap_or_default();
+        let name = name.rsplit(|&b| b == b'.').next().unwrap_or_default().trim_ascii();
+        name.eq_ignore_ascii_case(b"BEGIN") || name.eq_ignore_ascii_case(b"END")
     }
 
     /// Whether a parameter (`ENCODING=x`, or the bare `x` of vCard 2.1) names

@@ -71,24 +71,18 @@ pub struct ImportItem {
     pub problem: Option<String>,
 }
 
-/// Why nothing of a file can be imported.
+/// Why nothing of a file can be imported, to be told after the file's name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImportError {
     /// The file has no bytes, or nothing but white space.
-    #[error("{file_name} is empty: there is nothing to import; check that it was copied whole")]
-    Empty {
-        /// The file, as named by the caller.
-        file_name: String,
-    },
+    #[error("is empty: there is nothing to import; check that it was copied whole")]
+    Empty,
     /// Neither the file's name nor its content shows what it is.
     #[error(
-        "{file_name} is neither a vCard nor an iCalendar file: its name does not end in .vcf or \
-         .ics and it has no BEGIN:VCARD or BEGIN:VCALENDAR line; name a .vcf or .ics file"
+        "is neither a vCard nor an iCalendar file: its name does not end in .vcf or .ics and it has no BEGIN:VCARD or \
+         BEGIN:VCALENDAR line; name a .vcf or .ics file"
     )]
-    UnknownKind {
-        /// The file, as named by the caller.
-        file_name: String,
-    },
+    UnknownKind,
 }
 
 /// Splits a vCard or iCalendar file into records, in source order.
@@ -104,10 +98,10 @@ pub fn import_file(file_name: &str, bytes: &[u8]) -> Result<Vec<ImportItem>, Imp
     let source = Source::new(bytes);
     let objects = split::objects(source);
     if objects.is_empty() {
-        return Err(ImportError::Empty { file_name: file_name.to_owned() });
+        return Err(ImportError::Empty);
     }
     if !known_extension && objects.iter().all(|o| o.kind == ObjectKind::Stray) {
-        return Err(ImportError::UnknownKind { file_name: file_name.to_owned() });
+        return Err(ImportError::UnknownKind);
     }
     if let Some(item) = utf16_item(bytes) {
         return Ok(vec![item]);
@@ -194,22 +188,32 @@ fn calcard_entry(text: &str) -> Option<Entry> {
     catch_unwind(AssertUnwindSafe(|| Parser::new(text).entry())).ok()
 }
 
-/// A UID that can be a record id as it stands.
-fn usable_uid(uid: &str) -> Option<&str> {
+/// The record id that a UID gives; `None` for a blank one. Of a UID that cannot
+/// be a record id it is the hash, which outlives an edit of the content.
+fn id_of_uid(uid: &str) -> Option<String> {
     let uid = uid.trim();
-    let usable = (1..=MAX_RECORD_ID).contains(&uid.len()) && !uid.chars().any(char::is_control);
-    usable.then_some(uid)
+    if uid.is_empty() {
+        return None;
+    }
+    let usable = uid.len() <= MAX_RECORD_ID && !uid.chars().any(char::is_control);
+    Some(if usable { uid.to_owned() } else { ContentId::of(uid.as_bytes()).record_id() })
 }
 
 /// The identity of a part's content: its bytes but for the final line end,
 /// which the last line of a file often lacks and which export has to add.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct ContentId(blake3::Hash);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentId(blake3::Hash);
 
 impl ContentId {
-    fn of(payload: &[u8]) -> Self {
+    /// Of a payload.
+    pub fn of(payload: &[u8]) -> Self {
         let length = payload.iter().rposition(|b| !matches!(b, b'\r' | b'\n')).map_or(0, |at| at + 1);
         Self(blake3::hash(payload.get(..length).unwrap_or(payload)))
+    }
+
+    /// Of all bytes that count.
+    pub fn hash(&self) -> blake3::Hash {
+        self.0
     }
 
     fn record_id(&self) -> String {

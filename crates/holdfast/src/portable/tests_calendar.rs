@@ -65,7 +65,7 @@ fn records_get_the_calendar_lines_and_only_the_zones_they_use() {
     };
     assert_eq!(payload("notes", &hash(JOURNAL)), payload("notes", ""));
     assert_eq!(payload(CALENDAR_COLLECTION, &hash(UNUSED)), format!("{HEAD}{UNUSED}{END}"));
-    assert_eq!(payload(CALENDAR_COLLECTION, &hash(BUSY)), format!("{HEAD}{BUSY}{END}"));
+    assert_eq!(payload(CALENDAR_COLLECTION, "fb"), format!("{HEAD}{BUSY}{END}"));
     assert_eq!(items.len(), 6);
     assert!(items.iter().all(|i| i.problem.is_none()));
     let line = file[..file.find(SERIES).unwrap()].matches('\n').count() + 1;
@@ -162,6 +162,64 @@ fn a_calendar_without_components_is_kept() {
     assert_eq!(text(&items[0].payload), format!("{HEAD}{END}"));
     let items = import(format!("{HEAD}BEGIN:VEVENT\r\njunk\r\nEND:VEVENT\r\n{END}"));
     assert_eq!(outline(&items), [(CALENDAR_COLLECTION, 1, false), (RAW_COLLECTION, 6, true)]);
+}
+
+#[test]
+fn entries_of_other_kinds_have_their_uid_too() {
+    let later = BUSY.replace("UID:fb", "UID:fb\r\nFREEBUSY:20260101T000000Z/PT1H");
+    let other = "BEGIN:X-POLL\r\nUID:p\r\nBEGIN:X-ITEM\r\nUID:inner\r\nEND:X-ITEM\r\nEND:X-POLL\r\n";
+    let zone = UNUSED.replace("TZID", "UID:z\r\nTZID");
+    let items = import(format!("{HEAD}{BUSY}{other}{later}{zone}{END}"));
+    let ids: Vec<_> = items.iter().map(|i| (i.collection, &i.record_id[..])).collect();
+    assert_eq!(ids[..2], [(CALENDAR_COLLECTION, "fb"), (CALENDAR_COLLECTION, "p")]);
+    assert!(ids[2].1.starts_with("h-"), "a time zone has no UID: {ids:?}");
+    assert_eq!(text(&items[0].payload), format!("{HEAD}{BUSY}{later}{END}"));
+}
+
+#[test]
+fn a_fold_inside_a_character_hides_no_uid_and_no_zone() {
+    let cut = |text: &str| {
+        let mut bytes = Vec::new();
+        for byte in text.bytes() {
+            if (0x80..=0xBF).contains(&byte) {
+                bytes.extend_from_slice(b"\r\n ");
+            }
+            bytes.push(byte);
+        }
+        bytes
+    };
+    let zone = OSLO.replace("Europe/Oslo", "Zürich");
+    let event = SERIES.replace("Europe/Oslo", "Zürich").replace("UID:series", "UID:café");
+    let change = "BEGIN:VEVENT\r\nUID:café\r\nRECURRENCE-ID:20260112T090000Z\r\nEND:VEVENT\r\n";
+    let parts = [HEAD.as_bytes(), zone.as_bytes(), &cut(&event), TODO.as_bytes(), change.as_bytes(), END.as_bytes()];
+    let items = import(parts.concat());
+    assert_eq!(outline(&items), [("events", 14, false), ("todos", 25, false)]);
+    assert_eq!(items[0].record_id, "café");
+    let expected = [HEAD.as_bytes(), zone.as_bytes(), &cut(&event), change.as_bytes(), END.as_bytes()];
+    assert_eq!(items[0].payload, expected.concat());
+}
+
+#[test]
+fn uids_in_another_charset_are_not_taken_for_one() {
+    let file = format!("{HEAD}BEGIN:VEVENT\r\nUID:1@\r\nEND:VEVENT\r\nBEGIN:VEVENT\r\nUID:2@\r\nEND:VEVENT\r\n{END}");
+    let latin1 = |from: &str, to: u8, file: &[u8]| -> Vec<u8> {
+        let at = file.windows(2).position(|w| w == from.as_bytes()).unwrap();
+        [&file[..at], &[to], &file[at + 2..]].concat()
+    };
+    let file = latin1("2@", 0xF6, &latin1("1@", 0xFC, file.as_bytes()));
+    let ids: Vec<_> = import(file).into_iter().map(|i| i.record_id).collect();
+    assert_eq!(ids, ["ü", "ö"]);
+}
+
+#[test]
+fn a_mac_calendar_joined_with_others_comes_apart() {
+    let mac = TWO_SERIES.replace('\n', "\r");
+    let alone: Vec<_> = import(&mac).into_iter().map(|i| (i.record_id, i.payload)).collect();
+    let items = import(format!("{mac}{HEAD}{JOURNAL}{END}"));
+    assert!(items.iter().all(|i| i.problem.is_none()), "{items:?}");
+    let joined: Vec<_> = items.into_iter().map(|i| (i.record_id, i.payload)).collect();
+    assert_eq!(joined[..alone.len()], alone);
+    assert_eq!(joined.len(), alone.len() + 1);
 }
 
 #[test]

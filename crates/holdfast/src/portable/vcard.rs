@@ -1,8 +1,8 @@
 //! vCards: one record per top-level card, holding its exact source bytes.
 
-use super::lines::{Source, logical_lines};
+use super::lines::{PlainText, Source, logical_lines};
 use super::split::{CardDepth, CardLine, Object};
-use super::{ContentId, IdSpace, ImportItem, calcard_entry, raw_item, shown, usable_uid};
+use super::{ContentId, IdSpace, ImportItem, calcard_entry, id_of_uid, raw_item, shown};
 use calcard::Entry;
 
 pub(super) const COLLECTION: &str = "contacts";
@@ -16,10 +16,7 @@ pub(super) fn import(source: Source<'_>, object: &Object, ids: &mut IdSpace) -> 
         Err(problem) => return Some(raw_item(payload, object.first_line, problem)),
     };
     let content = ContentId::of(payload);
-    let base = match uid.as_deref().and_then(usable_uid) {
-        Some(uid) => uid.to_owned(),
-        None => content.record_id(),
-    };
+    let base = uid.as_deref().and_then(id_of_uid).unwrap_or_else(|| content.record_id());
     let record_id = ids.claim(COLLECTION, &base, &content)?;
     Some(ImportItem {
         collection: COLLECTION,
@@ -43,20 +40,21 @@ pub(super) fn check(source: Source<'_>, card: &Object) -> Result<Option<String>,
     let mut depth = CardDepth::default();
     let mut properties = Vec::new();
     // Without the nested cards, so that the UID found is the card's own.
-    let mut own_text = String::new();
-    let mut nested_text = String::from("BEGIN:VCARD\n");
+    let mut own_text = PlainText::default();
+    let mut nested_text = PlainText::default();
+    nested_text.push(b"BEGIN:VCARD");
     for (index, line) in source.lines(card.range.clone(), card.first_line).enumerate() {
         if index == 0 {
-            source.append_text(&line.range, &mut own_text);
+            own_text.push_line(&line);
             continue;
         }
         match depth.step(&line) {
             CardLine::Inside { nested } => {
                 let text = if nested { &mut nested_text } else { &mut own_text };
-                source.append_text(&line.range, text);
+                text.push_line(&line);
                 properties.push(line);
             }
-            CardLine::End => source.append_text(&line.range, &mut own_text),
+            CardLine::End => own_text.push_line(&line),
             CardLine::NestedDelimiter | CardLine::Foreign => {}
         }
     }
@@ -68,12 +66,19 @@ pub(super) fn check(source: Source<'_>, card: &Object) -> Result<Option<String>,
                 shown(source.slice(&property.range))
             ));
         }
+        if property.is_spoilt_delimiter() {
+            return Err(format!(
+                "line {} of the card is a BEGIN or END with more than its name: {}",
+                property.number,
+                shown(source.slice(&property.range))
+            ));
+        }
     }
-    nested_text.push_str("END:VCARD\n");
-    let Some(Entry::VCard(_)) = calcard_entry(&nested_text) else {
+    nested_text.push(b"END:VCARD");
+    let Some(Entry::VCard(_)) = calcard_entry(&nested_text.into_string()) else {
         return Err("a card inside this card (AGENT) does not parse".to_owned());
     };
-    match calcard_entry(&own_text) {
+    match calcard_entry(&own_text.into_string()) {
         Some(Entry::VCard(parsed)) => Ok(parsed.uid().map(str::to_owned)),
         Some(_) => Err("the lines from BEGIN:VCARD to END:VCARD do not parse".to_owned()),
         None => Err("the vCard parser failed on this card".to_owned()),

@@ -5,6 +5,7 @@
 //! - Records follow from the files alone, so that the same import again changes nothing.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use holdfast_client::{Client, v1};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use super::UserArgs;
 use crate::exit::Exit;
 use crate::output::{self, Format, Table};
-use crate::portable::{ImportItem, import_file};
+use crate::portable::{ContentId, ImportItem, import_file};
 use crate::progress;
 
 /// Records and payload bytes in one batch: small enough that one slow batch is soon repeated.
@@ -31,7 +32,7 @@ again changes nothing.")]
 pub struct Args {
     #[command(flatten)]
     user: UserArgs,
-    /// .vcf and .ics files.
+    /// .vcf and .ics files; - reads stdin.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 }
@@ -66,16 +67,23 @@ pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
     let items = gather(&args.files, &mut report);
     report.records = items.len() as u64;
     let bar = progress::bar(items.len() as u64, "import");
-    for batch in batches(items) {
-        store(&client, &args.user.user, batch, &mut report, &bar).await?;
-    }
+    let stored = store_all(&client, &args.user.user, items, &mut report, &bar).await;
     bar.finish_and_clear();
     for one in &report.problems {
+        let file = output::printable(&one.file);
         match one.line {
-            Some(line) => eprintln!("{}:{line}: {}", one.file, one.problem),
-            None => eprintln!("{}: {}", one.file, one.problem),
+            Some(line) => eprintln!("{file}:{line}: {}", one.problem),
+            None => eprintln!("{file}: {}", one.problem),
         }
     }
+    let done = report.written + report.unchanged;
+    stored.map_err(|error| match done {
+        0 => error,
+        _ => error.context(format!(
+            "{done} of {} records are stored; import the same files again to store the rest",
+            report.records
+        )),
+    })?;
     print(format, &report)?;
     Ok(if report.files_skipped == report.files {
         Exit::Error
@@ -88,15 +96,15 @@ pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
 
 /// Reads all files. Parts of different files under one id get ids of their own, unless they are the same.
 fn gather(files: &[PathBuf], report: &mut Report) -> Vec<ImportItem> {
-    let mut taken: BTreeMap<(&'static str, String), blake3::Hash> = BTreeMap::new();
+    let mut taken = Taken::new();
     let mut all = Vec::new();
     for file in files {
         let name = file.display().to_string();
-        let items = match std::fs::read(file).map_err(anyhow::Error::from).and_then(|bytes| read(file, &bytes)) {
+        let items = match items_of(file) {
             Ok(items) => items,
-            Err(error) => {
+            Err(problem) => {
                 report.files_skipped += 1;
-                report.problems.push(Problem { file: name, line: None, problem: error.to_string() });
+                report.problems.push(Problem { file: name, line: None, problem });
                 continue;
             }
         };
@@ -109,40 +117,51 @@ fn gather(files: &[PathBuf], report: &mut Report) -> Vec<ImportItem> {
                 note(format!("{} is {size}, more than a record can hold (1 MiB): not stored", item.record_id));
                 continue;
             }
-            let content = blake3::hash(&item.payload);
-            let Some(id) = free_id(&taken, &item, content) else { continue };
-            taken.insert((item.collection, id.clone()), content);
-            if id != item.record_id && item.problem.is_none() {
+            let content = ContentId::of(&item.payload);
+            let (id, is_new) = id_for(&taken, &item, content);
+            // A broken part is named wherever it is, though the same bytes are stored once.
+            if let Some(problem) = item.problem.take() {
+                report.raw += u64::from(is_new);
+                note(format!("stored as it is in {}/{id}: {problem}", item.collection));
+            } else if is_new && id != item.record_id {
                 note(format!("another file has other content under the id {}: stored as {id} too", item.record_id));
             }
-            item.record_id = id;
-            if let Some(problem) = item.problem.take() {
-                report.raw += 1;
-                note(format!("stored as it is in {}/{}: {problem}", item.collection, item.record_id));
+            if is_new {
+                taken.insert((item.collection, id.clone()), content);
+                item.record_id = id;
+                all.push(item);
             }
-            all.push(item);
         }
     }
     all
 }
 
-fn read(file: &Path, bytes: &[u8]) -> anyhow::Result<Vec<ImportItem>> {
+/// The parts of a file; the error says why there are none.
+fn items_of(file: &Path) -> Result<Vec<ImportItem>, String> {
     let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
-    Ok(import_file(&name, bytes)?)
+    if file.is_dir() {
+        return Err("is a directory; name the .vcf and .ics files in it".to_owned());
+    }
+    let mut bytes = Vec::new();
+    let read = match file.to_str() {
+        Some("-") => std::io::stdin().lock().read_to_end(&mut bytes),
+        _ => std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut bytes)),
+    };
+    read.map_err(|error| format!("cannot be read: {error}"))?;
+    import_file(&name, &bytes).map_err(|error| error.to_string())
 }
 
-/// An id that no other content of this import has; `None` = the same content is there already.
-fn free_id(
-    taken: &BTreeMap<(&'static str, String), blake3::Hash>,
-    item: &ImportItem,
-    content: blake3::Hash,
-) -> Option<String> {
+/// The ids given out in this import, and what has them.
+type Taken = BTreeMap<(&'static str, String), ContentId>;
+
+/// An id that no other content of this import has, and whether it is new: `false` = the same content has it already.
+fn id_for(taken: &Taken, item: &ImportItem, content: ContentId) -> (String, bool) {
     let mut id = item.record_id.clone();
-    let mut mark = content;
+    let mut mark = content.hash();
     loop {
         match taken.get(&(item.collection, id.clone())) {
-            None => return Some(id),
-            Some(other) if *other == content => return None,
+            None => return (id, true),
+            Some(other) if *other == content => return (id, false),
             Some(_) => {
                 let suffix = format!("~{}", &mark.to_hex()[..8]);
                 let mut end = item.record_id.len().min(RECORD_ID_BYTES_MAX - suffix.len());
@@ -178,6 +197,19 @@ fn batches(items: Vec<ImportItem>) -> Vec<Vec<ImportItem>> {
         all.push(batch);
     }
     all
+}
+
+async fn store_all(
+    client: &Client,
+    user: &str,
+    items: Vec<ImportItem>,
+    report: &mut Report,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    for batch in batches(items) {
+        store(client, user, batch, report, bar).await?;
+    }
+    Ok(())
 }
 
 async fn store(
@@ -260,15 +292,35 @@ mod tests {
 
     #[test]
     fn one_id_in_two_files_loses_nothing() {
-        let mut taken = BTreeMap::new();
-        let first = item("c1", b"one");
-        taken.insert(("contacts", "c1".to_owned()), blake3::hash(b"one"));
-        assert_eq!(free_id(&taken, &first, blake3::hash(b"one")), None, "the same twice is one record");
-        let id = free_id(&taken, &item("c1", b"two"), blake3::hash(b"two")).expect("another id");
-        assert!(id.starts_with("c1~") && id.len() == 11, "{id}");
-        let long = item(&"é".repeat(64), b"two");
-        taken.insert(("contacts", long.record_id.clone()), blake3::hash(b"one"));
-        let id = free_id(&taken, &long, blake3::hash(b"two")).expect("another id");
-        assert!(id.len() <= RECORD_ID_BYTES_MAX, "{}", id.len());
+        let mut taken = Taken::new();
+        let of = ContentId::of;
+        taken.insert(("contacts", "c1".to_owned()), of(b"one"));
+        let id = |taken: &Taken, id: &str, payload: &[u8]| id_for(taken, &item(id, payload), of(payload));
+        assert_eq!(id(&taken, "c1", b"one"), ("c1".to_owned(), false), "the same twice is one record");
+        assert_eq!(id(&taken, "c1", b"one\r\n"), ("c1".to_owned(), false), "so it is with a line end");
+        let (other, is_new) = id(&taken, "c1", b"two");
+        assert!(is_new && other.starts_with("c1~") && other.len() == 11, "{other}");
+        let long = "é".repeat(64);
+        taken.insert(("contacts", long.clone()), of(b"one"));
+        let (other, is_new) = id(&taken, &long, b"two");
+        assert!(is_new && other.len() <= RECORD_ID_BYTES_MAX, "{}", other.len());
+    }
+
+    #[test]
+    fn what_is_broken_is_named_wherever_it_is() {
+        let dir = tempfile::tempdir().expect("temp");
+        let files = ["a.vcf", "b.vcf"].map(|name| dir.path().join(name));
+        std::fs::write(&files[0], b"junk\nBEGIN:VCARD\nFN:a\nEND:VCARD\njunk\n").expect("file");
+        std::fs::write(&files[1], b"BEGIN:VCARD\nFN:a\nEND:VCARD\njunk").expect("file");
+        let mut all = files.to_vec();
+        all.extend([dir.path().join("none.vcf"), dir.path().to_owned()]);
+        let mut report = Report::default();
+        let items = gather(&all, &mut report);
+        assert_eq!(items.iter().map(|item| item.collection).collect::<Vec<_>>(), ["x-raw", "contacts"]);
+        let places: Vec<_> = report.problems.iter().map(|one| (one.file.ends_with("a.vcf"), one.line)).collect();
+        assert_eq!(places, [(true, Some(1)), (true, Some(5)), (false, Some(4)), (false, None), (false, None)]);
+        assert!(report.problems[2].problem.contains(&items[0].record_id), "{}", report.problems[2].problem);
+        assert!(report.problems[4].problem.contains("is a directory"));
+        assert_eq!((report.raw, report.files_skipped), (1, 2));
     }
 }
