@@ -19,6 +19,7 @@ use holdfast_store::FSYNC_BUCKETS_MICROS;
 use holdfast_wire::status::Refusal;
 use tonic::Status;
 
+use crate::disk::Space;
 use crate::grpc::Shared;
 
 /// Upper bounds of the call histogram, seconds.
@@ -198,6 +199,15 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
 fn storage_metrics(out: &mut String, shared: &Shared) {
     let sys = shared.replica.sys();
     let stats = shared.replica.state().stats();
+    if let Ok(space) = Space::of(&shared.config.data_dir) {
+        Family::new(
+            out,
+            "holdfast_storage_free_bytes",
+            "gauge",
+            "Bytes left on the file system of the data directory.",
+        )
+        .value("", space.free);
+    }
     for (name, help, value) in [
         ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes),
         ("holdfast_storage_memtable_bytes", "Memtables of the state.", stats.memtable_bytes),

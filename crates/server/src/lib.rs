@@ -2,6 +2,7 @@
 //! nothing knows it but the binary.
 
 pub mod config;
+mod disk;
 pub mod facts;
 mod feed;
 mod grpc;

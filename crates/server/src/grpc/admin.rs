@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
+use crate::disk::Space;
 use crate::grpc::{Shared, storage};
 use crate::operations::Job;
 
@@ -101,7 +102,6 @@ impl Admin {
                 .map(|set| v1::VoterSet { node_ids: set.iter().copied().collect() })
                 .collect(),
             silence_ms: status.silence.iter().map(|(id, silence)| (*id, millis(*silence))).collect(),
-            diverged: false,
         };
         v1::GetStatusResponse {
             cluster_id: sys.history.as_ref().map(|history| hex(&history.cluster_id)).unwrap_or_default(),
@@ -112,7 +112,9 @@ impl Admin {
             groups: vec![group],
             destinations: self.destinations(&sys, applied.index()),
             checks: self.checks(&status),
-            storage: None,
+            storage: Space::of(&config.data_dir)
+                .ok()
+                .map(|space| v1::StorageStatus { used_bytes: space.used, free_bytes: space.free }),
             draining: shared.draining.load(Ordering::Acquire),
             limits: Some(v1::HealthLimits {
                 offsite_lag_ms_max: config.offsite_lag_ms_max,
@@ -157,6 +159,16 @@ impl Admin {
                 remedy: remedy.to_owned(),
             });
         };
+        if let Ok(space) = Space::of(&self.shared.config.data_dir)
+            && space.is_low()
+        {
+            check(
+                CheckId::DiskLow.as_str(),
+                v1::HealthSeverity::Warning,
+                format!("{} MiB are left on the disk of {}", space.free >> 20, self.shared.config.data_dir.display()),
+                "make room or grow the disk; a node whose disk is full ends, and rejoins once there is room",
+            );
+        }
         if self.shared.replica.is_displaced() {
             check(
                 "IDENTITY_MISMATCH",
