@@ -268,6 +268,23 @@ async fn a_drained_node_leads_and_serves_no_more_until_it_is_resumed() {
     assert_exit(&operator(&["node", "step-down", "--to", &id], &asked).await, 0, &["leads now"]);
 }
 
+/// A cluster of one is its own quorum: no word of others grows old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_alone_leads_and_is_healthy() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let offsite = format!("file://{}", dir.path().join("offsite").display());
+    let labels = ["--labels", "array=a1,site=x", "--offsite", &offsite, "--offsite-labels", "site=y"];
+    let one = [&["--nodes", "1"], &labels[..]].concat();
+    let cluster = Cluster::start(&dir.path().join("c"), &one);
+    let asked = endpoints(&cluster, &[0]);
+    let status = cluster.status(0).await.expect("it answers");
+    let age = status.groups[0].leader_contact_age.expect("it leads");
+    assert_eq!((age.seconds, age.nanos), (0, 0));
+    assert_exit(&operator(&["cluster", "health"], &asked).await, 0, &[]);
+    assert_exit(&operator(&["backup", "now"], &asked).await, 0, &[]);
+    assert_exit(&operator(&["node", "drain", "1"], &asked).await, 3, &["only voter"]);
+}
+
 /// As the runbook has it: drain, stop, start, wait until all is well; the writers notice nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_are_restarted_in_turn_under_load_without_a_failed_call() {

@@ -52,13 +52,16 @@ impl Replica {
         let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index());
         let membership = metrics.membership_config.membership();
         let is_leader = metrics.current_leader == Some(self.node_id());
-        let leader_contact_age = if is_leader {
+        let configs: Vec<BTreeSet<u64>> = membership.get_joint_config().to_vec();
+        let leader_contact_age = if is_leader && configs == [BTreeSet::from([self.node_id()])] {
+            // It is its own quorum.
+            Some(Duration::ZERO)
+        } else if is_leader {
             metrics.last_quorum_acked.map(|acked| acked.elapsed())
         } else {
             self.heard_leader_at().map(|heard| heard.elapsed())
         };
         let heard = metrics.heartbeat.iter().flatten().filter_map(|(id, heard)| Some((*id, (*heard)?)));
-        let configs: Vec<BTreeSet<u64>> = membership.get_joint_config().to_vec();
         ReplicaStatus {
             term: metrics.current_term,
             leader_id: metrics.current_leader.unwrap_or(0),

@@ -274,7 +274,7 @@ fn no_leader(facts: &Facts, found: &mut Vec<Check>) {
             CheckId::NoLeader,
             Severity::Error,
             "no node leads, or none that a quorum confirmed lately: writes wait".to_owned(),
-            "start the nodes that are down; if a majority is lost for good, `holdfast cluster recover`",
+            "start the nodes that are down; if a majority is lost for good, `holdfast restore plan`",
         );
     }
 }
@@ -326,7 +326,7 @@ fn diverged(facts: &Facts, found: &mut Vec<Check>) {
             CheckId::Diverged,
             Severity::Error,
             format!("at index {index} the states differ: {evidence}"),
-            "the smaller side takes its state anew by itself; see `holdfast integrity compare`",
+            "stop the node on the smaller side and put a new one in its place: `holdfast node replace`",
         );
     }
 }

@@ -58,7 +58,7 @@ impl fmt::Display for Loss {
 pub enum Recovery {
     /// By itself: the voters that are left are a majority.
     Election,
-    /// By `cluster recover`, from the log of this node.
+    /// From the log of this node, which holds the most of what is left.
     Recover(CopyId),
     /// By `restore run`, from this destination.
     Restore(CopyId),

@@ -142,7 +142,10 @@ impl Cluster {
         let ready = dir.with_extension("ready.json");
         let _ = std::fs::remove_file(&ready);
         let mut command = Command::new(binary);
-        command.args(["dev", "--nodes", &NODES.to_string(), "--port-base", &ports.base.to_string()]);
+        command.args(["dev", "--port-base", &ports.base.to_string()]);
+        if !args.contains(&"--nodes") {
+            command.args(["--nodes", &NODES.to_string()]);
+        }
         command.arg("--data").arg(dir).arg("--ready-file").arg(&ready).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let dev = process::spawn(command, Orphan::Told).with_context(|| format!("start {}", binary.display()))?;
