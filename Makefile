@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto fmt clean system system-test try-systemd
+.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto lint-alerts fmt clean system system-test try-systemd
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -83,9 +83,10 @@ bench-watch: build ## Watch ten thousand users under writes; fail when a wake-up
 bench-sync: build ## Compare the cost of a delta sync at 1 k and 1 M records; fail above 1.2 times (SYNC_ARGS=...)
 	$(BIN_DIR)/sync-cost --holdfast $(BIN) $(SYNC_ARGS)
 
-lint: system-test ## Formatting, protobuf rules, clippy without a warning
+lint: system-test ## Formatting, protobuf rules, alert rules, clippy without a warning
 	$(CARGO) fmt --all --check
 	@$(MAKE) --no-print-directory lint-proto
+	@$(MAKE) --no-print-directory lint-alerts
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
 
 # buf comes from PyPI into a virtual environment of its own. Offline it cannot, and then this says so and goes on,
@@ -99,6 +100,11 @@ lint-proto:
 		  [ -n "$${CI:-}$${REQUIRE_BUF:-}" ] && exit 1 || exit 0; }; \
 	fi; \
 	set -x; $(BUF) lint proto
+
+# promtool comes with Debian's `prometheus`.
+lint-alerts: ## Check the alert rules, and that each alert fires in its test
+	promtool check rules deploy/prometheus/holdfast.rules.yml
+	promtool test rules deploy/prometheus/holdfast.test.yml
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -56,6 +56,8 @@ has ccache || missing+=(ccache)
 if [ -n "$with_test" ]; then
     # Tests slow down and fail single system calls of a node.
     has strace || missing+=(strace)
+    # promtool, for the alert rules.
+    has promtool || missing+=(prometheus)
     # `make lint` keeps buf in a virtual environment, and a test its client in Python.
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing+=(python3 python3-venv)
 fi
@@ -101,7 +103,7 @@ knows_all() {
 install_missing() {
     if ! has apt-get; then
         complain "this system has no apt-get. Install these yourself, by the names your system uses: ${missing[*]}"
-        complain "(Fedora: gcc-c++ make clang-devel ccache strace python3; Arch: gcc make clang ccache strace python; then run this again)"
+        complain "(Fedora: gcc-c++ make clang-devel ccache strace prometheus python3; Arch: gcc make clang ccache strace prometheus python; then run this again)"
         return 1
     fi
     if [ "$(id -u)" != 0 ] && ! has sudo; then

@@ -259,6 +259,34 @@ fn readme_complaints(readme: &str) -> Vec<String> {
         .collect()
 }
 
+/// Where nodes name their metrics.
+const METRICS: &str = "crates/server/src/http.rs";
+/// What a histogram's series are called beyond its name.
+const OF_A_HISTOGRAM: &[&str] = &["_bucket", "_sum", "_count"];
+
+/// Alerts and dashboards name only metrics that nodes export.
+fn metric_complaints(sources: &[Source]) -> Vec<String> {
+    let exported: Vec<&str> = sources.iter().filter(|source| source.path == METRICS).flat_map(metric_names).collect();
+    let is_exported = |name: &str| {
+        let stems = OF_A_HISTOGRAM.iter().filter_map(|suffix| name.strip_suffix(suffix));
+        std::iter::once(name).chain(stems).any(|name| exported.contains(&name))
+    };
+    let mut complaints = Vec::new();
+    for source in sources
+        .iter()
+        .filter(|source| ["deploy/prometheus/", "deploy/grafana/"].iter().any(|folder| source.path.starts_with(folder)))
+    {
+        let unknown = metric_names(source).filter(|name| !is_exported(name));
+        complaints.extend(unknown.map(|name| format!("{}: no node exports {name}", source.path)));
+    }
+    complaints
+}
+
+fn metric_names(source: &Source) -> impl Iterator<Item = &str> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    source.text.split(move |c| !is_part(c)).filter(|word| word.starts_with("holdfast_"))
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The repository
 // ---------------------------------------------------------------------------------------------------------------------
@@ -404,6 +432,13 @@ fn nothing_names_one_machine() {
 }
 
 #[test]
+fn alerts_and_dashboards_name_metrics_that_exist() {
+    let sources = sources();
+    assert!(sources.iter().any(|source| source.path == METRICS), "{METRICS} is not where metrics are named");
+    assert_none(metric_complaints(&sources));
+}
+
+#[test]
 fn the_readme_shows_the_commands() {
     assert_none(readme_complaints(&std::fs::read_to_string(root().join("README.md")).unwrap()));
 }
@@ -411,6 +446,17 @@ fn the_readme_shows_the_commands() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Each rule complains
 // ---------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_alert_on_a_metric_that_nobody_exports_is_found() {
+    let source = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
+    let exported = source(METRICS, "(\"holdfast_raft_term\", \"Term.\"), \"holdfast_wait_seconds\"");
+    let fine = source("deploy/prometheus/x.yml", "expr: rate(holdfast_wait_seconds_bucket[5m]) + holdfast_raft_term");
+    let wrong = source("deploy/grafana/x.json", "\"expr\": \"holdfast_raft_terms > 1\"");
+    let elsewhere = source("README.md", "holdfast_nothing");
+    let complaints = metric_complaints(&[exported, fine, wrong, elsewhere]);
+    assert_eq!(complaints, ["deploy/grafana/x.json: no node exports holdfast_raft_terms"]);
+}
 
 fn member(folder: &str) -> Member {
     Member {

@@ -16,10 +16,12 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use holdfast_store::FSYNC_BUCKETS_MICROS;
+use holdfast_survey::{Answer, CheckId, Keys, Loss, Severity, Survival, checks, scenarios, survive};
 use holdfast_wire::status::Refusal;
 use tonic::Status;
 
 use crate::disk::Space;
+use crate::facts::Answers;
 use crate::grpc::Shared;
 
 /// Upper bounds of the call histogram, seconds.
@@ -140,6 +142,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let mut out = String::new();
     raft_metrics(&mut out, &shared);
     offsite_metrics(&mut out, &shared);
+    survey_metrics(&mut out, &shared);
     storage_metrics(&mut out, &shared);
     call_metrics(&mut out, &shared.metrics);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], out).into_response()
@@ -189,11 +192,75 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
         Family::new(out, "holdfast_offsite_lag_entries", "gauge", "Applied entries not known at a destination.");
     for destination in shared.shipper.destinations() {
         let index = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
-        lag.value(
-            &format!("dest=\"{}\"", destination.name.replace(['"', '\\', '\n'], "_")),
-            applied.saturating_sub(index),
-        );
+        lag.value(&format!("dest=\"{}\"", label_value(&destination.name)), applied.saturating_sub(index));
     }
+}
+
+/// What the survey says, on the leader alone: no other node knows enough.
+fn survey_metrics(out: &mut String, shared: &Shared) {
+    if !shared.replica.is_leader() {
+        return;
+    }
+    let statuses = [shared.status()];
+    let answers = Answers { statuses: &statuses, asked_all: false };
+    let (facts, limits) = (answers.facts(), answers.limits());
+    let mut lag = Family::new(out, "holdfast_offsite_lag_seconds", "gauge", "Age of the oldest entry not offsite.");
+    for copy in facts.copies.iter().filter(|copy| !copy.kind.is_node()) {
+        let dest = label_value(&copy.id.to_string());
+        lag.value(&format!("dest=\"{dest}\""), copy.lag_ms.unwrap_or(0) as f64 / 1000.0);
+    }
+    let mut index =
+        Family::new(out, "holdfast_copy_verified_index", "gauge", "Every entry up to here is durable there.");
+    for copy in facts.copies.iter().filter(|copy| copy.index.is_some()) {
+        let labels = format!("copy=\"{}\",kind=\"{}\"", label_value(&copy.id.to_string()), copy.kind);
+        index.value(&labels, copy.index.unwrap_or(0));
+    }
+    let keys = Keys::of(&facts, limits.placement_keys.iter().map(String::as_str));
+    let survivals: Vec<_> =
+        scenarios(&facts, &keys).into_iter().map(|domain| survive(&facts, std::slice::from_ref(&domain))).collect();
+    let scenario = |survival: &Survival| {
+        let lost = survival.lost.iter().map(ToString::to_string).collect::<Vec<_>>().join("+");
+        format!("scenario=\"{}\"", label_value(&lost))
+    };
+    let mut writes =
+        Family::new(out, "holdfast_survive_writes", "gauge", "1 when writes would go on without this domain.");
+    for survival in &survivals {
+        writes.value(&scenario(survival), u8::from(survival.writes == Answer::Yes));
+    }
+    let mut loss = Family::new(
+        out,
+        "holdfast_survive_loss_entries",
+        "gauge",
+        "Acknowledged entries that would be gone with this domain; missing = not known.",
+    );
+    for survival in &survivals {
+        let entries = match survival.loss {
+            Loss::Entries(count) | Loss::AtMost(count) => Some(count),
+            Loss::Everything => facts.commit_index,
+            Loss::Unknown => None,
+        };
+        if let Some(entries) = entries {
+            loss.value(&scenario(survival), entries);
+        }
+    }
+    let mut health = Family::new(out, "holdfast_health_check", "gauge", "Conditions that are not fine, by severity.");
+    let mut counts: BTreeMap<(CheckId, &str), u64> = BTreeMap::new();
+    for check in checks(&facts, &limits) {
+        let severity = match check.severity {
+            Severity::Warning => "warning",
+            Severity::Unknown => "unknown",
+            Severity::Error => "error",
+        };
+        *counts.entry((check.id, severity)).or_default() += 1;
+    }
+    for ((id, severity), count) in counts {
+        health.value(&format!("check=\"{id}\",severity=\"{severity}\""), count);
+    }
+}
+
+/// A label's value may hold none of these as it is.
+fn label_value(text: &str) -> String {
+    text.replace(['"', '\\', '\n'], "_")
 }
 
 fn storage_metrics(out: &mut String, shared: &Shared) {

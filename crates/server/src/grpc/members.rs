@@ -182,7 +182,7 @@ impl Admin {
     }
 
     fn judged(&self, change: MemberChange, fewer: bool, status: &ReplicaStatus) -> Result<Judged, Refusal> {
-        let statuses = [self.status()];
+        let statuses = [self.shared.status()];
         let answers = Answers { statuses: &statuses, asked_all: false };
         judge(&change, fewer, status, self.shared.config.node_id, &answers.facts(), &answers.limits())?;
         Ok(Judged { steps: steps(&change, status), change })

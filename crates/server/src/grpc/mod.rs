@@ -7,6 +7,7 @@ mod edge;
 mod manifest;
 mod members;
 mod records;
+mod status;
 mod sync;
 mod users;
 mod watch;

@@ -1,0 +1,188 @@
+//! What a node says of itself: the answer to `GetStatus`, and what metrics and health are made of.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use holdfast_replica::Member;
+use holdfast_survey::CheckId;
+use holdfast_wire::reply;
+use holdfast_wire::v1;
+
+use crate::disk::Space;
+use crate::grpc::Shared;
+
+impl Shared {
+    /// What this node knows of itself and of its group; needs nobody else.
+    pub fn status(&self) -> v1::GetStatusResponse {
+        let shared = self;
+        let sys = shared.replica.sys();
+        let status = shared.replica.status();
+        let config = &shared.config;
+        let role = match (status.members.contains_key(&config.node_id), status.voters.contains(&config.node_id)) {
+            (_, true) => v1::NodeRole::Voter,
+            (true, false) => v1::NodeRole::Learner,
+            (false, false) => v1::NodeRole::Unspecified,
+        };
+        let own = v1::Node {
+            node_id: config.node_id,
+            client_address: config.advertise.client.clone(),
+            peer_address: config.advertise.peer.clone(),
+            admin_address: config.advertise.admin.clone(),
+            http_address: config.advertise.http.clone(),
+            labels: config.labels.clone().into_iter().collect(),
+            role: role.into(),
+            identity: shared.replica.identity().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let applied = shared.replica.state().applied();
+        let group = v1::GroupStatus {
+            group_id: shared.replica.group_id().0,
+            term: status.term,
+            leader_id: status.leader_id,
+            last_log_index: status.last_log_index,
+            committed_index: status.committed_index,
+            applied_index: applied.index(),
+            purged_index: status.purged_index,
+            snapshot_index: status.snapshot_index,
+            digest: sys.digest.0.to_vec().into(),
+            digest_index: applied.index(),
+            matched_index: status.matched.clone().into_iter().collect(),
+            leader_contact_age: status.leader_contact_age.map(|age| duration_ms(millis(age))),
+            voter_sets: status
+                .configs
+                .iter()
+                .map(|set| v1::VoterSet { node_ids: set.iter().copied().collect() })
+                .collect(),
+            silence_ms: status.silence.iter().map(|(id, silence)| (*id, millis(*silence))).collect(),
+        };
+        v1::GetStatusResponse {
+            cluster_id: sys.history.as_ref().map(|history| hex(&history.cluster_id)).unwrap_or_default(),
+            cluster_name: sys.history.as_ref().map(|history| history.cluster_name.clone()).unwrap_or_default(),
+            incarnation: sys.history.as_ref().map_or(0, |history| history.incarnation.0),
+            self_: Some(own),
+            nodes: status.members.iter().map(|(id, member)| member_node(*id, member, &status.voters)).collect(),
+            groups: vec![group],
+            destinations: self.destinations(&sys, applied.index()),
+            checks: self.checks(&status),
+            storage: Space::of(&config.data_dir)
+                .ok()
+                .map(|space| v1::StorageStatus { used_bytes: space.used, free_bytes: space.free }),
+            draining: shared.draining.load(Ordering::Acquire),
+            limits: Some(v1::HealthLimits {
+                offsite_lag_ms_max: config.offsite_lag_ms_max,
+                replica_lag_entries_max: config.replica_lag_entries_max,
+                placement_keys: config.placement_keys.clone(),
+            }),
+        }
+    }
+
+    fn destinations(&self, sys: &holdfast_model::state::Sys, applied: u64) -> Vec<v1::DestinationStatus> {
+        let shipper = &self.shipper;
+        shipper
+            .destinations()
+            .iter()
+            .map(|destination| {
+                let fact = sys.offsite.get(&destination.name);
+                let durable_index = fact.map_or(0, |fact| fact.index);
+                let lag = shipper.lag(durable_index, applied);
+                v1::DestinationStatus {
+                    name: destination.name.clone(),
+                    labels: destination.labels.clone().into_iter().collect(),
+                    durable_index,
+                    lag: lag.map(|lag| duration_ms(millis(lag))),
+                    // The shipper reads back what it wrote before it makes it a fact.
+                    verified_index: durable_index,
+                    verify_time: fact.map(|fact| reply::timestamp(fact.at)),
+                    last_error: shipper.state_of(&destination.name).error,
+                    required: destination.required,
+                }
+            })
+            .collect()
+    }
+
+    fn checks(&self, status: &holdfast_replica::ReplicaStatus) -> Vec<v1::HealthCheck> {
+        let mut checks = Vec::new();
+        let mut check = |id: &str, severity: v1::HealthSeverity, evidence: String, remedy: &str| {
+            checks.push(v1::HealthCheck {
+                check_id: id.to_owned(),
+                severity: severity.into(),
+                evidence,
+                observe_time: None,
+                remedy: remedy.to_owned(),
+            });
+        };
+        if let Ok(space) = Space::of(&self.config.data_dir)
+            && space.is_low()
+        {
+            check(
+                CheckId::DiskLow.as_str(),
+                v1::HealthSeverity::Warning,
+                format!("{} MiB are left on the disk of {}", space.free >> 20, self.config.data_dir.display()),
+                "make room or grow the disk; a node whose disk is full ends, and rejoins once there is room",
+            );
+        }
+        if self.replica.is_displaced() {
+            check(
+                "IDENTITY_MISMATCH",
+                v1::HealthSeverity::Error,
+                "the cluster knows this node id under another data directory: the disk was replaced or wiped".into(),
+                "give this node its old directory back; on an empty disk it takes no part under this id",
+            );
+        }
+        if self.replica.is_removed() {
+            check(
+                "NODE_REMOVED",
+                v1::HealthSeverity::Warning,
+                "this node was taken out of the cluster; it serves nobody".into(),
+                "stop it, and keep its data directory until the others are well",
+            );
+        }
+        if status.recovering {
+            check(
+                "LOG_RECOVERING",
+                v1::HealthSeverity::Warning,
+                "this node's log ends before what it had acknowledged; it does not vote until caught up".into(),
+                "keep the other nodes up; it clears by itself",
+            );
+        }
+        for destination in self.shipper.destinations() {
+            let state = self.shipper.state_of(&destination.name);
+            if state.forked {
+                check(
+                    "LINEAGE_FORK",
+                    v1::HealthSeverity::Error,
+                    format!("{}: {}", destination.name, state.error),
+                    "stop writing; restore into a new cluster from the archive",
+                );
+            }
+        }
+        checks
+    }
+}
+
+fn member_node(id: u64, member: &Member, voters: &[u64]) -> v1::Node {
+    v1::Node {
+        node_id: id,
+        client_address: member.client_address.clone(),
+        peer_address: member.peer_address.clone(),
+        admin_address: member.admin_address.clone(),
+        http_address: member.http_address.clone(),
+        labels: member.labels.clone().into_iter().collect(),
+        role: if voters.contains(&id) { v1::NodeRole::Voter } else { v1::NodeRole::Learner }.into(),
+        identity: member.identity.clone(),
+        version: String::new(),
+    }
+}
+
+/// Bytes as operators read them.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn duration_ms(ms: u64) -> holdfast_wire::Duration {
+    holdfast_wire::Duration { seconds: (ms / 1000) as i64, nanos: (ms % 1000 * 1_000_000) as i32 }
+}
