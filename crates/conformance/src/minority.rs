@@ -25,8 +25,8 @@ fn get(user: &str, id: &str, level: Option<Level>) -> v1::BatchGetRecordsRequest
 /// 37: A leader that was deposed while it slept answers no linearizable read from its old state: each answer holds the
 /// write that its successor acknowledged before.
 ///
-/// Break: `Core::confirmed_index_here` (replica/src/read.rs) uses `ReadPolicy::LeaseRead`, or answers from
-/// `last_applied` without a round.
+/// Break: `Core::confirmed_index_here` (replica/src/read.rs) answers from the applied index without a round. Not found:
+/// `ReadPolicy::LeaseRead`; the lease of a leader that slept has run out when it wakes up.
 pub async fn c37_a_deposed_leader_answers_no_linearizable_read(case: &Case) -> Outcome {
     let mut field = case.stage()?.field().await?;
     let user = case.user("one");

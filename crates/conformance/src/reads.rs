@@ -104,8 +104,9 @@ pub async fn c36_at_least_reads_own_writes_on_followers(case: &Case) -> Outcome 
 /// 38: max_staleness_ms is honoured or refused: the header says at most what was asked, and what was acknowledged that
 /// long before is there, on every node, also on one that has slept.
 ///
-/// Break: `Shared::read` (server/src/grpc/mod.rs) answers `MaxStaleness` from `replica.view()` without judging the age
-/// of the last round; or `staleness_ms` counts from the round's end.
+/// Break: `Replica::read_within` (replica/src/read.rs) answers without judging the age of the last round, also when it
+/// then says an age within the bound. Not found: an age that counts from the round's end, which takes a stop in the
+/// middle of a round of a millisecond.
 pub async fn c38_max_staleness_is_honoured_or_refused(case: &Case) -> Outcome {
     let Some(stage) = &case.stage else {
         case.note("without a node that sleeps, which needs --holdfast");

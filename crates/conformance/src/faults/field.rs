@@ -4,7 +4,7 @@
 //! before the next test.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_client::AdminClient;
 use jepsen_tests::cluster::{Cluster, Killed, comes_true, contact};
@@ -48,6 +48,15 @@ impl Drop for Stopped {
 fn signal(pid: i32, signal: i32) {
     // SAFETY: a plain system call; the caller names a process of its own cluster.
     unsafe { libc::kill(pid, signal) };
+}
+
+/// Every thread of a process has stopped.
+fn is_stopped(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with(['T', 'Z']) || rest.is_empty())
+    })
 }
 
 impl Field {
@@ -126,6 +135,11 @@ impl Field {
         let pids: Vec<i32> = places.iter().map(|place| self.cluster.nodes[*place].pid).collect();
         for pid in &pids {
             signal(*pid, libc::SIGSTOP);
+        }
+        // On a busy machine a thread may run on for a while; what it acknowledges then was asked of a running node.
+        let end = Instant::now() + Duration::from_secs(2);
+        while !pids.iter().all(|pid| is_stopped(*pid)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
         }
         Stopped(pids)
     }
