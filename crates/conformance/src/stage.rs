@@ -18,7 +18,7 @@ use crate::target::Target;
 /// Age of tombstones on the brisk cluster.
 pub const TOMBSTONE_AGE_MS: u64 = 1000;
 /// Silence after which a device is dropped there.
-pub const DEVICE_EXPIRY_MS: u64 = 5000;
+pub const DEVICE_EXPIRY_MS: u64 = 8000;
 /// Quota of every user of the public cluster and of restored ones: room for a batch of the largest size.
 pub const QUOTA_BYTES: u64 = 6 << 20;
 

@@ -26,6 +26,7 @@ const RETRYABLE: &[&str] = &[
     "DRAINING",
     "NOT_FOUNDED",
     "OUTCOME_UNKNOWN",
+    "TOO_SLOW",
     "OVERLOADED",
     "RATE_LIMITED",
     "DISK_FULL",

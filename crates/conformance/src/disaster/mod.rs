@@ -425,7 +425,7 @@ pub async fn a_full_user_gets_back_what_was_lost(case: &Case) -> Outcome {
 /// before, and where nothing is stored.
 ///
 /// Break: `Writing::mutate` (model/src/transition/writing.rs): `(Op::Delete, None) => unchanged` also under a
-/// RestoreGuard, or a tombstone keeps no lost version.
+/// RestoreGuard.
 pub async fn c29_lost_deletes_sent_again_hold(case: &Case) -> Outcome {
     let scene = &*case.stage()?.scene(&case.run).await?;
     let (target, past) = (scene.target().await?, &scene.pasts[8]);
