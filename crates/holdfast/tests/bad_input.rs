@@ -21,6 +21,34 @@ fn wrong_usage_ends_with_2() {
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("--insecure-plaintext"), "{stderr}");
     assert!(!dir.path().join("d").exists(), "a refused node creates nothing");
+    let dev = |more: &[&str]| {
+        let mut args = vec!["dev", "--data", &data, "--port-base", "7970"];
+        args.extend_from_slice(more);
+        holdfast(&args)
+    };
+    let nowhere = dir.path().join("none/ready.json").display().to_string();
+    for (wrong, named) in [
+        (["--set", "raft.hartbeat_ms=50"], "raft.hartbeat_ms"),
+        (["--set", "raft.heartbeat_ms=fast"], "\"fast\""),
+        (["--labels", "array=a1;array=a2"], "2 parts for 3 nodes"),
+        (["--ready-file", &nowhere], "none"),
+    ] {
+        let (code, _, stderr) = dev(&wrong);
+        assert_eq!(code, 2, "{wrong:?}: {stderr}");
+        assert!(stderr.contains(named), "{wrong:?}: {stderr}");
+        assert!(!dir.path().join("d").exists(), "a refused cluster creates nothing: {wrong:?}");
+    }
+}
+
+#[test]
+fn variables_of_other_programs_may_be_anything() {
+    use std::os::unix::ffi::OsStrExt;
+    let mut command = std::process::Command::new(cluster::BINARY);
+    command.args(["serve", "--no-config"]).env("OTHER", std::ffi::OsStr::from_bytes(b"\xFF"));
+    let output = command.output().expect("runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("node.data_dir"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,6 +116,22 @@ async fn cards_come_back_byte_for_byte_and_importing_again_changes_nothing() {
     assert_eq!(before.len(), 2);
     assert_eq!(import(&file).0, 0);
     assert_eq!(feed().await, before, "importing again changes nothing");
+    // The same id in two files: kept both, together and one by one.
+    let twins = ["one.vcf", "two.vcf"].map(|name| dir.path().join(name).display().to_string());
+    for (file, name) in twins.iter().zip(["Eve", "Eva"]) {
+        std::fs::write(file, format!("BEGIN:VCARD\r\nUID:twin\r\nFN:{name}\r\nEND:VCARD\r\n")).expect("file");
+    }
+    let import_twins = |files: &[String]| {
+        let mut args = vec!["record", "import", "--endpoint", &endpoint, "--user", "ann"];
+        args.extend(files.iter().map(String::as_str));
+        assert_eq!(holdfast(&args).0, 0);
+    };
+    import_twins(&twins);
+    let both = feed().await;
+    assert_eq!(both.len(), 4);
+    import_twins(&twins[1..]);
+    import_twins(&twins[..1]);
+    assert_eq!(feed().await, both, "one by one changes nothing either");
     let (code, stdout, stderr) = import(&broken);
     assert_eq!(code, 10, "{stdout}{stderr}");
     assert!(format!("{stdout}{stderr}").contains("broken.ics"), "named: {stdout}{stderr}");
@@ -101,6 +145,30 @@ async fn cards_come_back_byte_for_byte_and_importing_again_changes_nothing() {
         let card = &card[start..];
         assert!(exported.windows(card.len()).any(|part| part == card), "{}", String::from_utf8_lossy(card));
     }
+}
+
+#[test]
+fn an_import_that_fails_halfway_still_names_what_is_broken() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let cluster = Cluster::start(&dir.path().join("c"), &["--set", "quota.user_bytes=100000"]);
+    let card = |n: usize| format!("BEGIN:VCARD\r\nUID:{n}\r\nFN:{}\r\nEND:VCARD\r\n", "x".repeat(600));
+    let file = dir.path().join("many.vcf");
+    let cards: String = (0..300).map(card).collect();
+    std::fs::write(&file, format!("junk\r\n{cards}")).expect("file");
+    let (client, admin) = (cluster.nodes[0].client.as_str(), cluster.nodes[0].admin.as_str());
+    let import = |more: &[&str]| {
+        let mut args = vec!["record", "import", "--endpoint", client, "--user", "ann", "--deadline-ms", "3000"];
+        args.extend_from_slice(more);
+        holdfast(&args)
+    };
+    let (code, _, stderr) = import(&[&file.display().to_string()]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("many.vcf:1: stored as it is"), "{stderr}");
+    assert!(stderr.contains("100 of 301 records are stored"), "{stderr}");
+    // Whoever takes the wrong listener is told which one is right.
+    let (code, _, stderr) = holdfast(&["record", "ls", "--endpoint", admin, "--user", "ann", "--collection", "notes"]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("client address"), "{stderr}");
 }
 
 fn changes(user: &str) -> holdfast_wire::v1::GetChangesRequest {

@@ -170,9 +170,12 @@ impl Config {
             values.read_table("", &table)?;
         }
         // In order: what labels a destination comes after the destination.
-        for (name, value) in std::env::vars().collect::<BTreeMap<_, _>>() {
-            if let Some(key) = name.strip_prefix("HOLDFAST_") {
-                values.set_from_environment(key, &value)?;
+        for (name, value) in std::env::vars_os().collect::<BTreeMap<_, _>>() {
+            // Other programs' variables may be anything.
+            if let Some(key) = name.to_string_lossy().strip_prefix("HOLDFAST_") {
+                let value =
+                    value.to_str().ok_or_else(|| wrong(&format!("HOLDFAST_{key}"), "its value is not UTF-8"))?;
+                values.set_from_environment(key, value)?;
             }
         }
         let mut replaced_offsite = false;
@@ -384,6 +387,9 @@ fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> {
 }
 
 fn validate(config: &Config) -> Result<(), ConfigError> {
+    tracing_subscriber::EnvFilter::try_new(&config.log_filter).map_err(|error| {
+        wrong("log.filter", format!("{:?} is no filter: {error}; write it as info,raft=debug", config.log_filter))
+    })?;
     if config.election_min_ms <= 2 * config.heartbeat_ms {
         return Err(wrong("raft.election_min_ms", "must be more than twice raft.heartbeat_ms"));
     }
@@ -455,6 +461,7 @@ mod tests {
         for (key, value) in [
             ("raft.heartbeat", "30"),
             ("raft.heartbeat_ms", "fast"),
+            ("log.filter", "=["),
             ("raft.heartbeat_ms", "1"),
             ("raft.election_min_ms", "60"),
             ("raft.election_max_ms", "100"),

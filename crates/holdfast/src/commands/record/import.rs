@@ -163,16 +163,21 @@ fn id_for(taken: &Taken, item: &ImportItem, content: ContentId) -> (String, bool
             None => return (id, true),
             Some(other) if *other == content => return (id, false),
             Some(_) => {
-                let suffix = format!("~{}", &mark.to_hex()[..8]);
-                let mut end = item.record_id.len().min(RECORD_ID_BYTES_MAX - suffix.len());
-                while !item.record_id.is_char_boundary(end) {
-                    end -= 1;
-                }
-                id = format!("{}{suffix}", &item.record_id[..end]);
+                id = marked(&item.record_id, mark);
                 mark = blake3::hash(mark.as_bytes());
             }
         }
     }
+}
+
+/// The id that content gets when other content has `id` already.
+fn marked(id: &str, content: blake3::Hash) -> String {
+    let suffix = format!("~{}", &content.to_hex()[..8]);
+    let mut end = id.len().min(RECORD_ID_BYTES_MAX - suffix.len());
+    while !id.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{suffix}", &id[..end])
 }
 
 /// Cuts into batches of distinct keys, in order.
@@ -207,9 +212,39 @@ async fn store_all(
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
     for batch in batches(items) {
-        store(client, user, batch, report, bar).await?;
+        let count = batch.len();
+        let batch = without_marked(client, user, batch, report).await?;
+        bar.inc((count - batch.len()) as u64);
+        if !batch.is_empty() {
+            store(client, user, batch, report, bar).await?;
+        }
     }
     Ok(())
+}
+
+/// Leaves out what an earlier import stored under a marked id, because another file of it had other content under the
+/// same UID: written under the bare id it would replace that file's content.
+async fn without_marked(
+    client: &Client,
+    user: &str,
+    batch: Vec<ImportItem>,
+    report: &mut Report,
+) -> anyhow::Result<Vec<ImportItem>> {
+    let key = |item: &ImportItem| v1::RecordKey {
+        collection: item.collection.to_owned(),
+        record_id: marked(&item.record_id, ContentId::of(&item.payload).hash()),
+    };
+    let keys = batch.iter().map(key).collect();
+    let request = v1::BatchGetRecordsRequest { user_id: user.to_owned(), keys, ..Default::default() };
+    let live = client.read_all(request).await?.into_iter().filter(|record| record.delete_time.is_none());
+    let stored: Vec<_> = live.filter_map(|record| Some((record.key?, ContentId::of(&record.payload)))).collect();
+    let (there, rest): (Vec<_>, Vec<_>) =
+        batch.into_iter().partition(|item| stored.contains(&(key(item), ContentId::of(&item.payload))));
+    for item in there {
+        report.unchanged += 1;
+        *report.by_collection.entry(item.collection.to_owned()).or_default() += 1;
+    }
+    Ok(rest)
 }
 
 async fn store(
