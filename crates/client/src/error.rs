@@ -147,8 +147,6 @@ impl Error {
             Code::PermissionDenied | Code::Unauthenticated => Self::Forbidden { reason, message },
             Code::ResourceExhausted => Self::Overloaded { reason, message, retry_after: details.retry_after },
             Code::DataLoss => Self::Corrupt { reason, message },
-            // None of our services says so without a reason: the call came to another listener.
-            Code::Unimplemented if reason.is_empty() => Self::Unsupported { message: WRONG_LISTENER.to_owned() },
             Code::Unimplemented => Self::Unsupported { message },
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable { reason, message },
             Code::Internal | Code::Unknown if reason.is_empty() => Self::Unavailable { reason, message },
@@ -156,9 +154,6 @@ impl Error {
         }
     }
 }
-
-const WRONG_LISTENER: &str = "this address does not take the call: name a node's client address for records and users, \
-                              its admin address for the cluster, its nodes and backups";
 
 /// The message, and for transport errors the cause at the bottom, which alone says something ("connection refused").
 fn explain(status: &Status) -> String {
@@ -213,11 +208,7 @@ mod tests {
         assert!(matches!(of(Refusal::Internal("x".into())), Error::Internal { .. }));
         assert!(matches!(of(Refusal::DiskFull), Error::Overloaded { retry_after: Some(_), .. }));
         assert!(matches!(of(Refusal::Rejected(Rejection::RequestTooOld, None)), Error::Precondition { .. }));
-        assert!(matches!(of(Refusal::Unsupported("undelete")), Error::Unsupported { .. }));
-        match Error::of(&Status::new(Code::Unimplemented, "")) {
-            Error::Unsupported { message } => assert!(message.contains("admin address"), "{message}"),
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(of(Refusal::Unsupported("undelete")).reason(), "UNSUPPORTED");
         for status in [Status::permission_denied("no"), Status::unauthenticated("who")] {
             assert!(matches!(Error::of(&status), Error::Forbidden { .. }));
         }

@@ -274,6 +274,8 @@ fn storage_metrics(out: &mut String, shared: &Shared) {
             "Bytes left on the file system of the data directory.",
         )
         .value("", space.free);
+        Family::new(out, "holdfast_storage_size_bytes", "gauge", "Size of that file system, without what is reserved.")
+            .value("", space.used + space.free);
     }
     for (name, help, value) in [
         ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes),

@@ -66,6 +66,8 @@ pub enum Refusal {
     Unsupported(&'static str),
     /// No such thing.
     NotFound(String),
+    /// The call names a method that the listener does not have.
+    NoSuchMethod,
     /// An operation cannot be done as things are; says why and what clears it.
     Precondition {
         /// Stable reason.
@@ -173,6 +175,15 @@ impl Refusal {
                 retry,
             ),
             Self::Unsupported(what) => (Code::Unimplemented, "UNSUPPORTED", format!("{what} is not built yet"), None),
+            Self::NoSuchMethod => (
+                Code::Unimplemented,
+                "UNSUPPORTED",
+                text(
+                    "this listener has no such method: calls about records and users go to a node's client address, \
+                     those about the cluster, its nodes and backups to its admin address",
+                ),
+                None,
+            ),
             Self::NotFound(what) => (Code::NotFound, "NOT_FOUND", format!("{what} does not exist"), None),
             Self::Precondition { reason, message } => (Code::FailedPrecondition, reason, message.clone(), None),
             Self::Corrupt(message) => (Code::DataLoss, "CHECKSUM", message.clone(), None),
@@ -309,7 +320,7 @@ pub fn explained(status: Status) -> Status {
     match status.code() {
         // As tonic has it for a message beyond the limit.
         Code::OutOfRange | Code::ResourceExhausted => Refusal::MessageTooLarge.into(),
-        Code::Unimplemented => Refusal::Unsupported("this method, or what the call asks of it,").into(),
+        Code::Unimplemented => Refusal::NoSuchMethod.into(),
         // Handlers never return a bare INTERNAL: this one is about reading the request.
         Code::Internal | Code::InvalidArgument | Code::Unknown => {
             Refusal::MalformedMessage(status.message().to_owned()).into()
@@ -412,6 +423,7 @@ mod tests {
             (Refusal::Overloaded(Duration::from_millis(20)), Code::ResourceExhausted, "OVERLOADED", Some(20)),
             (Refusal::DiskFull, Code::ResourceExhausted, "DISK_FULL", Some(5000)),
             (Refusal::Unsupported("undelete"), Code::Unimplemented, "UNSUPPORTED", None),
+            (Refusal::NoSuchMethod, Code::Unimplemented, "UNSUPPORTED", None),
             (Refusal::NotFound("it".into()), Code::NotFound, "NOT_FOUND", None),
             (precondition, Code::FailedPrecondition, "NOT_FRESH", None),
             (Refusal::Corrupt("m".into()), Code::DataLoss, "CHECKSUM", None),

@@ -115,7 +115,7 @@ fn spec(args: &Args) -> anyhow::Result<ClusterSpec> {
         spec.label(labels).map_err(|error| failure(Exit::Usage, error))?;
     }
     if let Some(labels) = &args.offsite_labels {
-        let checked = labels.check_count("--offsite-labels", "--offsite", args.offsite.len());
+        let checked = labels.check_count("--offsite-labels", "destination", args.offsite.len());
         checked.map_err(|error| failure(Exit::Usage, error))?;
     }
     for node in &mut spec.nodes {

@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     if let Some(labels) = &args.offsite_labels {
         labels
-            .check_count("--offsite-labels", "--offsite", args.offsite.len())
+            .check_count("--offsite-labels", "destination", args.offsite.len())
             .map_err(|error| failure(Exit::Usage, error))?;
     }
     let config =

@@ -200,12 +200,12 @@ impl ClusterSpec {
 pub struct Labels(pub Vec<BTreeMap<String, String>>);
 
 impl Labels {
-    /// One part for each of `count` things, or an error that says so.
+    /// One part for each of `count` things of a kind, or an error that says so.
     pub fn check_count(&self, flag: &str, thing: &str, count: usize) -> anyhow::Result<()> {
         let parts = self.0.len();
         anyhow::ensure!(
             parts == count,
-            "{flag} has {parts} parts for {count} of {thing}; write one part for each, separated by ;"
+            "{flag} has {parts} parts for {count} {thing}s; write one part per {thing}, separated by ;"
         );
         Ok(())
     }
