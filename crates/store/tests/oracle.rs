@@ -7,16 +7,20 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use holdfast_model::command::{Command, Guard, Mutation, OffsiteFact, Op, Operation, Proposal, SnapshotBarrier};
-use holdfast_model::id::{Millis, NodeId, Version};
+use holdfast_model::command::{
+    AckCursor, Command, Content, DropDevice, Guard, Mutation, OffsiteFact, Op, Operation, Proposal, SnapshotBarrier,
+};
+use holdfast_model::id::{DeviceId, Incarnation, Millis, NodeId, Version};
 use holdfast_model::memory::MemoryState;
-use holdfast_store::keyspace::{Family, chg, exp, rec, req, sys, uid, usr};
+use holdfast_store::keyspace::{Family, chg, cur, exp, rec, req, sys, uid, usr};
 use holdfast_store::{Applied, LogPosition, RawRow, StateStore};
 use holdfast_wire::durable;
 use proptest::prelude::*;
 use support::{GROUP, data};
 
-use commands::{apply, batch, content, genesis, key, proposal, rows};
+use commands::{apply, batch, content, genesis, key, proposal, rows, user};
+
+const HOUR_MS: u64 = 60 * 60 * 1000;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -34,8 +38,12 @@ fn any_mutation() -> impl Strategy<Value = Mutation> {
         1 => Just(Guard::Exists),
         1 => (1u64..6).prop_map(|counter| Guard::Version(Version::new(1, counter))),
     ];
+    // A TTL shorter than one jump of the clock, so that it ends while the log is played.
+    let ttl = prop_oneof![3 => Just(0), 1 => Just(3600)];
+    let put = (prop_oneof![0usize..40, 4000usize..9000], 0u64..3, ttl)
+        .prop_map(|(size, seed, ttl_seconds)| Op::Put(Content { ttl_seconds, ..content(size, seed) }));
     let op = prop_oneof![
-        3 => (prop_oneof![0usize..40, 4000usize..9000], 0u64..3).prop_map(|(size, seed)| Op::Put(content(size, seed))),
+        3 => put,
         1 => Just(Op::Delete),
     ];
     (prop_oneof![Just("notes"), Just("x-a")], 0u8..5, op, guard).prop_map(|(name, id, op, guard)| Mutation {
@@ -76,12 +84,32 @@ fn any_command() -> impl Strategy<Value = Command> {
         })
     });
     let barrier = Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op-1".into() }));
-    prop_oneof![12 => any_write(), 2 => Just(Command::Expire), 1 => operation, 1 => fact, 1 => barrier]
+    let device = (prop_oneof![Just("ann"), Just("bob")], prop_oneof![Just("phone"), Just("laptop")])
+        .prop_map(|(owner, name)| (user(owner), DeviceId::new(name).expect("a valid id")));
+    let ack = (device.clone(), 0u64..6).prop_map(|((user, device), counter)| {
+        let version = Version::new(1, counter);
+        Command::AckCursor(AckCursor { user, device, incarnation: Incarnation(77), version })
+    });
+    let gone = device.prop_map(|(user, device)| Command::DropDevice(DropDevice { user, device }));
+    prop_oneof![
+        12 => any_write(),
+        4 => Just(Command::Expire),
+        2 => ack,
+        1 => gone,
+        1 => operation,
+        1 => fact,
+        1 => barrier,
+    ]
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    // Time jumps by hours now and then, so that requests expire.
-    let stamp = prop_oneof![0u64..1000, Just(13 * 60 * 60 * 1000)];
+    // Stamps are points in time and the latest counts: a day after the start requests and TTLs end, after a month
+    // tombstones, after three months devices.
+    let stamp = prop_oneof![
+        12 => 0u64..1000,
+        3 => (1u64..5).prop_map(|days| days * 25 * HOUR_MS),
+        1 => (1u64..5).prop_map(|months| months * 31 * 24 * HOUR_MS),
+    ];
     prop_oneof![
         14 => (stamp, any_command()).prop_map(|(stamp, command)| Step::Apply(proposal(stamp, command))),
         4 => Just(Step::Commit),
@@ -116,6 +144,9 @@ fn expected(memory: &MemoryState) -> BTreeSet<(u8, Vec<u8>, Vec<u8>)> {
     }
     for ((user, id), row) in &memory.requests {
         add(Family::Req, req::key(*user, *id), &durable::encode_request(row));
+    }
+    for ((user, device), row) in &memory.devices {
+        add(Family::Cur, cur::key(*user, device), &durable::encode_device(row));
     }
     for (at, item) in &memory.expiry {
         add(Family::Exp, exp::key(*at, item), &[]);
@@ -201,6 +232,39 @@ fn run(steps: &[Step]) -> (Applied, MemoryState) {
     assert_eq!(stored(rows(&store)), expected(&memory));
     assert_eq!(store.applied().position, Some(LogPosition { term: 1, node: 1, index }));
     (store.applied(), memory)
+}
+
+/// A tombstone that is forgotten, a device that is dropped and a request that ended are gone for the rest of the batch, as
+/// they are for the next one.
+#[test]
+fn what_ends_inside_a_batch_is_gone_inside_it() {
+    let month_ms = 31 * 24 * HOUR_MS;
+    let write = |stamp, request, op| {
+        let mutation = Mutation { key: key("notes", "r1"), op, guard: Guard::None };
+        proposal(stamp, Command::WriteBatch(batch("ann", request, vec![mutation])))
+    };
+    let expire = |stamp| proposal(stamp, Command::Expire);
+    let phone = || DeviceId::new("phone").expect("a valid id");
+    let ack =
+        AckCursor { user: user("ann"), device: phone(), incarnation: Incarnation(77), version: Version::new(1, 1) };
+    let gone = DropDevice { user: user("ann"), device: phone() };
+    let entries = [
+        write(0, 1, Op::Put(content(10, 1))),
+        proposal(1, Command::AckCursor(ack)),
+        write(2, 2, Op::Delete),
+        // The phone has not seen the deletion: it is kept, and forgotten once the phone is dropped.
+        expire(month_ms),
+        proposal(month_ms, Command::DropDevice(gone)),
+        expire(2 * month_ms),
+        write(2 * month_ms, 1, Op::Put(content(20, 1))),
+        expire(2 * month_ms),
+    ];
+    let together: Vec<_> = entries.into_iter().map(Step::Apply).collect();
+    let apart: Vec<_> = together.iter().flat_map(|step| [step.clone(), Step::Commit]).collect();
+    let ((in_one, memory), (in_many, same)) = (run(&together), run(&apart));
+    assert_eq!(in_one.effect_chain, in_many.effect_chain);
+    assert_eq!(memory, same);
+    assert_eq!((memory.records.len(), memory.devices.len(), memory.requests.len()), (1, 0, 1));
 }
 
 proptest! {
