@@ -342,7 +342,7 @@ fn labels(facts: &Facts, keys: &Keys, found: &mut Vec<Check>) {
                 found,
                 CheckId::LabelMissing,
                 Severity::Warning,
-                format!("{} lacks a label {key:?}: without it, they count as sharing one", missing.join(", ")),
+                format!("no label {key:?} on {}: without it they count as sharing one", missing.join(", ")),
                 "set node.labels.<key> and restart the node, or labels of [[offsite]]",
             );
         }
