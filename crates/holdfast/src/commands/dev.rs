@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::atomic_file;
 use crate::cli::key_value;
 use crate::exit::{Exit, failure};
-use crate::interrupt::interrupted;
+use crate::interrupt::Signals;
 use crate::launch::{Cluster, ClusterSpec, DEFAULT_PORT_BASE, Labels, Memo, parse_labels, render_labels};
 use crate::output::{self, Table};
 
@@ -80,9 +80,11 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     if let Some(file) = &args.ready_file {
         remove_stale(file)?;
     }
+    // One listener for the whole run: whoever sees the ready file may stop the cluster at once.
+    let mut signals = Signals::listen()?;
     let mut cluster = tokio::select! {
         cluster = Cluster::start(spec) => cluster?,
-        signal = interrupted() => anyhow::bail!("stopped by {} before the cluster was ready", signal?),
+        signal = signals.any() => anyhow::bail!("stopped by {signal} before the cluster was ready"),
     };
     let ready = ready(&mut cluster);
     if let Some(file) = &args.ready_file {
@@ -91,7 +93,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
         atomic_file::write(file, &text)?;
     }
     print(&cluster, &ready)?;
-    let signal = watch(&mut cluster).await?;
+    let signal = watch(&mut cluster, &mut signals).await;
     eprintln!("holdfast: {signal}: stopping all nodes");
     cluster.stop().await;
     Ok(Exit::Ok)
@@ -178,13 +180,11 @@ fn print(cluster: &Cluster, ready: &ReadyFile) -> anyhow::Result<()> {
 }
 
 /// Waits for a signal; notes every node that ends.
-async fn watch(cluster: &mut Cluster) -> anyhow::Result<&'static str> {
+async fn watch(cluster: &mut Cluster, signals: &mut Signals) -> &'static str {
     let mut noted = vec![false; cluster.nodes().len()];
-    let signal = interrupted();
-    tokio::pin!(signal);
     loop {
         tokio::select! {
-            signal = &mut signal => return signal,
+            signal = signals.any() => return signal,
             () = tokio::time::sleep(WATCH) => {}
         }
         for (node, noted) in cluster.nodes().iter_mut().zip(&mut noted) {
