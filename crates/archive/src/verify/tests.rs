@@ -77,6 +77,10 @@ fn a_truncated_object_is_found_in_every_kind() {
             std::fs::write(folder.file(&object), &good[..length]).expect("writes");
             let report = look(&folder, &history, Level::Bytes);
             assert!(report.bad.iter().any(|(named, _)| *named == object), "{object} cut to {length}");
+            if object.contains("/chunk/") {
+                let report = look(&folder, &history, Level::Presence);
+                assert!(report.bad.iter().any(|(named, _)| *named == object), "{object} cut to {length}, at level 0");
+            }
         }
         std::fs::write(folder.file(&object), &good).expect("writes");
     }
