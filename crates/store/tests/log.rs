@@ -105,14 +105,17 @@ fn holes_and_older_terms_are_refused() {
 
 #[test]
 fn reads_are_bounded_and_do_not_depend_on_the_cache() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let data = data(dir.path());
-    for cache_bytes_max in [1, 100, 1 << 20] {
-        let (log, _) = open_log_with(&data, LogOptions { cache_bytes_max, ..LogOptions::default() });
-        if log.last().is_none() {
-            append(&log, (0..50).map(|index| entry(1, index)).collect());
-        } else {
-            append(&log, vec![entry(1, log.last().expect("last").index + 1)]);
+    // All of it in memory, the end of it, or nothing but the last entry; and, opened again, nothing but a new one.
+    for (cache_bytes_max, reopened) in [1, 100, 1 << 20].into_iter().flat_map(|bytes| [(bytes, false), (bytes, true)]) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = data(dir.path());
+        let options = || LogOptions { cache_bytes_max, ..LogOptions::default() };
+        let (mut log, _) = open_log_with(&data, options());
+        append(&log, (0..50).map(|index| entry(1, index)).collect());
+        if reopened {
+            drop(log);
+            log = open_log_with(&data, options()).0;
+            append(&log, vec![entry(1, 50)]);
         }
         assert!(log.stats().cache_bytes <= 100 || cache_bytes_max > 100);
         for (start, end) in [(0, 5), (10, 50), (49, 50), (48, 1000)] {
@@ -164,6 +167,8 @@ fn purging_keeps_the_chain_and_refuses_what_is_gone() {
     assert_eq!(indexes(&all(&log)), [7, 8, 9, 10]);
     assert!(matches!(log.read(6, 8, 100), Err(StoreError::Purged { wanted: 6, purged: 6 })));
     assert!(log.truncate_after(Some(at(1, 4))).is_err(), "it is purged");
+    assert!(log.truncate_after(None).is_err(), "so is what nothing would be left of");
+    assert!(log.truncate_after(Some(at(1, 11))).is_err(), "there is no such entry");
 
     let (_copy, again, report) = crash(dir.path());
     assert_eq!((report.recovering, report.entries), (None, 4));

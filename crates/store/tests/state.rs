@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_model::id::Version;
-use holdfast_model::state::{Effect, Effects, StateRead};
-use holdfast_store::keyspace::Family;
+use holdfast_model::state::{Effect, Effects, StateRead, Sys, UserRow};
+use holdfast_store::keyspace::{Family, sys};
 use holdfast_store::{Applied, ApplyBatch, RawRow, StateLoader, StateStore, StoreError, open_checkpoint};
+use holdfast_wire::durable;
 use support::{GROUP, data, image};
 
 use commands::{apply, collection, founded, key, put, rows, rows_of, user};
@@ -306,7 +307,7 @@ fn rows_load_back_into_the_same_state() {
 }
 
 #[test]
-fn a_scrub_sees_what_digests_do_not_cover() {
+fn a_scrub_sees_all_kinds_of_damage() {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = open(dir.path());
     founded(&store);
@@ -316,7 +317,26 @@ fn a_scrub_sees_what_digests_do_not_cover() {
     let family = |tag: Family| all.iter().position(|row| row.family == tag.tag()).expect("a row");
     type Damage = Box<dyn Fn(&mut Vec<RawRow>)>;
     let (record, change, user_row) = (family(Family::Rec), family(Family::Chg), family(Family::Usr));
-    let cases: [(&str, Damage); 5] = [
+    let facts = all.iter().position(|row| row.family == Family::Sys.tag() && row.key == sys::FACTS).expect("a row");
+    let of_user = |change: fn(&mut UserRow)| -> Damage {
+        Box::new(move |rows| {
+            let mut row = durable::decode_user(&rows[user_row].value).expect("valid");
+            change(&mut row);
+            rows[user_row].value = durable::encode_user(&row).to_vec();
+        })
+    };
+    let of_group = |change: fn(&mut Sys)| -> Damage {
+        Box::new(move |rows| {
+            let mut row = durable::decode_sys(&rows[facts].value).expect("valid");
+            change(&mut row);
+            rows[facts].value = durable::encode_sys(&row).to_vec();
+        })
+    };
+    let cases: [(&str, Damage); 9] = [
+        ("usage is not", of_user(|row| row.usage.used_bytes += 1)),
+        ("collection digests", of_user(|row| row.collections.clear())),
+        ("digest over all users", of_group(|sys| sys.digest.0[0] ^= 1)),
+        ("totals of the group", of_group(|sys| sys.totals.records += 1)),
         ("payload is not", Box::new(move |rows| *rows[record].value.last_mut().expect("bytes") ^= 1)),
         ("has no record", Box::new(move |rows| drop(rows.remove(record)))),
         ("no change row", Box::new(move |rows| drop(rows.remove(change)))),

@@ -165,12 +165,12 @@ fn lists_are_sorted_and_hide_unfinished_uploads() {
     let folder = Folder::new();
     let destination = folder.destination();
     run(async {
-        for object in ["p/2", "p/10", "p/1/x", "q/1"] {
+        for object in ["p/2", "p/10", "p/1/x", "p/3", "p/1.x", "q/1"] {
             destination.put_new(object, &bytes("x")).await.expect("puts");
         }
         std::fs::write(folder.file("p/3#1"), "unfinished").expect("writes");
         let names = |listed: Vec<Listed>| listed.into_iter().map(|found| found.path).collect::<Vec<_>>();
-        assert_eq!(names(destination.list("p").await.expect("lists")), ["p/1/x", "p/10", "p/2"]);
+        assert_eq!(names(destination.list("p").await.expect("lists")), ["p/1.x", "p/1/x", "p/10", "p/2", "p/3"]);
         assert_eq!(names(destination.list("nothing").await.expect("lists")), Vec::<String>::new());
         assert_eq!(destination.list_folders("").await.expect("lists"), ["p", "q"]);
         assert_eq!(destination.list_folders("p").await.expect("lists"), ["1"]);

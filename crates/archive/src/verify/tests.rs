@@ -55,6 +55,19 @@ fn a_flipped_bit_is_found_in_every_object() {
     assert!(look(&folder, &history, Level::Bytes).is_good());
 }
 
+/// After a damaged segment the chain is taken up again: it hides nothing that comes later.
+#[test]
+fn a_gap_after_a_damaged_segment_is_named_too() {
+    let (folder, history) = archive();
+    let all = objects(&folder, &history);
+    let segments: Vec<&String> = all.iter().filter(|object| object.contains("/log/")).collect();
+    folder.flip(segments[1], 99);
+    std::fs::remove_file(folder.file(segments[3])).expect("removes");
+    let report = look(&folder, &history, Level::Bytes);
+    let bad: Vec<&String> = report.bad.iter().map(|(object, _)| object).collect();
+    assert_eq!(bad, [segments[1], segments[3]], "{:?}", report.bad);
+}
+
 #[test]
 fn a_truncated_object_is_found_in_every_kind() {
     let (folder, history) = archive();
@@ -64,6 +77,10 @@ fn a_truncated_object_is_found_in_every_kind() {
             std::fs::write(folder.file(&object), &good[..length]).expect("writes");
             let report = look(&folder, &history, Level::Bytes);
             assert!(report.bad.iter().any(|(named, _)| *named == object), "{object} cut to {length}");
+            if object.contains("/chunk/") {
+                let report = look(&folder, &history, Level::Presence);
+                assert!(report.bad.iter().any(|(named, _)| *named == object), "{object} cut to {length}, at level 0");
+            }
         }
         std::fs::write(folder.file(&object), &good).expect("writes");
     }
