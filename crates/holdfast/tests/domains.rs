@@ -1,0 +1,67 @@
+//! What operators are told of failure domains, by real clusters: the exit codes are contracts.
+
+mod cluster;
+
+use cluster::{Cluster, contact, holdfast, wait_until};
+
+const THREE_ARRAYS: &str = "array=a1,site=x;array=a2,site=x;array=a3,site=x";
+const ONE_ARRAY: &str = "array=san-07,site=x;array=san-07,site=x;array=san-07,site=x";
+
+fn start(dir: &std::path::Path, labels: &str, offsite_labels: &str) -> Cluster {
+    let url = format!("file://{}", dir.join("offsite").display());
+    let args = ["--labels", labels, "--offsite", &url, "--offsite-labels", offsite_labels];
+    Cluster::start(&dir.join("c"), &args)
+}
+
+/// Runs a command against one node.
+fn ask(cluster: &Cluster, place: usize, args: &[&str]) -> (i32, String) {
+    let (code, stdout, stderr) = holdfast(&[args, &["--endpoint", &cluster.nodes[place].admin]].concat());
+    (code, format!("{stdout}{stderr}"))
+}
+
+/// As in 2009: one array holds every node, and the copy outside stands beside it.
+#[test]
+fn one_array_and_one_site_are_unsafe_and_say_why() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let cluster = start(dir.path(), ONE_ARRAY, "site=x");
+    for place in 0..3 {
+        let (code, told) = ask(&cluster, place, &["cluster", "health"]);
+        assert_eq!(code, 3, "{told}");
+        for part in ["ALL_COPIES_ONE_DOMAIN", "array=san-07", "offsite does not count: it shares site=x", "clear it:"] {
+            assert!(told.contains(part), "`{part}` is missing in: {told}");
+        }
+    }
+    let (code, json) = ask(&cluster, 0, &["cluster", "health", "-o", "json"]);
+    let health: serde_json::Value = serde_json::from_str(&json).expect("JSON also when refused");
+    assert_eq!((code, health["verdict"].as_str()), (3, Some("unsafe")), "{json}");
+    let (code, told) = ask(&cluster, 0, &["domain", "survive", "--lose", "site=x"]);
+    assert_eq!(code, 3, "{told}");
+    assert!(told.contains("everything"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_arrays_and_another_site_are_fine_until_nodes_are_lost() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = start(dir.path(), THREE_ARRAYS, "site=y");
+    let client = cluster.client();
+    client.put(contact("ann", "c1"), "text/plain", "x").await.expect("written");
+    let (code, told) = ask(&cluster, 1, &["cluster", "health"]);
+    assert_eq!(code, 0, "{told}");
+    let (code, told) = ask(&cluster, 1, &["domain", "survive", "--lose", "array=a1"]);
+    assert_eq!(code, 0, "{told}");
+    let (code, told) = ask(&cluster, 1, &["domain", "survive", "--lose", "array=a9"]);
+    assert_eq!(code, 7, "{told}");
+
+    // Without a majority, what is committed is not known; whoever is left still answers.
+    let leader = cluster.leader().await;
+    let left = (leader + 1) % 3;
+    cluster.kill_together(&[leader, (leader + 2) % 3]);
+    wait_until("the leader's word to grow old", || ask(&cluster, left, &["cluster", "health"]).1.contains("NO_LEADER"));
+    let (code, told) = ask(&cluster, left, &["cluster", "health"]);
+    assert_eq!(code, 3, "{told}");
+    assert!(told.contains("does not answer"), "{told}");
+    let lost = format!("array=a{},array=a{}", leader + 1, (leader + 2) % 3 + 1);
+    let (code, told) = ask(&cluster, left, &["domain", "survive", "--lose", &lost]);
+    assert_eq!(code, 4, "{told}");
+    assert!(told.contains("UNKNOWN"), "{told}");
+}
