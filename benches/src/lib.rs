@@ -1,4 +1,5 @@
 //! What the load programs share: how servers are measured and what clients saw is judged.
 
 pub mod measure;
+pub mod memory;
 pub mod wakeups;

@@ -1,11 +1,13 @@
 //! Figures of servers and samples.
 //!
-//! All of it is read from `/proc`: what a server says of itself would be part of what is measured.
+//! Read from `/proc` wherever it is there: what a server says of itself would be part of what is measured.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use jepsen_tests::cluster::Node;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// User and system time of the servers so far, all together.
 ///
@@ -34,6 +36,22 @@ pub fn resident_kib(node: &Node) -> anyhow::Result<u64> {
     let status = read(node, "status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc status")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+/// Memtables of a server in KiB. Only it can tell: they are part of its resident memory, and come and go with flushes.
+///
+/// # Errors
+/// When its metrics cannot be read, or do not say.
+pub async fn memtable_kib(node: &Node) -> anyhow::Result<u64> {
+    let mut stream = TcpStream::connect(&node.http).await.with_context(|| format!("metrics of node {}", node.id))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await?;
+    let bytes = page.lines().filter_map(|line| line.strip_prefix("holdfast_storage_memtable_bytes{"));
+    let bytes = bytes.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
+    let bytes: f64 = bytes.sum::<Result<f64, _>>().context("memtables in the metrics")?;
+    anyhow::ensure!(bytes > 0.0, "node {} says nothing of its memtables", node.id);
+    Ok(bytes as u64 / 1024)
 }
 
 fn read(node: &Node, what: &str) -> anyhow::Result<String> {

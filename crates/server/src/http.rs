@@ -204,10 +204,15 @@ fn survey_metrics(out: &mut String, shared: &Shared) {
     let statuses = [shared.status()];
     let answers = Answers { statuses: &statuses, asked_all: false };
     let (facts, limits) = (answers.facts(), answers.limits());
-    let mut lag = Family::new(out, "holdfast_offsite_lag_seconds", "gauge", "Age of the oldest entry not offsite.");
-    for copy in facts.copies.iter().filter(|copy| !copy.kind.is_node()) {
+    let mut lag = Family::new(
+        out,
+        "holdfast_offsite_lag_seconds",
+        "gauge",
+        "Age of the oldest entry not offsite; missing = not known.",
+    );
+    for (copy, lag_ms) in facts.copies.iter().filter_map(|copy| Some((copy, copy.lag_ms?))) {
         let dest = label_value(&copy.id.to_string());
-        lag.value(&format!("dest=\"{dest}\""), copy.lag_ms.unwrap_or(0) as f64 / 1000.0);
+        lag.value(&format!("dest=\"{dest}\""), lag_ms as f64 / 1000.0);
     }
     let mut index =
         Family::new(out, "holdfast_copy_verified_index", "gauge", "Every entry up to here is durable there.");
@@ -279,13 +284,15 @@ fn storage_metrics(out: &mut String, shared: &Shared) {
     }
     for (name, help, value) in [
         ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes),
-        ("holdfast_storage_memtable_bytes", "Memtables of the state.", stats.memtable_bytes),
         ("holdfast_users", "Users.", sys.totals.users),
         ("holdfast_records", "Live records.", sys.totals.records),
         ("holdfast_record_bytes", "Payload bytes of live records.", sys.totals.bytes),
     ] {
         Family::new(out, name, "gauge", help).value("", value);
     }
+    let mut memtables = Family::new(out, "holdfast_storage_memtable_bytes", "gauge", "Memtables of the databases.");
+    memtables.value("db=\"state\"", stats.memtable_bytes);
+    memtables.value("db=\"log\"", shared.replica.log_stats().memtable_bytes);
 }
 
 fn call_metrics(out: &mut String, metrics: &Metrics) {

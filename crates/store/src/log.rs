@@ -90,6 +90,11 @@ impl LogStore {
         self.shared().tail.read(TailState::last)
     }
 
+    /// Index of the first entry, or where it will be.
+    pub fn first_index(&self) -> u64 {
+        self.shared().tail.read(|tail| tail.first_index())
+    }
+
     /// Contiguous entries from `start`, before `end_exclusive`, up to `bytes_max` but at least one when there is one.
     /// What lies beyond the last entry is not an error; what is purged is.
     pub fn read(&self, start: u64, end_exclusive: u64, bytes_max: usize) -> Result<Vec<StoredEntry>, StoreError> {
@@ -288,6 +293,7 @@ impl LogStore {
         let shared = self.shared();
         let mut stats = shared.queue.stats();
         stats.floor_writes = shared.floor.writes();
+        stats.memtable_bytes = shared.db.memtable_bytes();
         shared.tail.read(|tail| {
             stats.cache_bytes = tail.cache_bytes() as u64;
             stats.cache_entries = tail.cache_entries() as u64;

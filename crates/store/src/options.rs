@@ -7,6 +7,9 @@ use rocksdb::{
 
 use crate::keyspace::{Family, PREFIX_BYTES};
 
+/// Bytes of memtables, those that are being flushed too.
+pub(crate) const MEMTABLES_PROPERTY: &str = "rocksdb.cur-size-all-mem-tables";
+
 const MIB: usize = 1 << 20;
 const LOG_WRITE_BUFFER_BYTES: usize = 64 * MIB;
 const LOG_WAL_BYTES_MAX: u64 = 256 << 20;

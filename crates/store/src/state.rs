@@ -22,6 +22,7 @@ use crate::generation::{Generation, GroupDir};
 use crate::keyspace::{Family, sys};
 use crate::log::LogPosition;
 use crate::marker::DataDir;
+use crate::options;
 use crate::view::View;
 
 /// Attempts at a view between two batches, before it waits for the writer.
@@ -212,7 +213,7 @@ impl StateStore {
             Family::ALL.into_iter().filter_map(of).sum()
         };
         StateStats {
-            memtable_bytes: sum("rocksdb.cur-size-all-mem-tables"),
+            memtable_bytes: sum(options::MEMTABLES_PROPERTY),
             table_bytes: sum("rocksdb.total-sst-files-size"),
             blob_bytes: sum("rocksdb.total-blob-file-size"),
             compaction_pending_bytes: sum("rocksdb.estimate-pending-compaction-bytes"),

@@ -137,6 +137,13 @@ impl LogDb {
         &self.path
     }
 
+    /// What memtables hold; a family that cannot say counts as nothing.
+    pub(crate) fn memtable_bytes(&self) -> u64 {
+        let of =
+            |name| self.db.property_int_value_cf(self.family(name).ok()?, options::MEMTABLES_PROPERTY).ok().flatten();
+        [LOG, META].into_iter().filter_map(of).sum()
+    }
+
     /// Hands a batch to the operating system's care with the next [`LogDb::sync`], not before.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         self.db.write(batch).map_err(StoreError::rocks("write", &self.path))

@@ -111,6 +111,8 @@ pub struct LogStats {
     pub queue_len: u64,
     /// Writes of the floor.
     pub floor_writes: u64,
+    /// Bytes of memtables.
+    pub memtable_bytes: u64,
     /// Bytes of recent entries in memory.
     pub cache_bytes: u64,
     /// Recent entries in memory.
