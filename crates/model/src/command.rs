@@ -256,6 +256,13 @@ pub struct MemberChange {
 pub struct NewMember {
     /// Id, never used before.
     pub id: NodeId,
+    /// What its membership entry will say.
+    pub member: Member,
+}
+
+/// A member of the group, as membership entries carry it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Member {
     /// Client listener, host:port.
     pub client_address: String,
     /// Peer listener.

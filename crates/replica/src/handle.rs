@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_model::command::{Genesis, Policy};
 use holdfast_model::id::{GroupId, Millis, NodeId};
 use holdfast_model::state::{Sys, Touched};
-use holdfast_store::{DataDir, LogStats, LogStore, StateStore, StoreError, View};
+use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
@@ -296,6 +296,12 @@ impl Replica {
         &self.core.log
     }
 
+    /// Last entry of this node's log, if an fsync covers all of it.
+    pub fn durable_last(&self) -> Option<LogPosition> {
+        let last = self.core.log.last()?;
+        (self.core.log.durable_index() >= last.index).then_some(last)
+    }
+
     /// Log measurements.
     pub fn log_stats(&self) -> LogStats {
         self.core.log.stats()
@@ -428,11 +434,6 @@ impl Replica {
             );
             (self.core.hooks.on_displaced)();
         }
-    }
-
-    /// The cluster knows this node's id under another data directory: it takes no part.
-    pub fn is_displaced(&self) -> bool {
-        self.core.displaced.load(Ordering::Acquire)
     }
 
     /// This node was a member and is none any more: what it holds grows old.

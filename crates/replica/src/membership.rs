@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_wire::internal::v1 as pb;
+use holdfast_wire::log as wire_log;
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::handle::Replica;
 use crate::transport::service::PROTOCOL;
-use crate::types::{Member, TypeConfig, member_to};
+use crate::types::{Member, TypeConfig};
 
 /// How long a node may take to say who it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -190,7 +191,7 @@ impl Replica {
             return;
         }
         let Some(mut leader) = self.peers().forward_client(status.leader_id) else { return };
-        let request = pb::AnnounceRequest { group_id: self.group_id().0, member: Some(member_to(id, &own)) };
+        let request = pb::AnnounceRequest { group_id: self.group_id().0, member: Some(wire_log::member_to(id, &own)) };
         match timeout(PROBE_TIMEOUT * 3, leader.announce(request)).await {
             Ok(Ok(_)) => {}
             Ok(Err(status)) => tracing::warn!(event = "membership.announce_failed", %status, "trying again"),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
+pub use holdfast_model::command::Member;
 use holdfast_model::outcome::Outcome;
 use holdfast_store::{LogPosition, StoredEntry, VoteRecord};
 use holdfast_wire::DecodeError;
@@ -39,23 +40,6 @@ pub struct Reply {
     pub outcome: Option<Outcome>,
     /// Index of the entry.
     pub index: u64,
-}
-
-/// A member of the group, as membership entries carry it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Member {
-    /// Client listener.
-    pub client_address: String,
-    /// Peer listener.
-    pub peer_address: String,
-    /// Admin listener.
-    pub admin_address: String,
-    /// HTTP listener.
-    pub http_address: String,
-    /// Failure-domain labels.
-    pub labels: BTreeMap<String, String>,
-    /// Random identity of the data directory.
-    pub identity: String,
 }
 
 /// Type configuration of openraft. Written by hand: `declare_raft_types!` cannot set the responder.
@@ -211,32 +195,6 @@ pub fn vote_record(vote: &Vote) -> VoteRecord {
     VoteRecord { term: leader.term, node: leader.node_id, committed: vote.is_committed() }
 }
 
-pub fn member_to(id: u64, member: &Member) -> pb::Member {
-    pb::Member {
-        id,
-        client_address: member.client_address.clone(),
-        peer_address: member.peer_address.clone(),
-        admin_address: member.admin_address.clone(),
-        http_address: member.http_address.clone(),
-        labels: member.labels.iter().map(|(key, value)| pb::Label { key: key.clone(), value: value.clone() }).collect(),
-        identity: member.identity.clone(),
-    }
-}
-
-pub fn member_from(member: pb::Member) -> (u64, Member) {
-    (
-        member.id,
-        Member {
-            client_address: member.client_address,
-            peer_address: member.peer_address,
-            admin_address: member.admin_address,
-            http_address: member.http_address,
-            labels: member.labels.into_iter().map(|label| (label.key, label.value)).collect(),
-            identity: member.identity,
-        },
-    )
-}
-
 pub fn membership_to(membership: &Membership) -> pb::Membership {
     pb::Membership {
         configs: membership
@@ -244,14 +202,14 @@ pub fn membership_to(membership: &Membership) -> pb::Membership {
             .iter()
             .map(|config| pb::VoterConfig { voters: config.iter().copied().collect() })
             .collect(),
-        members: membership.nodes().map(|(id, member)| member_to(*id, member)).collect(),
+        members: membership.nodes().map(|(id, member)| wire_log::member_to(*id, member)).collect(),
     }
 }
 
 pub fn membership_from(membership: pb::Membership) -> Result<Membership, DecodeError> {
     let configs: Vec<BTreeSet<u64>> =
         membership.configs.into_iter().map(|config| config.voters.into_iter().collect()).collect();
-    let members: BTreeMap<u64, Member> = membership.members.into_iter().map(member_from).collect();
+    let members: BTreeMap<u64, Member> = membership.members.into_iter().map(wire_log::member_from).collect();
     if configs.is_empty() && members.is_empty() {
         return Ok(Membership::default());
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_survey::{Copy, CopyId, Facts, Freshness, Kind, Limits, Running};
+use holdfast_wire::reply::duration_millis;
 use holdfast_wire::v1;
 
 /// A leader that heard no quorum for so long may be deposed; a member not heard for so long takes no part.
@@ -24,12 +25,8 @@ fn node_id(status: &v1::GetStatusResponse) -> u64 {
     status.self_.as_ref().map_or(0, |node| node.node_id)
 }
 
-fn millis(age: &holdfast_wire::Duration) -> u64 {
-    u64::try_from(age.seconds).unwrap_or(0) * 1000 + u64::try_from(age.nanos).unwrap_or(0) / 1_000_000
-}
-
 fn heard_lately(group: &v1::GroupStatus) -> bool {
-    group.leader_contact_age.as_ref().is_some_and(|age| millis(age) <= SILENCE_MS_MAX)
+    group.leader_contact_age.as_ref().is_some_and(|age| duration_millis(age) <= SILENCE_MS_MAX)
 }
 
 impl<'a> Answers<'a> {
@@ -89,9 +86,12 @@ impl<'a> Answers<'a> {
             None if self.asked_all => Running::Down,
             None => Running::Unknown,
         };
-        // What a node says is committed is in its own log.
+        // What a node says is committed is in its own log. Beyond that, its log is the leader's as far as it goes if it
+        // ends in the leader's term (Raft paper, log matching): a node that was cut off may hold more than it could say.
         let acknowledged = leader.and_then(|group| group.matched_index.get(&id).copied());
-        let index = acknowledged.max(own.map(|group| group.committed_index));
+        let held = own.zip(leader).filter(|(own, leader)| own.durable_log_term == leader.term);
+        let held = held.map(|(own, leader)| own.durable_log_index.min(leader.last_log_index));
+        let index = acknowledged.max(own.map(|group| group.committed_index)).max(held);
         let kind = match node.role() {
             v1::NodeRole::Voter => Kind::Voter,
             v1::NodeRole::Learner | v1::NodeRole::Unspecified => Kind::Learner,
@@ -116,9 +116,9 @@ impl<'a> Answers<'a> {
 }
 
 fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
-    let lag_ms = status.lag.as_ref().map(millis);
-    // A cluster that was founded this moment is as far behind as its objective allows, no further.
-    let is_new = lag_ms.is_none_or(|lag| lag <= objective_ms) && status.last_error.is_empty();
+    let lag_ms = status.lag.as_ref().map(duration_millis);
+    // A cluster that was founded this moment is known to be as far behind as its objective allows, no further.
+    let is_new = lag_ms.is_some_and(|lag| lag <= objective_ms) && status.last_error.is_empty();
     let freshness = match status.durable_index {
         0 if is_new => Freshness::Verified,
         0 if status.last_error.is_empty() => Freshness::Stale("nothing was shipped there and read back yet".into()),
@@ -163,6 +163,7 @@ mod tests {
                 term: 5,
                 leader_id: 1,
                 committed_index: if id == 3 { 55 } else { 100 },
+                last_log_index: 100,
                 matched_index: if leads { [(1, 100), (2, 100), (3, 60)].into() } else { Default::default() },
                 silence_ms: if leads { [(2, 20), (3, 9000)].into() } else { Default::default() },
                 leader_contact_age: duration(if id == 3 { 9000 } else { 30 }),
@@ -186,6 +187,16 @@ mod tests {
         let running: Vec<Running> = facts.copies.iter().map(|copy| copy.running).collect();
         assert_eq!(running[..3], [Running::Up, Running::Up, Running::Down], "3 answers us, but not its leader");
         assert_eq!(facts.copies[2].index, Some(60));
+        let mut fuller = status(3);
+        (fuller.groups[0].durable_log_index, fuller.groups[0].durable_log_term) = (62, 4);
+        let index = |third: v1::GetStatusResponse| {
+            Answers { statuses: &[status(1), status(2), third], asked_all: true }.facts().copies[2].index
+        };
+        assert_eq!(index(fuller.clone()), Some(60), "an end of another term may differ");
+        fuller.groups[0].durable_log_term = 5;
+        assert_eq!(index(fuller.clone()), Some(62), "it holds more than it could acknowledge");
+        fuller.groups[0].durable_log_index = 200;
+        assert_eq!(index(fuller), Some(100), "but no more than there is");
         assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Entries(10), "the vault is at 90");
         facts.copies.retain(|copy| copy.kind.is_node());
         assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Entries(40));
@@ -237,5 +248,7 @@ mod tests {
         assert_eq!(facts(&new).copies.last().expect("it").index, Some(0), "nothing had to be there yet");
         new.destinations[0].lag = duration(5001);
         assert_eq!(facts(&new).copies.last().expect("it").index, None);
+        new.destinations[0].lag = None;
+        assert_eq!(facts(&new).copies.last().expect("it").index, None, "what is not known does not count");
     }
 }

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::command::{MemberChange, NewMember, Operation};
+use holdfast_model::command::{MemberChange, Operation};
 use holdfast_model::id::NodeId;
-use holdfast_replica::{Member, MembershipError, Replica, ReplicaStatus};
+use holdfast_replica::{MembershipError, Replica, ReplicaStatus};
 use holdfast_survey::{Copy, CopyId, Facts, Kind, Limits, Severity, checks};
 use holdfast_wire::status::Refusal;
 use tokio::time::{MissedTickBehavior, interval};
@@ -191,7 +191,7 @@ fn changed(facts: &Facts, change: &MemberChange, voters: &BTreeSet<u64>) -> Fact
     if let Some(add) = &change.add {
         let id = CopyId::Node(add.id.0);
         after.copies.retain(|copy| copy.id != id);
-        after.copies.push(Copy::node(add.id.0, Kind::Learner, add.labels.clone(), facts.commit_index));
+        after.copies.push(Copy::node(add.id.0, Kind::Learner, add.member.labels.clone(), facts.commit_index));
     }
     for copy in &mut after.copies {
         if let (true, CopyId::Node(id)) = (copy.kind.is_node(), &copy.id) {
@@ -261,7 +261,7 @@ async fn advance(replica: &Replica, mut operation: Operation, change: &MemberCha
     match step {
         Step::AddLearner(id) => {
             let Some(add) = change.add.as_ref() else { return Ok(()) };
-            replica.add_learner(id, member_of(add)).await
+            replica.add_learner(id, add.member.clone()).await
         }
         Step::HandOver => replica.transfer_leader(0, HAND_OVER_TIMEOUT).await.map(drop),
         Step::SetVoters(voters) => replica.set_voters(voters).await,
@@ -285,30 +285,6 @@ fn describe(step: &Step) -> (String, u64, u64) {
         }
         Step::RemoveLearner(id) => (format!("taking node {id} out"), 0, 0),
         Step::Done => ("done".to_owned(), 0, 0),
-    }
-}
-
-fn member_of(add: &NewMember) -> Member {
-    Member {
-        client_address: add.client_address.clone(),
-        peer_address: add.peer_address.clone(),
-        admin_address: add.admin_address.clone(),
-        http_address: add.http_address.clone(),
-        labels: add.labels.clone(),
-        identity: add.identity.clone(),
-    }
-}
-
-/// The other way round, for a change.
-pub fn new_member(id: u64, member: Member) -> NewMember {
-    NewMember {
-        id: NodeId(id),
-        client_address: member.client_address,
-        peer_address: member.peer_address,
-        admin_address: member.admin_address,
-        http_address: member.http_address,
-        labels: member.labels,
-        identity: member.identity,
     }
 }
 

@@ -85,30 +85,26 @@ pub struct Copy {
     pub index: Option<u64>,
     /// State digest and the index it belongs to, of nodes that answered.
     pub digest: Option<(u64, Vec<u8>)>,
-    /// How long the newest committed entry that is missing there has been missing, in milliseconds; of copies outside.
+    /// How long the oldest committed entry that is missing there has been missing, in milliseconds; 0 = none is missing,
+    /// `None` = not known. Of copies outside.
     pub lag_ms: Option<u64>,
 }
 
 impl Copy {
     /// A node that takes part and holds everything up to `index`.
     pub fn node(id: u64, kind: Kind, labels: BTreeMap<String, String>, index: Option<u64>) -> Self {
-        Self {
-            id: CopyId::Node(id),
-            kind,
-            labels,
-            running: Running::Up,
-            freshness: Freshness::Verified,
-            index,
-            digest: None,
-            lag_ms: None,
-        }
+        Self::new(CopyId::Node(id), kind, labels, index)
     }
 
     /// A copy outside that was read back up to `index`.
     pub fn archive(name: &str, labels: BTreeMap<String, String>, index: Option<u64>) -> Self {
+        Self { lag_ms: Some(0), ..Self::new(CopyId::Destination(name.to_owned()), Kind::Archive, labels, index) }
+    }
+
+    fn new(id: CopyId, kind: Kind, labels: BTreeMap<String, String>, index: Option<u64>) -> Self {
         Self {
-            id: CopyId::Destination(name.to_owned()),
-            kind: Kind::Archive,
+            id,
+            kind,
             labels,
             running: Running::Up,
             freshness: Freshness::Verified,

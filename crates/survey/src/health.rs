@@ -255,14 +255,22 @@ fn offsite(facts: &Facts, keys: &Keys, limits: &Limits, found: &mut Vec<Check>) 
                 }
             }
         }
-        if let Some(lag_ms) = copy.lag_ms.filter(|lag| *lag > limits.offsite_lag_ms_max) {
-            add(
+        match copy.lag_ms {
+            Some(lag_ms) if lag_ms > limits.offsite_lag_ms_max => add(
                 found,
                 CheckId::OffsiteLag,
                 Severity::Error,
                 format!("{name} is {lag_ms} ms behind; the objective is {} ms", limits.offsite_lag_ms_max),
                 "see its last error in `holdfast cluster status`; the log is kept until it has caught up",
-            );
+            ),
+            Some(_) => {}
+            None => add(
+                found,
+                CheckId::OffsiteLag,
+                Severity::Unknown,
+                format!("nobody could say how far {name} is behind"),
+                "see its last error in `holdfast cluster status`; `holdfast backup now` tells where it stands",
+            ),
         }
     }
 }
@@ -274,7 +282,7 @@ fn no_leader(facts: &Facts, found: &mut Vec<Check>) {
             CheckId::NoLeader,
             Severity::Error,
             "no node leads, or none that a quorum confirmed lately: writes wait".to_owned(),
-            "start the nodes that are down; if a majority is lost for good, `holdfast restore plan`",
+            "start the nodes that are down; if a majority is lost for good, `holdfast cluster recover`",
         );
     }
 }

@@ -163,9 +163,11 @@ fn nodes_and_destinations_that_are_behind_or_down_or_differ_are_named() {
     facts.copies[3].lag_ms = Some(5001);
     facts.copies[0].digest = Some((90, vec![1; 32]));
     facts.copies[2].digest = Some((90, vec![2; 32]));
-    let evidence = |id| of(&facts, id).expect("found").evidence;
-    assert!(evidence(CheckId::OffsiteLag).contains("vault is 5001 ms behind"));
-    assert!(evidence(CheckId::Diverged).contains("at index 90 the states differ: node 1 against node 3"));
+    let evidence = |facts: &Facts, id| of(facts, id).expect("found").evidence;
+    assert!(evidence(&facts, CheckId::OffsiteLag).contains("vault is 5001 ms behind"));
+    facts.copies[3].lag_ms = None;
+    assert!(evidence(&facts, CheckId::OffsiteLag).contains("nobody could say how far vault is behind"));
+    assert!(evidence(&facts, CheckId::Diverged).contains("at index 90 the states differ: node 1 against node 3"));
     let lagging: Vec<Check> = found(&facts).into_iter().filter(|check| check.id == CheckId::ReplicaLag).collect();
     assert_eq!(lagging.len(), 2, "{lagging:?}");
     assert!(lagging[0].evidence.contains("node 2 does not answer"));

@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, Command, Content, DropDevice, Genesis, Guard, MemberChange, Mutation, NewMember, OffsiteFact, Op,
-    Operation, Parent, Policy, Proposal, RestoreGuard, SnapshotBarrier, WriteBatch,
+    AckCursor, Command, Content, DropDevice, Genesis, Guard, Member, MemberChange, Mutation, NewMember, OffsiteFact,
+    Op, Operation, Parent, Policy, Proposal, RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::id::{
     Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
@@ -307,35 +307,45 @@ pub fn operation_to(operation: &Operation) -> pb::Operation {
     }
 }
 
-fn member_change_to(change: &MemberChange) -> pb::MemberChange {
-    let member = |add: &NewMember| pb::Member {
-        id: add.id.0,
-        client_address: add.client_address.clone(),
-        peer_address: add.peer_address.clone(),
-        admin_address: add.admin_address.clone(),
-        http_address: add.http_address.clone(),
-        labels: add.labels.iter().map(|(key, value)| pb::Label { key: key.clone(), value: value.clone() }).collect(),
-        identity: add.identity.clone(),
+/// A member as membership entries and jobs carry it.
+pub fn member_to(id: u64, member: &Member) -> pb::Member {
+    pb::Member {
+        id,
+        client_address: member.client_address.clone(),
+        peer_address: member.peer_address.clone(),
+        admin_address: member.admin_address.clone(),
+        http_address: member.http_address.clone(),
+        labels: member.labels.iter().map(|(key, value)| pb::Label { key: key.clone(), value: value.clone() }).collect(),
+        identity: member.identity.clone(),
+    }
+}
+
+/// The other way round.
+pub fn member_from(member: pb::Member) -> (u64, Member) {
+    let labels = member.labels.into_iter().map(|label| (label.key, label.value)).collect();
+    let decoded = Member {
+        client_address: member.client_address,
+        peer_address: member.peer_address,
+        admin_address: member.admin_address,
+        http_address: member.http_address,
+        labels,
+        identity: member.identity,
     };
+    (member.id, decoded)
+}
+
+fn member_change_to(change: &MemberChange) -> pb::MemberChange {
     pb::MemberChange {
-        add: change.add.as_ref().map(member),
+        add: change.add.as_ref().map(|add| member_to(add.id.0, &add.member)),
         keep_learner: change.keep_learner,
         remove: change.remove.map_or(0, |id| id.0),
     }
 }
 
 fn member_change_from(change: pb::MemberChange) -> MemberChange {
-    let member = |add: pb::Member| NewMember {
-        id: NodeId(add.id),
-        client_address: add.client_address,
-        peer_address: add.peer_address,
-        admin_address: add.admin_address,
-        http_address: add.http_address,
-        labels: add.labels.into_iter().map(|label| (label.key, label.value)).collect(),
-        identity: add.identity,
-    };
+    let add = change.add.map(member_from);
     MemberChange {
-        add: change.add.map(member),
+        add: add.map(|(id, member)| NewMember { id: NodeId(id), member }),
         keep_learner: change.keep_learner,
         remove: (change.remove != 0).then_some(NodeId(change.remove)),
     }

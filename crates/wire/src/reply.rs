@@ -1,5 +1,7 @@
 //! Answers of the model into messages of the public API.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use holdfast_model::command::Policy;
 use holdfast_model::id::{Collection, DeviceId, Millis, RecordKey, Version};
@@ -17,6 +19,18 @@ pub fn timestamp(at: Millis) -> prost_types::Timestamp {
 pub fn millis(at: &prost_types::Timestamp) -> u64 {
     let seconds = u64::try_from(at.seconds).unwrap_or(0);
     seconds.saturating_mul(1000).saturating_add(u64::try_from(at.nanos).unwrap_or(0) / 1_000_000)
+}
+
+/// Protobuf duration.
+pub fn duration(length: Duration) -> prost_types::Duration {
+    let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+    prost_types::Duration { seconds, nanos: length.subsec_nanos() as i32 }
+}
+
+/// Whole milliseconds of a duration; a negative one is 0.
+pub fn duration_millis(length: &prost_types::Duration) -> u64 {
+    let seconds = u64::try_from(length.seconds).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(u64::try_from(length.nanos).unwrap_or(0) / 1_000_000)
 }
 
 /// Record key.

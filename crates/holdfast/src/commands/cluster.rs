@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use holdfast_client::{AdminClient, Error as ClientError, v1};
+use holdfast_wire::reply::duration_millis;
 use serde::Serialize;
 
 use crate::cli::host_port;
 use crate::commands::connect::{AdminArgs, Statuses, leader_of};
-use crate::commands::health;
+use crate::commands::recover::RecoverArgs;
+use crate::commands::{health, recover};
 use crate::exit::Exit;
 use crate::launch::render_labels;
 use crate::output::{self, Format, Table};
@@ -23,6 +25,8 @@ pub enum Cluster {
     Status(AdminArgs),
     /// Judge it: copies, failure domains, lag, leader. Exit 0 when nothing is wrong, 3 when something is, 4 when unknown.
     Health(AdminArgs),
+    /// After a majority was lost for good: found a new cluster on what is left, and end the old one.
+    Recover(Box<RecoverArgs>),
 }
 
 /// Flags of `init`.
@@ -45,6 +49,7 @@ pub async fn run(format: Format, command: Cluster) -> anyhow::Result<Exit> {
         Cluster::Init(args) => init(format, &args).await,
         Cluster::Status(args) => status(format, &args).await,
         Cluster::Health(args) => health::run(format, &args).await,
+        Cluster::Recover(args) => recover::run(format, *args).await,
     }
 }
 
@@ -184,7 +189,7 @@ fn node_answer(status: Option<&v1::GetStatusResponse>, node: v1::Node) -> NodeAn
         snapshot_index: group.snapshot_index,
         digest: holdfast_archive::layout::hex(&group.digest),
         digest_index: group.digest_index,
-        leader_contact_age_ms: group.leader_contact_age.as_ref().map(|age| millis(age.seconds, age.nanos)),
+        leader_contact_age_ms: group.leader_contact_age.as_ref().map(duration_millis),
     });
     NodeAnswer {
         node_id: node.node_id,
@@ -202,15 +207,11 @@ fn node_answer(status: Option<&v1::GetStatusResponse>, node: v1::Node) -> NodeAn
     }
 }
 
-fn millis(seconds: i64, nanos: i32) -> u64 {
-    u64::try_from(seconds).unwrap_or(0) * 1000 + u64::try_from(nanos).unwrap_or(0) / 1_000_000
-}
-
 fn destination(status: &v1::DestinationStatus) -> DestinationAnswer {
     DestinationAnswer {
         name: status.name.clone(),
         durable_index: status.durable_index,
-        lag_ms: status.lag.as_ref().map(|lag| millis(lag.seconds, lag.nanos)),
+        lag_ms: status.lag.as_ref().map(duration_millis),
         verified_index: status.verified_index,
         last_error: status.last_error.clone(),
     }
@@ -257,7 +258,11 @@ fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
     }
     node_table(&value.nodes).print()?;
     for one in &value.destinations {
-        let lag = one.lag_ms.map_or("unknown lag".to_owned(), |ms| format!("{ms} ms behind"));
+        let lag = match one.lag_ms {
+            None => "unknown lag".to_owned(),
+            Some(0) => "nothing is missing".to_owned(),
+            Some(ms) => format!("{ms} ms behind"),
+        };
         output::text(format!("offsite {}: durable to index {}, {lag}", one.name, one.durable_index))?;
         if !one.last_error.is_empty() {
             output::text(format!("  last error: {}", one.last_error))?;

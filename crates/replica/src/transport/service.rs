@@ -21,9 +21,7 @@ use crate::propose::ProposeError;
 use crate::snapshot::{Incoming, SnapshotDir};
 use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from};
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
-use crate::types::{
-    TypeConfig, log_id_from, log_id_to, member_from, position_of, stored_membership_from, vote_from, vote_to,
-};
+use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
 
 /// Peer protocol of this build.
 pub const PROTOCOL: u32 = 2;
@@ -304,7 +302,7 @@ impl PeerService for Service {
         self.check(&request)?;
         let message = request.into_inner();
         self.check_group(message.group_id)?;
-        let (id, member) = member_from(message.member.ok_or_else(|| bad("member is missing"))?);
+        let (id, member) = wire_log::member_from(message.member.ok_or_else(|| bad("member is missing"))?);
         let known = self.replica.announced(id, member).await.map_err(fatal)?;
         Ok(Response::new(pb::AnnounceResponse { known }))
     }

@@ -5,15 +5,16 @@ use std::sync::atomic::Ordering;
 
 use holdfast_model::command::{Command, MemberChange, NewMember, Operation};
 use holdfast_model::id::NodeId;
-use holdfast_replica::{Member, ReplicaStatus};
+use holdfast_replica::{Member, Replica, ReplicaStatus};
+use holdfast_store::StoreError;
 use holdfast_wire::status::Refusal;
 use holdfast_wire::v1;
 use tokio::time::Instant;
 
 use super::admin::{Admin, TRANSFER_TIMEOUT, member_of, refused};
 use crate::facts::Answers;
-use crate::grpc::storage;
-use crate::members::{judge, new_member, open, peer_addresses, retired, steps};
+use crate::grpc::{blocking, storage};
+use crate::members::{judge, open, peer_addresses, retired, steps};
 
 fn refuse(reason: &'static str, message: String) -> Refusal {
     Refusal::Precondition { reason, message }
@@ -30,7 +31,7 @@ impl Admin {
     pub(super) async fn add(&self, request: v1::AddNodeRequest) -> Result<v1::AddNodeResponse, Refusal> {
         let _one_at_a_time = self.changing.lock().await;
         let status = self.leading()?;
-        self.none_open()?;
+        self.none_open().await?;
         let node = request.node.ok_or_else(|| Refusal::field("node", "is missing"))?;
         let add = match status.members.get(&node.node_id) {
             Some(_) if status.voters.contains(&node.node_id) => {
@@ -39,7 +40,7 @@ impl Admin {
             Some(_) if request.keep_learner => {
                 return Err(refuse("NODE_ID_USED", format!("node {} is a learner already", node.node_id)));
             }
-            Some(member) => new_member(node.node_id, member.clone()),
+            Some(member) => NewMember { id: NodeId(node.node_id), member: member.clone() },
             None => self.newcomer("node", node, &status, None).await?,
         };
         let change = MemberChange { add: Some(add), keep_learner: request.keep_learner, remove: None };
@@ -54,10 +55,10 @@ impl Admin {
         let _one_at_a_time = self.changing.lock().await;
         let status = self.leading()?;
         let id = request.node_id;
-        let unfinished = open(&self.shared.replica).map_err(storage)?;
+        let unfinished = self.jobs(open).await?;
         let unfinished = unfinished.filter(|(_, change)| change.add.as_ref().is_some_and(|add| add.id.0 == id));
         if unfinished.is_none() {
-            self.none_open()?;
+            self.none_open().await?;
         }
         if unfinished.is_none() && !status.members.contains_key(&id) {
             return Err(Refusal::NotFound(format!("node {id} among the members")));
@@ -135,8 +136,17 @@ impl Admin {
         Ok(status)
     }
 
-    fn none_open(&self) -> Result<(), Refusal> {
-        match open(&self.shared.replica).map_err(storage)? {
+    /// Reads the jobs off the workers that serve calls.
+    async fn jobs<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Replica) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let replica = self.shared.replica.clone();
+        blocking(move || read(&replica).map_err(storage)).await
+    }
+
+    async fn none_open(&self) -> Result<(), Refusal> {
+        match self.jobs(open).await? {
             None => Ok(()),
             Some((operation, _)) => Err(refuse(
                 "OPERATION_IN_PROGRESS",
@@ -154,7 +164,7 @@ impl Admin {
         replaces: Option<u64>,
     ) -> Result<NewMember, Refusal> {
         let (id, member) = member_of(field, node)?;
-        if retired(&self.shared.replica).map_err(storage)?.contains(&id) {
+        if self.jobs(retired).await?.contains(&id) {
             let message = format!("node id {id} was taken out before; give the new node an id that was never used");
             return Err(refuse("NODE_ID_USED", message));
         }
@@ -178,7 +188,7 @@ impl Admin {
             let message = format!("node {id} holds data already; start it on an empty directory");
             return Err(refuse("NODE_NOT_FRESH", message));
         }
-        Ok(new_member(id, Member { identity: probe.identity, ..member }))
+        Ok(NewMember { id: NodeId(id), member: Member { identity: probe.identity, ..member } })
     }
 
     fn judged(&self, change: MemberChange, fewer: bool, status: &ReplicaStatus) -> Result<Judged, Refusal> {

@@ -1,7 +1,6 @@
 //! What a node says of itself: the answer to `GetStatus`, and what metrics and health are made of.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use holdfast_replica::Member;
 use holdfast_survey::CheckId;
@@ -35,6 +34,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let applied = shared.replica.state().applied();
+        let durable = shared.replica.durable_last();
         let group = v1::GroupStatus {
             group_id: shared.replica.group_id().0,
             term: status.term,
@@ -47,13 +47,15 @@ impl Shared {
             digest: sys.digest.0.to_vec().into(),
             digest_index: applied.index(),
             matched_index: status.matched.clone().into_iter().collect(),
-            leader_contact_age: status.leader_contact_age.map(|age| duration_ms(millis(age))),
+            leader_contact_age: status.leader_contact_age.map(reply::duration),
             voter_sets: status
                 .configs
                 .iter()
                 .map(|set| v1::VoterSet { node_ids: set.iter().copied().collect() })
                 .collect(),
-            silence_ms: status.silence.iter().map(|(id, silence)| (*id, millis(*silence))).collect(),
+            durable_log_index: durable.map_or(0, |last| last.index),
+            durable_log_term: durable.map_or(0, |last| last.term),
+            silence_ms: status.silence.iter().map(|(id, silence)| (*id, silence.as_millis() as u64)).collect(),
         };
         v1::GetStatusResponse {
             cluster_id: sys.history.as_ref().map(|history| hex(&history.cluster_id)).unwrap_or_default(),
@@ -89,7 +91,7 @@ impl Shared {
                     name: destination.name.clone(),
                     labels: destination.labels.clone().into_iter().collect(),
                     durable_index,
-                    lag: lag.map(|lag| duration_ms(millis(lag))),
+                    lag: lag.map(reply::duration),
                     // The shipper reads back what it wrote before it makes it a fact.
                     verified_index: durable_index,
                     verify_time: fact.map(|fact| reply::timestamp(fact.at)),
@@ -119,14 +121,6 @@ impl Shared {
                 v1::HealthSeverity::Warning,
                 format!("{} MiB are left on the disk of {}", space.free >> 20, self.config.data_dir.display()),
                 "make room or grow the disk; a node whose disk is full ends, and rejoins once there is room",
-            );
-        }
-        if self.replica.is_displaced() {
-            check(
-                "IDENTITY_MISMATCH",
-                v1::HealthSeverity::Error,
-                "the cluster knows this node id under another data directory: the disk was replaced or wiped".into(),
-                "give this node its old directory back; on an empty disk it takes no part under this id",
             );
         }
         if self.replica.is_removed() {
@@ -177,12 +171,4 @@ fn member_node(id: u64, member: &Member, voters: &[u64]) -> v1::Node {
 /// Bytes as operators read them.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn duration_ms(ms: u64) -> holdfast_wire::Duration {
-    holdfast_wire::Duration { seconds: (ms / 1000) as i64, nanos: (ms % 1000 * 1_000_000) as i32 }
 }

@@ -1,3 +1,5 @@
+use holdfast_model::command::{Member, NewMember};
+
 use super::*;
 
 fn labels(array: &str, site: &str) -> BTreeMap<String, String> {
@@ -22,7 +24,7 @@ fn status(configs: &[&[u64]], members: &[u64]) -> ReplicaStatus {
 }
 
 fn newcomer(id: u64, array: &str, site: &str) -> NewMember {
-    new_member(id, Member { labels: labels(array, site), ..Member::default() })
+    NewMember { id: NodeId(id), member: Member { labels: labels(array, site), ..Member::default() } }
 }
 
 fn adding(id: u64) -> MemberChange {

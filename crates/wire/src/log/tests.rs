@@ -226,8 +226,7 @@ fn golden_operation() -> Operation {
 }
 
 fn golden_member_change() -> Operation {
-    let add = NewMember {
-        id: NodeId(4),
+    let member = Member {
         client_address: "h:1".into(),
         peer_address: "h:2".into(),
         admin_address: "h:3".into(),
@@ -235,6 +234,7 @@ fn golden_member_change() -> Operation {
         labels: [("array".to_owned(), "a4".to_owned()), ("site".to_owned(), "x".to_owned())].into(),
         identity: "0f".into(),
     };
+    let add = NewMember { id: NodeId(4), member };
     let change = MemberChange { add: Some(add), keep_learner: true, remove: Some(NodeId(2)) };
     Operation { id: "op".into(), member_change: Some(Box::new(change)), ..Operation::default() }
 }
