@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use holdfast_store::{LogPosition, StoreError};
 
+use crate::layout::LineageId;
+
 /// A failure of shipping, verifying or restoring.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -76,6 +78,19 @@ pub enum ArchiveError {
         /// How it differs.
         reason: String,
     },
+    /// The log was ended here by a recovery: another history goes on.
+    #[error(
+        "{object}: this history was ended before index {index} by a recovery, and {successor} goes on; stop this \
+         cluster, and keep its disks until nobody misses anything"
+    )]
+    Fenced {
+        /// Object that ends it.
+        object: String,
+        /// The entry that will never come.
+        index: u64,
+        /// The history that goes on.
+        successor: LineageId,
+    },
     /// The caller's entries or rows are not what the format allows; nothing was written.
     #[error("not shipped: {reason}; this is a defect, or the local disk is damaged")]
     Refused {
@@ -133,6 +148,7 @@ impl ArchiveError {
             | Self::Destination { .. }
             | Self::Timeout { .. }
             | Self::OtherFormat { .. }
+            | Self::Fenced { .. }
             | Self::Refused { .. }
             | Self::NoChoice { .. }
             | Self::Target { .. }

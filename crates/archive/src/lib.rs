@@ -11,11 +11,13 @@
 
 pub mod chunk;
 pub mod destination;
+pub mod fence;
 pub mod layout;
 pub mod lineage;
 pub mod manifest;
 pub mod marker;
 pub mod plan;
+pub mod recover;
 pub mod restore;
 pub mod segment;
 pub mod ship;
@@ -30,10 +32,12 @@ mod fixture;
 
 pub use destination::{Destination, DestinationConfig};
 pub use error::ArchiveError;
+pub use fence::Fence;
 pub use layout::{LineageId, ObjectName};
 pub use lineage::{LineageFacts, OpenLineage, list_lineages};
 pub use manifest::Manifest;
 pub use plan::{Choose, RestorePlan, plan};
+pub use recover::{Joint, Survivor};
 pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, restore};
 pub use ship::{SegmentShipper, ShipOutcome, Tail};
 pub use snapshot::{SnapshotReport, list_snapshots, ship_snapshot};

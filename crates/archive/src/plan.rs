@@ -16,7 +16,7 @@ use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, list_lineages};
 use crate::manifest::Manifest;
 use crate::segment::{ChainWalk, Segment};
-use crate::ship::{ListedSegment, list_segments, read_segment};
+use crate::ship::{ListedSegment, list_log, list_segments, read_segment};
 use crate::snapshot::{list_snapshots, read_manifest};
 
 /// Which history to restore, always to its newest point.
@@ -184,7 +184,7 @@ impl Stages {
             (None, Some(parent)) => parent.index + 1,
             (None, None) => 0,
         };
-        let mut segments = list_segments(destination, &facts.id, group).await?;
+        let (mut segments, _) = list_log(destination, &facts.id, group).await?;
         segments.retain(|segment| segment.first <= through);
         let start = segments.partition_point(|segment| segment.first <= from).saturating_sub(1);
         segments.drain(..start);

@@ -13,6 +13,7 @@ use holdfast_wire::internal::v1::archive_header::Kind;
 use holdfast_wire::log::{EntryPayload, decode_entry, entry_chain};
 
 use crate::error::ArchiveError;
+use crate::fence;
 use crate::layout::{LineageId, ObjectName};
 use crate::object::{self, Compression, Sealed};
 
@@ -119,7 +120,7 @@ impl Segment {
     /// Reads a segment and checks everything that it says about itself.
     ///
     /// # Errors
-    /// Names `object` and what is wrong.
+    /// Names `object` and what is wrong; `Fenced` when the log was ended there.
     pub fn open(
         object: &str,
         lineage: &LineageId,
@@ -129,8 +130,10 @@ impl Segment {
     ) -> Result<Self, ArchiveError> {
         let opened = object::open(object, lineage, bytes)?;
         let bad = |reason: String| ArchiveError::corrupt(object, reason);
-        let Kind::Segment(header) = opened.kind else {
-            return Err(bad("it is no segment".into()));
+        let header = match opened.kind {
+            Kind::Segment(header) => header,
+            Kind::Fence(header) => return Err(fence::met(object, group, first, &header)),
+            Kind::Lineage(_) | Kind::Chunk(_) | Kind::Manifest(_) => return Err(bad("it is no segment".into())),
         };
         let chain_before = object::fixed(&header.chain_before).ok_or_else(|| bad("it has no chain".into()))?;
         let entries = entries_from(opened.plain).map_err(bad)?;

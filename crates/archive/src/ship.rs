@@ -12,6 +12,7 @@ use holdfast_store::{LogPosition, StoredEntry};
 
 use crate::destination::{Destination, Put};
 use crate::error::ArchiveError;
+use crate::fence::Fence;
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::OpenLineage;
 use crate::segment::{Segment, fitting};
@@ -75,10 +76,25 @@ impl SegmentShipper {
     /// and compares ([`Tail::check`]).
     ///
     /// # Errors
-    /// When the last segment is damaged, or the destination fails.
+    /// `Fenced` when a recovery ended the log; when the last segment is damaged, or the destination fails.
     pub async fn tail(&mut self) -> Result<Option<Tail>, ArchiveError> {
-        let newest = list_segments(self.destination(), self.lineage.id(), self.group).await?.pop();
-        let tail = match newest {
+        match self.end().await? {
+            (tail, None) => Ok(tail),
+            (_, Some(fence)) => Err(ArchiveError::Fenced {
+                object: fence.name().path(self.lineage.id()),
+                index: fence.index,
+                successor: fence.successor,
+            }),
+        }
+    }
+
+    /// The same, and the fence behind it if there is one.
+    ///
+    /// # Errors
+    /// When the last segment is damaged, or the destination fails.
+    pub async fn end(&mut self) -> Result<(Option<Tail>, Option<Fence>), ArchiveError> {
+        let (newest, fence) = list_log(self.destination(), self.lineage.id(), self.group).await?;
+        let tail = match newest.last() {
             None => None,
             Some(found) => {
                 let segment = read_segment(self.destination(), self.lineage.id(), self.group, found.first).await?;
@@ -86,7 +102,32 @@ impl SegmentShipper {
             }
         };
         self.tail = Some(tail);
-        Ok(tail)
+        Ok((tail, fence))
+    }
+
+    /// Ends the log before `index`, which follows its end: nobody ships here any more. A fence that is there already
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// `Refused` when somebody ships there now: the old cluster is alive.
+    pub async fn fence(&mut self, index: u64, successor: LineageId) -> Result<Fence, ArchiveError> {
+        let fence = Fence { group: self.group, index, successor };
+        let object = fence.name().path(self.lineage.id());
+        let bytes = fence.seal(self.lineage.id())?.bytes;
+        if let Put::Lost(found) = self.destination().put_new(&object, &bytes).await? {
+            return match Segment::open(&object, self.lineage.id(), self.group, index, &found) {
+                Err(ArchiveError::Fenced { successor, .. }) => Ok(Fence { successor, ..fence }),
+                Err(error) => Err(error),
+                Ok(_) => Err(ArchiveError::NoChoice {
+                    destination: self.destination().config().url.clone(),
+                    reason: format!(
+                        "somebody shipped entry {index} just now: a node of the old cluster is alive; stop it"
+                    ),
+                }),
+            };
+        }
+        self.read_back(&object, &bytes).await?;
+        Ok(fence)
     }
 
     /// Ships committed entries that follow the end of the log there. `chain_before` is this node's entry chain before
@@ -200,7 +241,7 @@ pub struct ListedSegment {
     pub bytes: u64,
 }
 
-/// Segments of a group as they were shipped, ascending. Objects with other names are not segments of ours; `verify`
+/// Positions of a group's log as they were shipped, ascending; the last may be a fence ([`list_log`]). Objects with other names are not segments of ours; `verify`
 /// reports them.
 ///
 /// # Errors
@@ -218,6 +259,28 @@ pub async fn list_segments(
         _ => None,
     });
     Ok(segments.collect())
+}
+
+/// Segments of a group, and the fence behind them if a recovery ended the log.
+///
+/// # Errors
+/// When the newest object is damaged, or the destination fails.
+pub async fn list_log(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
+    let mut segments = list_segments(destination, lineage, group).await?;
+    let Some(newest) = segments.last() else { return Ok((segments, None)) };
+    match read_segment(destination, lineage, group, newest.first).await {
+        Err(ArchiveError::Fenced { index, successor, .. }) => {
+            segments.pop();
+            Ok((segments, Some(Fence { group, index, successor })))
+        }
+        // A damaged segment is for those to name who need what is in it.
+        Ok(_) | Err(ArchiveError::Corrupt { .. }) => Ok((segments, None)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads and checks a segment.

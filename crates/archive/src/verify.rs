@@ -173,6 +173,14 @@ impl Check<'_> {
                 group.manifests.insert(manifest.applied.index, (manifest, seal));
             }
             Contents::Chunk => {}
+            Contents::Fence(group, index) => {
+                let group = self.groups.entry(group).or_default();
+                if group.walk.is_some_and(|walk| !group.broken && walk.next != index) {
+                    report.fault(object, "it ends the log elsewhere than behind the last segment");
+                }
+                // What lies behind it has nothing to follow.
+                group.walk = Some(ChainWalk { next: u64::MAX, chain: [0; 32] });
+            }
             Contents::Segment(segment) => self.link(object, &segment, report)?,
         }
         Ok(())
@@ -248,6 +256,8 @@ enum Contents {
     Facts(LineageFacts),
     Manifest(Manifest, [u8; 32]),
     Segment(Segment),
+    /// The end of a group's log.
+    Fence(GroupId, u64),
     Chunk,
 }
 
@@ -263,9 +273,10 @@ async fn read_one(
             ObjectName::Lineage => LineageFacts::open(&object, &lineage, &bytes).map(Contents::Facts),
             ObjectName::Manifest { group, index } => Manifest::open(&object, &lineage, group, index, &bytes)
                 .map(|(manifest, seal)| Contents::Manifest(manifest, seal)),
-            ObjectName::Segment { group, first, .. } => {
-                Segment::open(&object, &lineage, group, first, &bytes).map(Contents::Segment)
-            }
+            ObjectName::Segment { group, first, .. } => match Segment::open(&object, &lineage, group, first, &bytes) {
+                Err(ArchiveError::Fenced { .. }) => Ok(Contents::Fence(group, first)),
+                opened => opened.map(Contents::Segment),
+            },
             ObjectName::Chunk { blake3, .. } => {
                 Chunk::open(&object, &lineage, &blake3, &bytes).map(|_| Contents::Chunk)
             }

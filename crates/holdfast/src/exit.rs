@@ -100,7 +100,7 @@ fn exit_of_archive(error: &ArchiveError) -> Exit {
         error if error.is_integrity() => Exit::Integrity,
         error if error.is_transient() => Exit::Unreachable,
         ArchiveError::NoChoice { .. } => Exit::NotFound,
-        ArchiveError::Target { .. } => Exit::Conflict,
+        ArchiveError::Target { .. } | ArchiveError::Fenced { .. } => Exit::Conflict,
         ArchiveError::BadDestination { .. } => Exit::Usage,
         ArchiveError::Store { source, .. } => exit_of_store(source),
         _ => Exit::Error,

@@ -73,6 +73,9 @@ pub enum RunError {
         /// Its directory.
         dir: String,
     },
+    /// A recovery ended the history that this node serves.
+    #[error(transparent)]
+    Fenced(Arc<ArchiveError>),
     /// The operating system.
     #[error("cannot {action}: {source}")]
     System {
@@ -94,7 +97,7 @@ impl RunError {
                 _ => 1,
             },
             Self::Archive(error) if error.is_integrity() => 9,
-            Self::Archive(_) | Self::Displaced { .. } => 3,
+            Self::Archive(_) | Self::Displaced { .. } | Self::Fenced(_) => 3,
             Self::Start(StartError::Raft(_)) | Self::Listen { .. } | Self::System { .. } => 1,
         }
     }
@@ -317,6 +320,7 @@ async fn serve(
             let dir = shared.config.data_dir.display().to_string();
             return Err(RunError::Displaced { node: shared.config.node_id, dir });
         }
+        error = shared.shipper.fenced() => return Err(RunError::Fenced(error)),
     }
     members.abort();
     drain(&shared).await;

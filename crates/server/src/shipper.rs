@@ -18,7 +18,7 @@ use holdfast_model::state::History;
 use holdfast_replica::Replica;
 use holdfast_store::{LogPosition, StateStore, StoredEntry};
 use holdfast_wire::log::entry_chain;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::config::Offsite;
@@ -52,6 +52,8 @@ pub struct Shipper {
     segment_bytes: usize,
     states: Mutex<BTreeMap<String, DestinationState>>,
     barriers: Arc<Barriers>,
+    /// Set once a destination said that this history was ended.
+    fenced: watch::Sender<Option<Arc<ArchiveError>>>,
 }
 
 /// Checkpoints at snapshot barriers; filled by the state machine's hook.
@@ -109,7 +111,15 @@ impl Shipper {
         segment_bytes: usize,
         barriers: Arc<Barriers>,
     ) -> Arc<Self> {
-        Arc::new(Self { replica, destinations, interval, segment_bytes, states: Mutex::default(), barriers })
+        Arc::new(Self {
+            replica,
+            destinations,
+            interval,
+            segment_bytes,
+            states: Mutex::default(),
+            barriers,
+            fenced: watch::Sender::default(),
+        })
     }
 
     /// Starts one task per destination.
@@ -130,23 +140,37 @@ impl Shipper {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
     }
 
-    /// Age of the oldest entry in `durable+1 ..= applied` that holds anything to ship; `None` = there is none. By the
-    /// group's time, as its leader stamped it.
+    /// Age of the oldest entry in `durable+1 ..= applied` that holds anything to ship; zero when there is none. By the
+    /// group's time, as its leader stamped it. Where the log was purged beyond a destination that it does not wait for,
+    /// the age of the oldest entry that is left: it is behind for at least as long. `None` = this node cannot know.
     pub fn lag(&self, durable: u64, applied: u64) -> Option<Duration> {
-        let mut at = durable + 1;
+        let log = self.replica.log();
+        let purged = log.purged().map_or(0, |purged| purged.index);
+        let mut at = durable.max(purged) + 1;
         while at <= applied {
-            // What is purged is offsite, or its destination is none that the log waits for.
-            let first = self.replica.log().read(at, (at + LAG_ENTRIES).min(applied + 1), LAG_BYTES).ok()?;
-            let next = at + first.len() as u64;
+            let first = log.read(at, (at + LAG_ENTRIES).min(applied + 1), LAG_BYTES).ok()?;
             if let Some(stamp) = first.iter().find_map(stamp_to_ship) {
                 return Some(Duration::from_millis(self.replica.group_now().0.saturating_sub(stamp.0)));
             }
-            if next == at {
+            if first.is_empty() {
                 return None;
             }
-            at = next;
+            at += first.len() as u64;
         }
-        None
+        // What was purged said something, and nothing tells when.
+        (purged <= durable).then_some(Duration::ZERO)
+    }
+
+    /// Waits until a destination says that this history was ended by a recovery.
+    pub async fn fenced(&self) -> Arc<ArchiveError> {
+        let mut fenced = self.fenced.subscribe();
+        loop {
+            if let Some(error) = fenced.borrow_and_update().clone() {
+                return error;
+            }
+            // The sender lives as long as this.
+            let _ = fenced.changed().await;
+        }
     }
 
     fn note(&self, name: &str, change: impl FnOnce(&mut DestinationState)) {
@@ -171,6 +195,12 @@ impl Shipper {
                     while self.replica.is_leader() {
                         sleep(RETRY_PAUSE).await;
                     }
+                }
+                Err(error @ ArchiveError::Fenced { .. }) => {
+                    tracing::error!(event = "offsite.fenced", destination = destination.name, %error, "this node ends");
+                    self.note(&destination.name, |state| state.error = error.to_string());
+                    self.fenced.send_replace(Some(Arc::new(error)));
+                    return;
                 }
                 Err(error) => {
                     tracing::warn!(event = "offsite.failed", destination = destination.name, %error, "trying again");

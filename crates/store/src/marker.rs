@@ -79,6 +79,18 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), identity: Mutex::new(identity), created: false, _lock: lock })
     }
 
+    /// Opens a directory that a node used, whichever node that was.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        if !path.join(IDENTITY).exists() {
+            return Err(StoreError::Mismatch {
+                what: format!("{} is no data directory of a node", path.display()),
+                hint: "name the directory that holds IDENTITY, raft and state",
+            });
+        }
+        let identity = read_identity(&path.join(IDENTITY))?;
+        Self::open_or_create(path, identity.node_id, identity.identity)
+    }
+
     /// Whose it is.
     pub fn identity(&self) -> Identity {
         *self.locked()

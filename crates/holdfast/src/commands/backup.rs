@@ -119,6 +119,10 @@ struct LineageAnswer {
     snapshots: Vec<SnapshotAnswer>,
     log_segments: u64,
     log_bytes: u64,
+    /// A recovery ended the log before this index.
+    fenced_at: Option<u64>,
+    /// The history that goes on.
+    successor: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -161,7 +165,7 @@ async fn lineage(destination: &Destination, facts: &LineageFacts) -> anyhow::Res
             bytes: manifest.stored_length(),
         });
     }
-    let segments = holdfast_archive::ship::list_segments(destination, &facts.id, GROUP).await?;
+    let (segments, fence) = holdfast_archive::ship::list_log(destination, &facts.id, GROUP).await?;
     Ok(LineageAnswer {
         lineage: facts.id.to_string(),
         cluster_name: facts.cluster_name.clone(),
@@ -171,6 +175,8 @@ async fn lineage(destination: &Destination, facts: &LineageFacts) -> anyhow::Res
         snapshots,
         log_segments: segments.len() as u64,
         log_bytes: segments.iter().map(|segment| segment.bytes).sum(),
+        fenced_at: fence.map(|fence| fence.index),
+        successor: fence.map(|fence| fence.successor.to_string()),
     })
 }
 
@@ -185,6 +191,9 @@ fn print_list(from: &str, lineages: &[LineageAnswer]) -> anyhow::Result<()> {
         };
         output::text(format!("cluster {}, lineage {}{continues}", one.cluster_name, one.lineage))?;
         output::text(format!("  log: {} segments, {}", one.log_segments, output::bytes(one.log_bytes)))?;
+        if let (Some(index), Some(successor)) = (one.fenced_at, &one.successor) {
+            output::text(format!("  ended before index {index} by a recovery; {successor} goes on"))?;
+        }
         let mut table = Table::new(&["  snapshot", "time", "users", "records", "chunks", "size"]);
         for snapshot in &one.snapshots {
             table.row([

@@ -219,7 +219,7 @@ fn scenario(facts: &Facts, survival: &Survival) -> ScenarioAnswer {
         copies_left: names(&survival.copies_left),
         recovery: match &survival.recovery {
             Recovery::Election => "by itself".to_owned(),
-            Recovery::Recover(copy) => format!("not by itself: {copy} holds the most"),
+            Recovery::Recover(copy) => format!("cluster recover, from {copy}"),
             Recovery::Restore(copy) => format!("restore run, from {copy}"),
             Recovery::Impossible => "impossible: nothing is left".to_owned(),
             Recovery::Unknown => "unknown".to_owned(),

@@ -9,6 +9,7 @@ pub mod domain;
 pub mod health;
 pub mod node;
 pub mod record;
+pub mod recover;
 pub mod restore;
 pub mod serve;
 pub mod user;

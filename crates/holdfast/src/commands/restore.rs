@@ -54,6 +54,13 @@ With --node, once per node, each directory is for a `holdfast serve` of its own:
 pub struct RunArgs {
     #[command(flatten)]
     plan: PlanArgs,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// What is filled, and as which cluster.
+#[derive(Debug, clap::Args)]
+pub struct TargetArgs {
     /// Directory to fill, laid out as `holdfast dev` does it.
     #[arg(long, value_name = "DIR", required_unless_present = "node", conflicts_with = "node")]
     data: Option<PathBuf>,
@@ -101,52 +108,77 @@ async fn make_plan(args: &PlanArgs) -> anyhow::Result<(Destination, RestorePlan)
 
 async fn restore(format: Format, args: RunArgs) -> anyhow::Result<()> {
     let (destination, plan) = make_plan(&args.plan).await?;
-    let name = args.name.clone().unwrap_or_else(|| plan.lineage.cluster_name.clone());
-    let spec = args.data.as_deref().map(|data| dev_spec(&args, data, &name)).transpose()?;
-    let nodes = spec.as_ref().map_or(&args.node, |spec| &spec.nodes);
-    check_nodes(nodes)?;
+    let target = Target::new(args.target, &plan.lineage.cluster_name)?;
     let answer = PlanAnswer::new(&plan, SystemTime::now());
     if format == Format::Table {
         output::text(answer.in_words())?;
     }
     let started = std::time::Instant::now();
-    let report = fill(&destination, &plan, nodes, &name).await?;
-    if let Some(spec) = &spec {
-        spec.remember()?;
-    }
+    let report = fill(&destination, &plan, &target.nodes, &target.history()?).await?;
+    target.remember()?;
     let took = started.elapsed();
     let value = serde_json::json!({
         "v": 1, "plan": answer, "last_index": report.last.index, "records": report.records,
         "entries_replayed": report.entries, "restore_ms": took.as_millis() as u64,
-        "cluster_name": name, "incarnation": report.genesis.incarnation.0,
-        "data_dirs": nodes.iter().map(|node| &node.data_dir).collect::<Vec<_>>(),
+        "cluster_name": target.name, "incarnation": report.genesis.incarnation.0, "data_dirs": target.dirs(),
     });
-    output::answer(format, &value, || done_in_words(&report, took, &name, nodes, spec.as_ref()))?;
+    output::answer(format, &value, || target.done_in_words(&report, took))?;
     Ok(())
 }
 
-fn done_in_words(
-    report: &RestoreReport,
-    took: Duration,
-    name: &str,
-    nodes: &[NodeSpec],
-    spec: Option<&ClusterSpec>,
-) -> String {
-    let next = match spec {
-        Some(spec) => format!("start it: holdfast dev --data {}", spec.dir.display()),
-        None => "start it: holdfast serve, once for each directory".to_owned(),
-    };
-    format!(
-        "restored {} records up to index {} into {} directories in {:.1} s, every hash checked; cluster {name} is a \
-         history of its own\n{next}",
-        report.records,
-        report.last.index,
-        nodes.len(),
-        took.as_secs_f64()
-    )
+/// The nodes to fill, checked.
+pub struct Target {
+    /// Each with a directory of its own.
+    pub nodes: Vec<NodeSpec>,
+    /// Name of the new cluster.
+    pub name: String,
+    spec: Option<ClusterSpec>,
 }
 
-fn dev_spec(args: &RunArgs, data: &Path, name: &str) -> anyhow::Result<ClusterSpec> {
+impl Target {
+    /// As the flags say.
+    pub fn new(args: TargetArgs, old_name: &str) -> anyhow::Result<Self> {
+        let name = args.name.clone().unwrap_or_else(|| old_name.to_owned());
+        let spec = args.data.as_deref().map(|data| dev_spec(&args, data, &name)).transpose()?;
+        let nodes = spec.as_ref().map_or(args.node, |spec| spec.nodes.clone());
+        check_nodes(&nodes)?;
+        Ok(Self { nodes, name, spec })
+    }
+
+    /// A history that nobody else has.
+    pub fn history(&self) -> anyhow::Result<RestoreSpec> {
+        new_history(&self.nodes, &self.name)
+    }
+
+    /// Lets `holdfast dev` find the nodes again.
+    pub fn remember(&self) -> anyhow::Result<()> {
+        self.spec.as_ref().map_or(Ok(()), ClusterSpec::remember)
+    }
+
+    /// The directories.
+    pub fn dirs(&self) -> Vec<&Path> {
+        self.nodes.iter().map(|node| node.data_dir.as_path()).collect()
+    }
+
+    /// What was done and what comes next, for people.
+    pub fn done_in_words(&self, report: &RestoreReport, took: Duration) -> String {
+        let next = match &self.spec {
+            Some(spec) => format!("start it: holdfast dev --data {}", spec.dir.display()),
+            None => "start it: holdfast serve, once for each directory".to_owned(),
+        };
+        format!(
+            "restored {} records up to index {} into {} directories in {:.1} s, every hash checked; cluster {} is a \
+             history of its own\n{next}",
+            report.records,
+            report.last.index,
+            self.nodes.len(),
+            took.as_secs_f64(),
+            self.name
+        )
+    }
+}
+
+fn dev_spec(args: &TargetArgs, data: &Path, name: &str) -> anyhow::Result<ClusterSpec> {
     let usage = |error| failure(Exit::Usage, error);
     let mut spec = ClusterSpec::new(data, args.nodes, args.port_base, name).map_err(usage)?;
     if let Some(labels) = &args.labels {
@@ -170,27 +202,31 @@ fn check_nodes(nodes: &[NodeSpec]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A history for these nodes, with an id that was drawn now.
+pub fn new_history(nodes: &[NodeSpec], name: &str) -> anyhow::Result<RestoreSpec> {
+    let incarnation = u64::from_le_bytes(random()?).max(1);
+    Ok(RestoreSpec {
+        cluster_id: random()?,
+        cluster_name: name.to_owned(),
+        incarnation: Incarnation(incarnation),
+        members: nodes.iter().map(|node| NodeId(node.id)).collect(),
+    })
+}
+
 /// Fills the data directories of `nodes` and seats them as the members of a new history.
 pub async fn fill(
     destination: &Destination,
     plan: &RestorePlan,
     nodes: &[NodeSpec],
-    name: &str,
+    history: &RestoreSpec,
 ) -> anyhow::Result<RestoreReport> {
     let mut targets = Vec::new();
     for node in nodes {
         targets.push(RestoreTarget { path: node.data_dir.clone(), node_id: node.id, identity: random()? });
     }
-    let incarnation = u64::from_le_bytes(random()?).max(1);
-    let spec = RestoreSpec {
-        cluster_id: random()?,
-        cluster_name: name.to_owned(),
-        incarnation: Incarnation(incarnation),
-        members: nodes.iter().map(|node| NodeId(node.id)).collect(),
-    };
     let bar = progress::bar(plan.bytes(), "");
     let shown = |stage, done, total| show(&bar, stage, done, total);
-    let report = holdfast_archive::restore(destination, plan, &targets, &spec, &shown).await;
+    let report = holdfast_archive::restore(destination, plan, &targets, history, &shown).await;
     bar.finish_and_clear();
     let report = report?;
     let nodes = nodes.to_vec();

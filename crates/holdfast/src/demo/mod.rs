@@ -233,7 +233,8 @@ async fn after_the_disaster(
     let base = if args.port_base.is_none() && !is_free(NODES, base) { free_base(NODES)? } else { base };
     let mut spec = ClusterSpec::new(&place.restored(), NODES, base, CLUSTER_NAME)?;
     label(&mut spec, |number| [("array", format!("san-{}", 10 + number)), ("site", "west".to_owned())].into());
-    let filled = restore::fill(&destination, &plan, &spec.nodes, CLUSTER_NAME).await?;
+    let filled =
+        restore::fill(&destination, &plan, &spec.nodes, &restore::new_history(&spec.nodes, CLUSTER_NAME)?).await?;
     if let Some(object) = &report.sabotaged_object {
         anyhow::bail!("the restore did not find the damage in {object}: this is a defect");
     }
