@@ -79,7 +79,6 @@ impl Scene {
     }
 
     fn destroy_others(&mut self) {
-        self.cluster.kill_together(&self.others);
         for place in self.others {
             std::fs::remove_dir_all(&self.cluster.nodes[place].data_dir).expect("destroyed");
         }
@@ -110,6 +109,15 @@ async fn a_survivor_alone_brings_back_what_was_foretold_and_nothing_is_done_unas
     assert_eq!(code, 3, "{stderr}");
     assert!(!Path::new(&new).exists(), "nothing was made");
 
+    // Of several survivors the one that is furthest counts, wherever it is named.
+    scene.cluster.kill_together(&scene.others);
+    let further = scene.cluster.nodes[scene.others[1]].data_dir.display().to_string();
+    for two in [[&survivor, &further], [&further, &survivor]] {
+        let named = ["--survivor", two[0], "--survivor", two[1], "--data", &new, "--dry-run", "--committed", &told];
+        let (code, plan) = json(&[&["cluster", "recover"][..], &named].concat());
+        assert_eq!((code, plan["loss_entries"].as_u64()), (0, Some(0)), "{plan}");
+        assert_eq!(plan["source"].as_str(), Some(further.as_str()), "{plan}");
+    }
     scene.destroy_others();
     let (code, report) = json(&[&base[..], &["--confirm", "dev", "--committed", &told]].concat());
     assert_eq!(code, 0, "{report}");
@@ -226,6 +234,7 @@ async fn a_survivor_beyond_the_archive_is_joined_to_it() {
     let (code, _, stderr) = holdfast(&wrong);
     assert_eq!(code, 7, "{stderr}");
 
+    scene.cluster.kill_together(&scene.others);
     scene.destroy_others();
     let (code, report) = json(&[&base[..], &["--confirm", "dev"]].concat());
     assert_eq!(code, 0, "{report}");
