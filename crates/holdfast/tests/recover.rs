@@ -123,9 +123,11 @@ async fn a_survivor_alone_brings_back_what_was_foretold_and_nothing_is_done_unas
     assert_eq!(code, 0, "{report}");
     assert_eq!(report["plan"]["loss_entries"].as_u64(), Some(loss), "{report}");
     assert_eq!(report["last_index"].as_u64(), Some(committed - loss), "{report}");
-    let leftovers = std::fs::read_dir(scene.dir.path()).expect("lists").flatten();
-    let leftovers: Vec<PathBuf> = leftovers.map(|entry| entry.path()).collect();
-    assert!(!leftovers.iter().any(|path| path.to_string_lossy().contains(".holdfast-recover")), "{leftovers:?}");
+    for dir in [scene.path("new"), scene.path("c")] {
+        let found = std::fs::read_dir(dir).expect("lists").flatten();
+        let found: Vec<PathBuf> = found.map(|entry| entry.path()).collect();
+        assert!(!found.iter().any(|path| path.to_string_lossy().contains(".holdfast-recover")), "{found:?}");
+    }
 
     let Scene { dir, cluster, .. } = scene;
     let cluster = restarted(cluster, &dir.path().join("new"), &[]);
