@@ -64,6 +64,7 @@ machine_boot() {
     read -r path _ </proc/self/stat # By the outer /proc, so it is the outer process id.
     echo "$path" >"$work/pid"
     hostname "$2"
+    echo "$2" >"$root/etc/hostname"
     mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
     # What is set there belongs to the machine outside.
     for path in sys sysrq-trigger; do

@@ -193,7 +193,7 @@ inside() {
         # In tenths; 100 is the most exposed, and what a network service needs keeps it above zero.
         systemd-analyze security --no-pager --threshold=15 $unit.service >/dev/null ||
             bad "$unit is more exposed than 1.5: $(systemd-analyze security --no-pager $unit.service | grep -v '^.*✓')"
-        out=$(systemd-analyze security --no-pager $unit.service | tail -n 1 | grep -o '[0-9.]* [A-Z]*' | head -n 1)
+        out=$(systemd-analyze security --no-pager $unit.service | tail -n 1 | grep -o '[0-9][0-9.]* [A-Z]*' | head -n 1)
         good "systemd-analyze security of $unit: $out, at most 1.5"
     done
 
