@@ -39,6 +39,7 @@ WATCH_ARGS ?=
 SYNC_ARGS ?=
 JEPSEN_ARGS ?=
 CONFORMANCE_ARGS ?=
+RUNBOOKS ?=
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +79,10 @@ try-systemd: build ## Try the systemd unit with the real binary (root)
 try-compose: build ## Try the container image and the compose file with an engine of its own (root)
 	@deploy/install-deps.sh --compose
 	deploy/try-compose.sh $(BIN)
+
+# Nor this, for the same reasons as try-systemd.
+try-runbooks: build ## Run every command of the runbooks on machines made for it (root; RUNBOOKS="replace add")
+	deploy/runbooks/run.sh $(BIN) $(RUNBOOKS)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
