@@ -4,8 +4,9 @@
 #
 #   deploy/runbooks/run.sh target/release/holdfast [RUNBOOK...]      all of them, or some: bootstrap, replace, ...
 #
-# VERBOSE=1 also shows what the commands say. Each runbook gets machines of its own, on which bootstrap.md was followed, twenty records, and the disaster that it is
+# Each runbook gets machines of its own, on which bootstrap.md was followed, twenty records, and the disaster that it is
 # for (before_* below); afterwards the records must be there, and what the runbook promises must hold (after_*).
+# VERBOSE=1 shows what the commands say.
 #
 # In a runbook
 #   ```sh               is run on node1; `sh node2 node3` names other machines, one after the other
@@ -32,6 +33,7 @@ skip() {
 # ---------------------------------------------------------------------------------------------------------------------
 
 declare -A enter pids
+loads=()
 
 # on NODE COMMAND...: runs it there.
 on() { ${enter[$1]} "${@:2}"; }
@@ -47,13 +49,14 @@ bad() {
 
 add_machine() {
     local node=$1 place=$site/$1 number=${1#node}
+    local root=$place/layers/root
     mkdir "$place"
     mkdir "$group/$node"
     machine_prepare "$place" "$deploy" "$binary" /usr/local/src/holdfast || skip "no overlay of the file system can be mounted"
-    cp "$site/hosts" "$place/layers/root/etc/hosts"
+    cp "$site/hosts" "$root"/etc/hosts
     # A share of another site's file server, as far as the machine can tell.
-    mkdir "$place/layers/root/mnt/vault"
-    mount --bind "$site/vault" "$place/layers/root/mnt/vault"
+    mkdir "$root"/mnt/vault
+    mount --bind "$site/vault" "$root"/mnt/vault
     machine_start "$place" "$group/$node" "$node" || skip "no machine can be run here"
     enter[$node]=${machine_enter[*]}
     pids[$node]=$machine_pid
@@ -187,24 +190,22 @@ lose_disk() {
     on "$1" find /var/lib/holdfast -mindepth 1 -delete
 }
 
-# Clients that write all the time, through all nodes, as a frontend does: its library tries again by itself.
+# Clients that write all the time, through all nodes, as a frontend does: its library tries again by itself. They end with
+# this process, however it ends, and after 5000 calls at the latest.
 start_load() {
-    rm -f "$site/load-ends"
     local w
-    loads=()
+    export site binary clients
     for w in 1 2 3; do
-        (
-            n=0
-            while [ ! -e "$site/load-ends" ]; do
-                n=$((n + 1))
-                if echo "$w $n" | holdfast record put --endpoint $clients --user "load-$w" --collection x-try --id "l$n" \
-                    --file - >/dev/null 2>>"$site/load-errors-$w"; then
-                    echo "l$n" >>"$site/load-ok-$w"
+        setpriv --pdeathsig KILL bash -c '
+            for ((n = 1; n <= 5000; n++)); do
+                [ ! -e "$site/load-ends" ] || exit 0
+                if echo "$1 $n" | setpriv --pdeathsig KILL "$binary" record put --endpoint $clients --user "load-$1" \
+                    --collection x-try --id "l$n" --file - >/dev/null 2>>"$site/load-errors-$1"; then
+                    echo "l$n" >>"$site/load-ok-$1"
                 else
                     echo "l$n" >>"$site/load-failed"
                 fi
-            done
-        ) &
+            done' load "$w" &
         loads+=($!)
     done
 }
@@ -213,6 +214,7 @@ end_load() {
     local w lost=0 count=0 seen
     touch "$site/load-ends"
     wait "${loads[@]}"
+    loads=()
     [ ! -e "$site/load-failed" ] || bad "$(wc -l <"$site/load-failed") calls of clients failed: $(tail -n 3 "$site"/load-errors-*)"
     for w in 1 2 3; do
         seen=$(holdfast record ls --endpoint $clients --user "load-$w" --collection x-try -o jsonl | grep -o '"id":"l[0-9]*"' | sort -u | wc -l)
@@ -279,7 +281,11 @@ try_runbook() {
 clean_up() {
     local status=$? path
     trap - EXIT INT TERM HUP
-    touch "${site:-$work}/load-ends" 2>/dev/null || true
+    # Held first, so that no call begins between looking and killing.
+    for path in "${loads[@]}"; do
+        kill -STOP "$path" 2>/dev/null || continue
+        kill -KILL "$path" $(cat "/proc/$path/task/$path/children" 2>/dev/null) 2>/dev/null || true
+    done
     umount /etc/hosts 2>/dev/null || true
     end_machines
     umount "$work/cgroup" 2>/dev/null || true
@@ -315,7 +321,7 @@ main() {
 
 case "${1:-}" in
     '' | -*)
-        sed -n '2,19s/^# \{0,1\}//p' "$0"
+        sed -n '2,20s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
     *)
