@@ -133,7 +133,7 @@ inside() {
     for node in node1 node2 node3; do
         { [ "$(state_of $node Uid)" = 7470 ] && [ "$(state_of $node CapEff)" = 0000000000000000 ] &&
             [ "$(state_of $node CapBnd)" = 0000000000000000 ] && [ "$(state_of $node NoNewPrivs)" = 1 ] &&
-            [ "$(state_of $node Seccomp)" = 2 ]; } || bad "$(cat "/proc/$(of $node .State.Pid)/status")"
+            [ "$(state_of $node Seccomp)" = 2 ]; } || bad "$node has other rights than it should: $(grep -E '^(Uid|Cap|NoNew|Seccomp)' "/proc/$(of $node .State.Pid)/status")"
         grep -E '^[^ ]+ [^ ]+ [^ ]+ / / ro[, ]' "/proc/$(of $node .State.Pid)/mountinfo" >/dev/null ||
             bad "the root of $node can be written"
         [ "$(docker port "$(compose ps -q $node)" | grep -vc '127\.0\.0\.1:')" = 0 ] || bad "$node is published beyond loopback"

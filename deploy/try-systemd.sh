@@ -145,6 +145,7 @@ inside() {
     expect "backup verify of the offsite folder" holdfast backup verify --from file:///var/lib/holdfast-offsite
     expect "fourth block: the nightly snapshot, installed, enabled, and taken once" bash -euxc "$(block 4)"
     is holdfast-backup Result success || bad "holdfast-backup: $(of holdfast-backup Result)"
+    is holdfast-backup User holdfast || bad "holdfast-backup is run as $(of holdfast-backup User)"
     systemctl is-active --quiet holdfast-backup.timer || bad "the timer does not wait"
     out=$(systemd-analyze verify /etc/systemd/system/holdfast-backup.{service,timer} 2>&1) || bad "systemd-analyze verify: $out"
     [ -z "$(grep holdfast <<<"$out")" ] || bad "systemd-analyze verify: $out"

@@ -32,7 +32,7 @@ install -m 755 "$binary" "$root/usr/local/bin/holdfast"
 # What the loader would open, at the paths where it looks. The name service of glibc before 2.34 is loaded by name and
 # is not in the list.
 libraries=$(ldd "$binary" | awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// { print $1 }')
-[ -n "$libraries" ] || ldd "$binary" 2>&1 | grep -q 'static' || { complain "ldd names no library of $binary"; exit 1; }
+[ -n "$libraries" ] || ldd "$binary" 2>&1 | grep static >/dev/null || { complain "ldd names no library of $binary"; exit 1; }
 for path in $libraries; do
     install -D -m 755 "$(realpath "$path")" "$root$path"
     case "$path" in
