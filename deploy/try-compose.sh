@@ -61,7 +61,7 @@ await() {
 # The n-th ```sh block of the README, by the compose that is here. The binary is built already.
 block() {
     awk -v want="$1" '/^```sh$/ { n++; on = 1; next } /^```$/ { on = 0 } on && n == want' deploy/compose/README.md |
-        grep -vE '^make build' | sed "s/^docker-compose /${compose_command[*]} /"
+        grep -vE '^make build' | sed "s/docker-compose /${compose_command[*]} /g"
 }
 
 compose() { (cd "$tree/deploy/compose" && "${compose_command[@]}" "$@"); }
