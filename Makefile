@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -37,6 +37,7 @@ DEMO_ARGS ?=
 LOAD_ARGS ?=
 WATCH_ARGS ?=
 SYNC_ARGS ?=
+TRANSFER_ARGS ?=
 JEPSEN_ARGS ?=
 CONFORMANCE_ARGS ?=
 RUNBOOKS ?=
@@ -92,6 +93,9 @@ bench-watch: build ## Watch ten thousand users under writes; fail when a wake-up
 
 bench-sync: build ## Compare the cost of a delta sync at 1 k and 1 M records; fail above 1.2 times (SYNC_ARGS=...)
 	$(BIN_DIR)/sync-cost --holdfast $(BIN) $(SYNC_ARGS)
+
+bench-transfer: build ## Hand leadership over under load; fail when writes stand still for over 100 ms (TRANSFER_ARGS=...)
+	$(BIN_DIR)/transfer-silence --holdfast $(BIN) $(TRANSFER_ARGS)
 
 lint: system-test ## Formatting, protobuf rules, alert rules, clippy without a warning
 	$(CARGO) fmt --all --check
