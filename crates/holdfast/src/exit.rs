@@ -143,13 +143,17 @@ pub fn report(format: Format, error: &anyhow::Error) -> Exit {
     }
     let exit = exit_of(error);
     let message = describe(error);
-    eprintln!("holdfast: {message}");
+    let reason = error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()).map(ClientError::reason);
+    let reason = reason.filter(|reason| !reason.is_empty());
+    match reason {
+        // A refusal names the check that refuses.
+        Some(check) if exit == Exit::Unsafe => eprintln!("holdfast: {check}: {message}"),
+        _ => eprintln!("holdfast: {message}"),
+    }
     if let Some(remedy) = remedy(exit) {
         eprintln!("holdfast: {remedy}");
     }
     if format != Format::Table {
-        let reason = error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()).map(ClientError::reason);
-        let reason = reason.filter(|reason| !reason.is_empty());
         let answer = serde_json::json!({"v": 1, "error": {"exit": exit as u8, "reason": reason, "message": message}});
         // Nobody is left to tell that stdout is closed.
         let _ = crate::output::line(&answer);

@@ -72,3 +72,40 @@ async fn three_arrays_and_another_site_are_fine_until_nodes_are_lost() {
     assert_eq!(code, 4, "{told}");
     assert!(told.contains("UNKNOWN"), "{told}");
 }
+
+/// Two of three voters on one array: its loss would stop all writes, and the configuration says that it must not.
+#[test]
+fn founding_refuses_voters_that_one_domain_could_take() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster =
+        Cluster::start(&dir.path().join("c"), &["--labels", THREE_ARRAYS, "--set", "placement.keys=array"]);
+    let places =
+        [(4, "array=b1"), (5, "array=b1"), (6, "array=b2")].map(|(id, labels)| cluster.start_further(id, labels));
+    let nodes = places.map(|place| cluster.nodes[place].admin.clone()).join(",");
+    let found = || {
+        let (code, stdout, stderr) = holdfast(&["cluster", "init", "--name", "second", "--nodes", &nodes]);
+        (code, format!("{stdout}{stderr}"))
+    };
+    let mut refused = (0, String::new());
+    wait_until("the new nodes to answer", || {
+        refused = found();
+        refused.0 != 5
+    });
+    assert_eq!(refused.0, 3, "{}", refused.1);
+    for part in ["QUORUM_ONE_DOMAIN", "array=b1", "nodes 4, 5", "placement.keys"] {
+        assert!(refused.1.contains(part), "`{part}` is missing in: {}", refused.1);
+    }
+    let (_, status) = ask(&cluster, places[0], &["cluster", "status", "-o", "json"]);
+    assert!(!status.contains("second"), "nothing was founded: {status}");
+
+    let moved = places[1];
+    cluster.kill(moved);
+    for word in cluster.nodes[moved].argv.iter_mut().filter(|word| *word == "array=b1") {
+        *word = "array=b3".to_owned();
+    }
+    cluster.restart(moved);
+    wait_until("the founding", || found().0 == 0);
+    let (code, told) = ask(&cluster, places[2], &["cluster", "status"]);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("second"), "{told}");
+}
