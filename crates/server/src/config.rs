@@ -72,6 +72,8 @@ pub struct Config {
     pub ship_segment_bytes: u64,
     /// Bytes of proposals in flight.
     pub inflight_bytes_max: u64,
+    /// Reads of rows that may run or wait.
+    pub reads_max: usize,
     /// Deadline of a call that brings none, ms.
     pub default_deadline_ms: u64,
     /// Allow binds beyond loopback without TLS.
@@ -122,7 +124,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
-    ("limits.inflight_bytes_max", "bytes of proposals in flight (default 67108864)"),
+    ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),
+    ("limits.reads_max", "reads of rows that run or wait for a thread; more are refused (default 1024)"),
     ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),
     ("sync.tombstone_age_ms", "shortest life of a tombstone; the same on all nodes (default 2592000000, 30 days)"),
     (
@@ -297,6 +300,7 @@ impl Values {
             ship_interval_ms: self.number("ship.interval_ms", 1000, 10..=60_000)?,
             ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=32 << 20)?,
             inflight_bytes_max: self.number("limits.inflight_bytes_max", 64 << 20, 1 << 20..=16 << 30)?,
+            reads_max: self.number("limits.reads_max", 1024, 16..=1 << 20)? as usize,
             default_deadline_ms: self.number("limits.default_deadline_ms", 10_000, 100..=600_000)?,
             insecure_plaintext: self.flag("insecure_plaintext")?,
             log_filter: self.text("log.filter", "info,openraft=error"),

@@ -21,7 +21,7 @@ use holdfast_wire::v1::user_service_server::UserServiceServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 use tower::layer::util::{Identity, Stack};
@@ -196,6 +196,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         usize::try_from(config.ship_segment_bytes).unwrap_or(usize::MAX),
         barriers,
     );
+    let reads_max = config.reads_max;
     let shared = Arc::new(Shared {
         replica,
         feed,
@@ -204,6 +205,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         metrics: Arc::new(Metrics::default()),
         draining: AtomicBool::new(false),
         answered: AtomicU64::new(0),
+        reads: Semaphore::new(reads_max),
     });
     let result = runtime.block_on(serve(shared.clone(), listeners, &raft_runtime, &displaced));
     raft_runtime.block_on(shared.replica.shutdown());

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// Writes a job's state; a failure is logged, the job goes on.
 pub async fn record(replica: &Replica, operation: Operation) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    let Ok(admitted) = replica.admission().admit(256) else { return };
+    let admitted = replica.admission().admit_first(256);
     if let Err(error) = replica.propose(Command::SetOperation(operation), admitted, deadline).await {
         tracing::warn!(event = "operation.not_recorded", %error, "the job goes on");
     }

@@ -360,7 +360,7 @@ impl Shipper {
         }
         job.stage("taking a checkpoint", 0, 0).await;
         let reached = self.barriers.wait(id);
-        let admitted = self.replica.admission().admit(256).map_err(|error| error.to_string())?;
+        let admitted = self.replica.admission().admit_first(256);
         let barrier = Command::SnapshotBarrier(SnapshotBarrier { operation_id: id.to_owned() });
         let deadline = Instant::now() + Duration::from_secs(30);
         self.replica.propose(barrier, admitted, deadline).await.map_err(|error| error.to_string())?;

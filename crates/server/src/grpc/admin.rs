@@ -113,7 +113,7 @@ impl Admin {
         if self.shared.replica.sys().policy == policy {
             return;
         }
-        if let Err(refusal) = self.shared.propose(Command::SetPolicy(policy), 1, deadline).await {
+        if let Err(refusal) = self.shared.propose_first(Command::SetPolicy(policy), 1, deadline).await {
             tracing::warn!(event = "policy.set_failed", reason = refusal.reason(), "the leader sets it later");
         }
     }
@@ -138,7 +138,7 @@ impl Admin {
                         .into(),
                 });
             }
-            let admitted = replica.admission().admit(1).map_err(|error| Refusal::Overloaded(error.retry_after))?;
+            let admitted = replica.admission().admit_first(1);
             let attempt = (Instant::now() + Duration::from_secs(3)).min(deadline);
             match replica.propose(Command::Genesis(genesis.clone()), admitted, attempt).await {
                 Ok(applied) => {

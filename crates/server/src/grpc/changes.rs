@@ -21,7 +21,7 @@ use holdfast_wire::v1::get_changes_response::Outcome;
 use tokio::time::{Instant, timeout_at};
 use tonic::Request;
 
-use crate::grpc::{Shared, blocking, deadline_of, storage};
+use crate::grpc::{Shared, deadline_of, storage};
 use crate::resync::{Verdict, judge, resume_at};
 
 /// One look at the state.
@@ -75,8 +75,8 @@ pub async fn changes(
             Freshness::Local => shared.read_local(read_deadline).await?,
         };
         let look = {
-            let (shared, query) = (shared.clone(), query.clone());
-            blocking(move || look(&shared, &fresh, &query)).await?
+            let (looking, query) = (shared.clone(), query.clone());
+            shared.read_rows(move || look(&looking, &fresh, &query)).await?
         };
         match look.kind {
             Kind::Resync(verdict) if freshness != Freshness::Asked(Consistency::Linearizable) => {

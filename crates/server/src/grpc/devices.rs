@@ -11,7 +11,7 @@ use holdfast_wire::status::Refusal;
 use holdfast_wire::v1;
 use tonic::Request;
 
-use crate::grpc::{Shared, blocking, deadline_of, storage};
+use crate::grpc::{Shared, deadline_of, storage};
 
 /// Answers an `AckCursor`.
 pub async fn ack(
@@ -22,7 +22,7 @@ pub async fn ack(
     let deadline = deadline_of(&request, shared.default_deadline());
     let bytes = holdfast_wire::encoded_len(request.get_ref());
     let ack = api::ack_cursor(request.into_inner())?;
-    let applied = shared.propose(Command::AckCursor(ack), bytes, deadline).await?;
+    let applied = shared.propose(&ack.user.clone(), Command::AckCursor(ack), bytes, deadline).await?;
     Ok(v1::AckCursorResponse { header: Some(done(shared, applied)?) })
 }
 
@@ -35,7 +35,7 @@ pub async fn forget(
     let deadline = deadline_of(&request, shared.default_deadline());
     let bytes = holdfast_wire::encoded_len(request.get_ref());
     let drop = api::drop_device(request.into_inner())?;
-    let applied = shared.propose(Command::DropDevice(drop), bytes, deadline).await?;
+    let applied = shared.propose(&drop.user.clone(), Command::DropDevice(drop), bytes, deadline).await?;
     Ok(v1::DropDeviceResponse { header: Some(done(shared, applied)?) })
 }
 
@@ -49,7 +49,7 @@ pub async fn list(
     let query = api::list_devices(request.into_inner())?;
     let fresh = shared.read(Consistency::Linearizable, deadline).await?;
     let header = Some(shared.header_of(&fresh));
-    let devices = blocking(move || {
+    let devices = shared.read_rows(move || {
         let Some(user) = fresh.view.uid(&query.user).map_err(storage)? else { return Ok(Vec::new()) };
         let devices = fresh.view.devices(user).map_err(storage)?;
         Ok(devices.iter().map(|(id, row)| reply::device(id, row)).collect())

@@ -209,7 +209,7 @@ impl Admin {
 
     async fn write(&self, operation: Operation) -> Result<(), Refusal> {
         let deadline = Instant::now() + self.shared.default_deadline();
-        self.shared.propose(Command::SetOperation(operation), 1024, deadline).await.map(drop)
+        self.shared.propose_first(Command::SetOperation(operation), 1024, deadline).await.map(drop)
     }
 
     /// Who the founding voters are, as they say themselves.

@@ -17,13 +17,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_model::command::Command;
+use holdfast_model::id::UserId;
 use holdfast_model::state::Sys;
-use holdfast_replica::{Applied, Fresh, Level, Overloaded, ProposeError, ReadError, Replica};
+use holdfast_replica::{Admitted, Applied, Fresh, Level, Overloaded, ProposeError, ReadError, Replica};
 use holdfast_store::StoreError;
 use holdfast_wire::api::Consistency;
 use holdfast_wire::reply;
 use holdfast_wire::status::Refusal;
 use holdfast_wire::v1;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Request;
 
@@ -54,7 +56,12 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Highest log index of a write that this node answered.
     pub answered: AtomicU64,
+    /// Reads of rows that may run or wait for a thread.
+    pub reads: Semaphore,
 }
+
+/// Before a read that was refused is worth another try.
+const READ_RETRY: Duration = Duration::from_millis(50);
 
 /// Deadline of a call: a little before the caller's (`grpc-timeout`), so that the caller still hears how the call
 /// stands; else the default; never more than five minutes and a bit.
@@ -147,15 +154,47 @@ impl Shared {
         self.replica.read(Level::Local(answered), deadline).await.map_err(unread)
     }
 
-    /// Proposes a command of a caller: admitted, refused or applied.
-    pub async fn propose(&self, command: Command, bytes: usize, deadline: Instant) -> Result<Applied, Refusal> {
-        let admitted = self.replica.admission().admit(bytes).map_err(|error| {
+    /// Proposes a command of a user: admitted, refused or applied.
+    pub async fn propose(
+        &self,
+        user: &UserId,
+        command: Command,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<Applied, Refusal> {
+        let admitted = self.replica.admission().admit_user(user.as_str(), bytes).map_err(|error| {
             self.metrics.rejected("inflight_bytes");
             Refusal::Overloaded(error.retry_after)
         })?;
+        self.propose_admitted(command, admitted, deadline).await
+    }
+
+    /// Proposes a command of an operator: however much callers write, it is not refused for that.
+    pub async fn propose_first(&self, command: Command, bytes: usize, deadline: Instant) -> Result<Applied, Refusal> {
+        self.propose_admitted(command, self.replica.admission().admit_first(bytes), deadline).await
+    }
+
+    async fn propose_admitted(
+        &self,
+        command: Command,
+        admitted: Admitted,
+        deadline: Instant,
+    ) -> Result<Applied, Refusal> {
         let applied = self.replica.propose(command, admitted, deadline).await.map_err(unproposed)?;
         self.answered.fetch_max(applied.index, Ordering::AcqRel);
         Ok(applied)
+    }
+
+    /// Reads rows for a caller, off the async workers; refused while too many such reads wait.
+    pub async fn read_rows<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let Ok(_permit) = self.reads.try_acquire() else {
+            self.metrics.rejected("reads");
+            return Err(Refusal::Overloaded(READ_RETRY));
+        };
+        blocking(work).await
     }
 
     /// Header of an answer evaluated at `applied_index` under `sys`.
@@ -179,7 +218,7 @@ impl Shared {
     }
 }
 
-/// Runs blocking reads off the async workers.
+/// Runs blocking work off the async workers.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::changes::token_at;
-use crate::grpc::{Shared, blocking, deadline_of, storage};
+use crate::grpc::{Shared, deadline_of, storage};
 
 /// Reads and writes of one user's records.
 pub struct Records {
@@ -41,7 +41,7 @@ impl Records {
         if wait_offsite && !shared.config.offsite.iter().any(|one| one.required) {
             return Err(no_required_destination());
         }
-        let applied = shared.propose(Command::WriteBatch(batch), bytes, deadline).await?;
+        let applied = shared.propose(&batch.user.clone(), Command::WriteBatch(batch), bytes, deadline).await?;
         let offsite = match &applied.outcome {
             Outcome::Written(receipt) if wait_offsite => self.wait_offsite(receipt.commit_index, deadline).await,
             Outcome::Written(receipt) => self.is_offsite(receipt.commit_index),
@@ -89,7 +89,7 @@ impl Records {
         let (records, remaining) = if query.keys.len() <= 4 {
             get_records(&view, &query)?
         } else {
-            blocking(move || get_records(&view, &query)).await?
+            shared.read_rows(move || get_records(&view, &query)).await?
         };
         Ok(v1::BatchGetRecordsResponse {
             header: Some(header),
@@ -106,7 +106,7 @@ impl Records {
         let fresh = shared.read(query.consistency, deadline).await?;
         let header = shared.header_of(&fresh);
         let view = fresh.view;
-        let answer = blocking(move || list_records(&view, &query)).await?;
+        let answer = shared.read_rows(move || list_records(&view, &query)).await?;
         Ok(v1::ListRecordsResponse { header: Some(header), ..answer })
     }
 }
