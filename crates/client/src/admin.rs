@@ -109,6 +109,15 @@ impl AdminClient {
         self.call(request, |mut client, request| async move { client.get_admin_operation(request).await }).await
     }
 
+    /// Compares the states of all members at one index, row by row; ends when all of them have read theirs.
+    ///
+    /// # Errors
+    /// `Unavailable` when the deadline is too short for that.
+    pub async fn compare_integrity(&self) -> Result<v1::CompareIntegrityResponse, Error> {
+        let call = |mut client: Stub, request| async move { client.compare_integrity(request).await };
+        self.call(v1::CompareIntegrityRequest {}, call).await
+    }
+
     async fn call<Q, A, F, Fut>(&self, request: Q, call: F) -> Result<A, Error>
     where
         F: FnOnce(Stub, Request<Q>) -> Fut,

@@ -198,7 +198,7 @@ pub(crate) fn judge(status: &Status, address: &str) -> Failure {
     let Some(after) = details.retry_after else { return Failure::new(error, Next::Stop) };
     match details.reason.as_str() {
         "OUTCOME_UNKNOWN" => Failure::new(error, Next::After(after)).unknown(),
-        "DRAINING" => Failure::new(error, Next::Elsewhere).avoid(AVOID_SLOW),
+        "DRAINING" | "REPLICA_DIVERGED" => Failure::new(error, Next::Elsewhere).avoid(AVOID_SLOW),
         // Says nothing bad about the node, but whoever was thought to lead does not.
         "NO_LEADER" | "REPLICA_BEHIND" | "NOT_FOUNDED" => Failure::new(error, Next::After(after)).avoid(Duration::ZERO),
         _ if status.code() == Code::ResourceExhausted => Failure::new(error, Next::Back(after)),

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, cluster, completion, dev, domain, node, record, restore, serve, user};
+use crate::commands::{backup, cluster, completion, dev, domain, integrity, node, record, restore, serve, user};
 use crate::demo;
 use crate::output::Format;
 
@@ -67,6 +67,9 @@ pub enum Command {
     /// Make a new cluster from an offsite copy.
     #[command(subcommand)]
     Restore(restore::Restore),
+    /// Whether all replicas hold the same, and what they should.
+    #[command(subcommand)]
+    Integrity(integrity::Integrity),
     /// Print the completion script of a shell.
     Completion(completion::Args),
 }
@@ -140,6 +143,9 @@ mod tests {
             "restore run --from file:///x --data D --nodes 3 --port-base 7470",
             "restore run --from file:///x --node id=1,data=D,client=h:1,peer=h:2,admin=h:3,http=h:4",
             "serve --config F --set raft.heartbeat_ms=100",
+            "integrity compare --endpoint a:1 -o json",
+            "integrity compare --deadline-ms 60000",
+            "integrity scrub --data D",
             "completion bash",
         ];
         for line in good {

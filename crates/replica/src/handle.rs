@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
+use crate::integrity::{Integrity, IntegrityOptions, IntegrityStatus};
 use crate::log_storage::LogAdapter;
 use crate::read::ReadIndexer;
 use crate::snapshot::Incoming;
@@ -72,6 +73,8 @@ pub struct Options {
     pub required_destinations: Vec<String>,
     /// Lifetimes and quotas that the group is to have while this node leads.
     pub policy: Policy,
+    /// How the state is watched.
+    pub integrity: IntegrityOptions,
     /// What this node is, as it is configured; the group is told when it knows it otherwise. Its identity is not read.
     pub own: Option<Member>,
     /// A restored directory: this entry must open it before it serves.
@@ -101,7 +104,8 @@ pub(crate) struct Core {
     data: Arc<DataDir>,
     identity: String,
     admission: Admission,
-    applied: watch::Receiver<u64>,
+    applied: watch::Sender<u64>,
+    integrity: Arc<Integrity>,
     recovering: AtomicBool,
     stopping: AtomicBool,
     recover_to: u64,
@@ -127,6 +131,17 @@ impl Core {
 
     pub(crate) fn recovering(&self) -> bool {
         self.recovering.load(Ordering::Acquire)
+    }
+
+    /// Nobody may lead whose log or state is not whole, or whom an operator wants elsewhere.
+    fn update_elect(&self) {
+        let drained = self.drained.load(Ordering::Acquire);
+        self.peers.withholds_state.store(self.integrity.is_fenced(), Ordering::Release);
+        self.raft.runtime_config().elect(!drained && !self.recovering() && !self.integrity.is_fenced());
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.integrity.is_fenced()
     }
 }
 
@@ -175,7 +190,13 @@ impl Replica {
             tracing::warn!(event = "log.recovering", reason, recover_to, "this node will not vote until caught up");
         }
 
-        let (applied_tx, applied) = watch::channel(state.applied().position.map_or(0, |position| position.index));
+        let applied_index = state.applied().index();
+        let others = membership.voter_ids().any(|id| id != node_id);
+        let integrity = Integrity::new(options.integrity, applied_index, others);
+        if let Some(reason) = data.diverged()? {
+            integrity.found_fenced(reason);
+        }
+        let (applied, _) = watch::channel(applied_index);
         let (durable_tx, durable) = watch::channel(log.durable_index());
         log.subscribe_durable(Box::new(move |index| {
             durable_tx.send_if_modified(|current| {
@@ -190,9 +211,10 @@ impl Replica {
             log.clone(),
             data.path().join("snapshots"),
             durable,
-            applied_tx,
+            applied.clone(),
             hooks.clone(),
             failure.clone(),
+            integrity.clone(),
         );
         let config = raft_config(&options).map_err(|error| StartError::Raft(error.to_string()))?;
         let raft =
@@ -214,6 +236,7 @@ impl Replica {
             identity,
             admission,
             applied,
+            integrity,
             recovering: AtomicBool::new(recovering.is_some()),
             stopping: AtomicBool::new(false),
             recover_to,
@@ -225,13 +248,12 @@ impl Replica {
             options,
             hooks,
         });
-        if core.recovering() {
-            core.raft.runtime_config().elect(false);
-        }
+        core.update_elect();
         core.raft.run();
         let indexer = Arc::new(ReadIndexer::start(&core));
         let replica = Self { core, indexer };
         crate::maintain::start(&replica);
+        crate::integrity::start(&replica);
         Ok(replica)
     }
 
@@ -265,9 +287,43 @@ impl Replica {
         self.core.leader_hint()
     }
 
-    /// True when this node leads.
+    /// True when this node leads, and may.
     pub fn is_leader(&self) -> bool {
-        self.core.raft.is_leader()
+        self.core.raft.is_leader() && !self.is_fenced()
+    }
+
+    /// This node's state is damaged and is being reinstalled: it neither leads nor serves, but votes.
+    pub fn is_fenced(&self) -> bool {
+        self.core.integrity.is_fenced()
+    }
+
+    /// What is known of the soundness of this node's state.
+    pub fn integrity_status(&self) -> IntegrityStatus {
+        self.core.integrity.status()
+    }
+
+    /// Compares the states of all members at one index, row by row, and tells them what came of it.
+    pub async fn compare_states(&self) -> crate::integrity::compare::Comparison {
+        let comparison = crate::integrity::compare::compare(self, true).await;
+        crate::integrity::compare::tell(self, &comparison, true).await;
+        comparison
+    }
+
+    pub(crate) fn integrity(&self) -> &Integrity {
+        &self.core.integrity
+    }
+
+    pub(crate) fn data_dir(&self) -> Arc<DataDir> {
+        self.core.data.clone()
+    }
+
+    /// The state was brought on by other ways than openraft's.
+    pub(crate) fn note_applied(&self, index: u64) {
+        self.core.applied.send_replace(index);
+    }
+
+    pub(crate) fn update_elect(&self) {
+        self.core.update_elect();
     }
 
     /// True while the log is being filled up again.
@@ -309,7 +365,7 @@ impl Replica {
 
     /// Applied index as it moves.
     pub fn applied_watch(&self) -> watch::Receiver<u64> {
-        self.core.applied.clone()
+        self.core.applied.subscribe()
     }
 
     /// True once the history that this node is to serve is open.
@@ -324,7 +380,9 @@ impl Replica {
             tracing::warn!(event = "raft.shutdown", %error, "consensus did not end cleanly");
         }
         let (log, state) = (self.core.log.clone(), self.core.state.clone());
+        let exams = self.core.integrity.exams.clone();
         let closed = tokio::task::spawn_blocking(move || {
+            exams.stop();
             log.close();
             state.flush()
         });
@@ -452,13 +510,13 @@ impl Replica {
             tracing::warn!(event = "log.recovered", %error, "the next start will recover once more");
         }
         self.core.recovering.store(false, Ordering::Release);
-        self.core.raft.runtime_config().elect(!self.is_drained());
+        self.update_elect();
     }
 
     /// While set, this node does not stand for election, and takes no leadership that is handed to it. It votes.
     pub fn set_drained(&self, drained: bool) {
         self.core.drained.store(drained, Ordering::Release);
-        self.core.raft.runtime_config().elect(!drained && !self.is_recovering());
+        self.update_elect();
     }
 
     /// An operator wants this node not to lead.

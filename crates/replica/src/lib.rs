@@ -6,6 +6,7 @@
 mod admission;
 mod clocks;
 mod handle;
+mod integrity;
 mod log_storage;
 mod maintain;
 mod membership;
@@ -25,6 +26,9 @@ mod openraft_suite;
 
 pub use admission::{Admission, Admitted, Overloaded};
 pub use handle::{Hooks, OnBarrier, OnTouched, Options, Replica, StartError};
+pub use integrity::compare::Comparison;
+pub use integrity::examine::Findings;
+pub use integrity::{IntegrityOptions, IntegrityStatus};
 pub use membership::{MembershipError, Probe};
 pub use propose::{Applied, ProposeError};
 pub use read::{Fresh, Level, ReadError};

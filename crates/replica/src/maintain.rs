@@ -165,6 +165,10 @@ async fn set_policy(replica: &Replica) {
 }
 
 async fn checkpoint_and_purge(replica: &Replica) {
+    // A damaged state is no ground to forget the log on, nor to be sent to anyone.
+    if replica.is_fenced() {
+        return;
+    }
     let status = replica.status();
     let options = replica.options();
     if status.applied_index.saturating_sub(status.snapshot_index) >= options.snapshot_entries

@@ -11,6 +11,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use holdfast_model::id::GroupId;
@@ -22,6 +23,7 @@ use openraft::{OptionalSend, StorageError};
 use tokio::sync::watch;
 
 use crate::handle::Hooks;
+use crate::integrity::{Integrity, IntegrityOptions};
 use crate::log_storage::LogAdapter;
 use crate::snapshot::SnapshotDir;
 use crate::state_machine::{CheckpointBuilder, SnapshotMetaOf, SnapshotOf, StateAdapter};
@@ -173,8 +175,17 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
         let (durable, durable_seen) = watch::channel(u64::MAX);
         let (applied_tx, applied) = watch::channel(0);
         let snapshots = data.path().join("snapshots");
-        let machine =
-            StateAdapter::new(state, log.clone(), snapshots, durable_seen, applied_tx, Arc::new(hooks), Arc::default());
+        let options = IntegrityOptions { interval: Duration::from_secs(60), scrub_bytes_per_second: 1 << 20 };
+        let machine = StateAdapter::new(
+            state,
+            log.clone(),
+            snapshots,
+            durable_seen,
+            applied_tx,
+            Arc::new(hooks),
+            Arc::default(),
+            Integrity::new(options, 0, false),
+        );
         let home = Home { _durable: durable, _applied: applied, _data: data, _dir: dir };
         Ok((home, SuiteLog { adapter: LogAdapter::new(log.clone()), log }, SuiteState(machine)))
     }

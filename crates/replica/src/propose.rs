@@ -111,7 +111,7 @@ impl Replica {
     }
 
     async fn propose_local(&self, proposal: &Proposal, deadline: Instant) -> Result<Local, ProposeError> {
-        if self.is_recovering() || !self.raft().is_leader() {
+        if self.is_recovering() || self.is_fenced() || !self.raft().is_leader() {
             return Ok(Local::NotLeader(self.leader_hint()));
         }
         // As long as nobody can say what time it is, nothing is proposed.

@@ -61,6 +61,9 @@ pub enum ReadError {
     /// The index belongs to another history.
     #[error("the index belongs to another history")]
     OtherHistory,
+    /// This replica's state is damaged and is being reinstalled.
+    #[error("this replica's state is being reinstalled")]
+    Diverged,
     /// The node is not part of a founded cluster.
     #[error("not founded")]
     NotFounded,
@@ -157,7 +160,7 @@ impl Core {
 
     /// Confirmation by this node as leader; `None` when it does not lead.
     pub(crate) async fn confirmed_index_here(&self) -> Option<u64> {
-        if !self.raft.is_leader() || self.recovering() {
+        if !self.raft.is_leader() || self.recovering() || self.is_fenced() {
             return None;
         }
         self.raft.get_read_log_id(ReadPolicy::ReadIndex).await.ok().map(|(read, _)| read.index())
@@ -170,6 +173,9 @@ impl Replica {
     /// # Errors
     /// See [`ReadError`].
     pub async fn read(&self, level: Level, deadline: Instant) -> Result<Fresh, ReadError> {
+        if self.is_fenced() {
+            return Err(ReadError::Diverged);
+        }
         let index = match level {
             Level::MaxStaleness(bound) => return self.read_within(bound, deadline).await,
             Level::Local(index) => index,
@@ -204,6 +210,9 @@ impl Replica {
 
     fn fresh(&self, staleness: Duration) -> Result<Fresh, ReadError> {
         let view = self.view();
+        if self.is_fenced() {
+            return Err(ReadError::Diverged);
+        }
         if self.is_opened(view.sys()) { Ok(Fresh { view, staleness }) } else { Err(ReadError::NotFounded) }
     }
 

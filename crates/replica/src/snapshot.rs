@@ -113,6 +113,11 @@ impl Incoming {
         Self { path: data.join(format!("incoming-{group}")) }
     }
 
+    /// In `data`, for reinstalling the state of `group`: beside what a leader may send meanwhile.
+    pub fn repair(data: &Path, group: u32) -> Self {
+        Self { path: data.join(format!("incoming-repair-{group}")) }
+    }
+
     /// Keeps files that match the offer, removes all others, answers which are needed.
     pub fn prepare(&self, files: &[pb::SnapshotFile]) -> io::Result<Vec<String>> {
         std::fs::create_dir_all(&self.path)?;

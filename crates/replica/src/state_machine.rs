@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::{FutureExt, Stream, StreamExt};
 use holdfast_store::{LogStore, StateStore, StoreError, StoredEntry, apply_entry};
+use openraft::entry::RaftEntry;
 use openraft::storage::{
     ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
 };
@@ -17,6 +18,7 @@ use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::watch;
 
 use crate::handle::Hooks;
+use crate::integrity::Integrity;
 use crate::log_storage::io_error;
 use crate::snapshot::SnapshotDir;
 use crate::types::{
@@ -40,8 +42,8 @@ pub struct StateAdapter {
     durable: watch::Receiver<u64>,
     applied: watch::Sender<u64>,
     hooks: Arc<Hooks>,
-    current: Arc<Mutex<Option<SnapshotDir>>>,
     failure: StoreFailure,
+    integrity: Arc<Integrity>,
 }
 
 /// The first failure of the disk while openraft starts: openraft itself keeps only its text.
@@ -49,6 +51,7 @@ pub(crate) type StoreFailure = Arc<Mutex<Option<StoreError>>>;
 
 impl StateAdapter {
     /// Wraps the state. `durable` is the log's fsync watermark.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the node that the state machine joins")]
     pub fn new(
         state: StateStore,
         log: LogStore,
@@ -57,8 +60,9 @@ impl StateAdapter {
         applied: watch::Sender<u64>,
         hooks: Arc<Hooks>,
         failure: StoreFailure,
+        integrity: Arc<Integrity>,
     ) -> Self {
-        Self { state, log, snapshots, durable, applied, hooks, current: Arc::default(), failure }
+        Self { state, log, snapshots, durable, applied, hooks, failure, integrity }
     }
 
     async fn apply_batch(&mut self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> io::Result<()> {
@@ -66,13 +70,35 @@ impl StateAdapter {
         if self.durable.wait_for(|durable| *durable >= last).await.is_err() {
             return Err(io::Error::other("the log's flush thread ended"));
         }
+        let _gate = self.integrity.gate.lock().await;
+        if self.integrity.is_fenced() {
+            // Applied from the log once the state is reinstalled. Whoever waits for an outcome is told that it is unknown.
+            self.integrity.handed_over(last);
+            return Ok(());
+        }
+        match self.write(items) {
+            Ok(()) => {
+                self.integrity.handed_over(last);
+                Ok(())
+            }
+            // Rows that cannot be read: nothing was written, the entry itself is sound, and another state is to be had.
+            Err(error) if error.is_damaged_state() && self.integrity.met_damage(error.to_string()) => {
+                self.integrity.handed_over(last);
+                Ok(())
+            }
+            Err(error) => Err(io_error(error)),
+        }
+    }
+
+    fn write(&self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> Result<(), StoreError> {
+        let Some(last) = items.last().map(|(entry, _)| entry.position.index) else { return Ok(()) };
         let mut batch = self.state.begin();
         let mut answers = Vec::with_capacity(items.len());
         let mut touched = Vec::new();
         let mut barrier = None;
         for (entry, responder) in items {
             let index = entry.position.index;
-            let done = apply_entry(&mut batch, &entry).map_err(io_error)?;
+            let done = apply_entry(&mut batch, &entry)?;
             touched.extend(done.touched);
             if done.barrier {
                 barrier = Some(index);
@@ -81,7 +107,8 @@ impl StateAdapter {
                 answers.push((responder, Reply { outcome: done.outcome, index }));
             }
         }
-        self.state.commit(batch).map_err(io_error)?;
+        self.state.commit(batch)?;
+        self.integrity.exams.applied(last, &self.state);
         if let Some(index) = barrier {
             // Hard links of the state right after the barrier; shipped by whoever is asked to.
             (self.hooks.on_barrier)(index, &self.state);
@@ -123,7 +150,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
             let mut next = Some(first);
             while let Some(item) = next.take() {
                 let (entry, responder) = item?;
-                let ends = is_barrier(entry.payload());
+                let ends = is_barrier(entry.payload()) || self.integrity.exams.ends_at(entry.index());
                 let stored = entry.into_stored();
                 bytes += stored.bytes.len();
                 items.push((stored, responder));
@@ -144,7 +171,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         CheckpointBuilder {
             state: self.state.clone(),
             snapshots: self.snapshots.clone(),
-            current: self.current.clone(),
+            current: self.integrity.current.clone(),
             failure: self.failure.clone(),
         }
     }
@@ -154,6 +181,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         let log = self.log.clone();
         let path = snapshot.path().to_owned();
         let snapshots = self.snapshots.clone();
+        let _gate = self.integrity.gate.lock().await;
         let installed = tokio::task::spawn_blocking(move || {
             // Flush what the log still holds before the state moves past it.
             log.flush_wal().map_err(io_error)?;
@@ -170,16 +198,17 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         }
         if let Some(position) = applied.position {
             self.applied.send_replace(position.index);
+            self.integrity.replaced_by_leader(position.index);
         }
         (self.hooks.on_installed)();
-        if let Ok(mut current) = self.current.lock() {
+        if let Ok(mut current) = self.integrity.current.lock() {
             *current = Some(installed);
         }
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf>> {
-        let dir = self.current.lock().ok().and_then(|current| current.clone());
+        let dir = self.integrity.current.lock().ok().and_then(|current| current.clone());
         dir.map(snapshot_of).transpose()
     }
 }

@@ -88,6 +88,10 @@ pub struct Config {
     pub watch_heartbeat_ms: u64,
     /// Users a second that devices are asked to spread a resync to.
     pub resync_users_per_second: u64,
+    /// From one comparison of the replicas' states to the next, ms.
+    pub integrity_interval_ms: u64,
+    /// Bytes of the state read in a second for that, at most.
+    pub scrub_bytes_per_second: u64,
     /// Label keys of which no value may be shared by a majority of the voters.
     pub placement_keys: Vec<String>,
     /// Objective: how long a committed entry may be missing at a destination, ms.
@@ -134,6 +138,14 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("sync.watch_heartbeat_ms", "interval of heartbeats on a watch stream (default 5000)"),
     ("sync.resync_users_per_second", "pace at which devices are asked to resync after a loss (default 200)"),
+    (
+        "integrity.interval_ms",
+        "from one comparison of the replicas' states to the next, 500 to 86400000 ms (default 20000)",
+    ),
+    (
+        "integrity.scrub_bytes_per_second",
+        "bytes of the state read in a second to compare it, at most; from 65536 on (default 33554432)",
+    ),
     (
         "placement.keys",
         "labels of which no value may hold a majority of the voters, for example array,site (default none)",
@@ -320,6 +332,8 @@ impl Values {
             },
             watch_heartbeat_ms: self.number("sync.watch_heartbeat_ms", 5000, 100..=60_000)?,
             resync_users_per_second: self.number("sync.resync_users_per_second", 200, 1..=1_000_000)?,
+            integrity_interval_ms: self.number("integrity.interval_ms", 20_000, 500..=24 * 60 * 60 * 1000)?,
+            scrub_bytes_per_second: self.number("integrity.scrub_bytes_per_second", 32 << 20, 64 << 10..=64 << 30)?,
             placement_keys: self.list("placement.keys"),
             offsite_lag_ms_max: self.number("health.offsite_lag_ms_max", 5000, 100..=TEN_YEARS_MS)?,
             replica_lag_entries_max: self.number("health.replica_lag_entries_max", 10_000, 1..=u64::from(u32::MAX))?,

@@ -95,6 +95,7 @@ async fn readyz(State(shared): State<Arc<Shared>>, Query(query): Query<BTreeMap<
         ("voter", status.voters.contains(&shared.replica.node_id())),
         ("leader_known", status.leader_id != 0),
         ("log_whole", !status.recovering),
+        ("state_sound", !shared.replica.is_fenced()),
         ("not_draining", !shared.draining.load(Ordering::Acquire)),
         ("applied", status.committed_index.saturating_sub(status.applied_index) < 10_000),
     ];
@@ -141,6 +142,7 @@ impl<'a> Family<'a> {
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let mut out = String::new();
     raft_metrics(&mut out, &shared);
+    integrity_metrics(&mut out, &shared);
     offsite_metrics(&mut out, &shared);
     survey_metrics(&mut out, &shared);
     storage_metrics(&mut out, &shared);
@@ -183,6 +185,36 @@ fn raft_metrics(out: &mut String, shared: &Shared) {
     fsync.part("_bucket", "le=\"+Inf\"", stats.fsyncs);
     fsync.part("_sum", "", stats.fsync_nanos_total as f64 / 1e9);
     fsync.part("_count", "", stats.fsyncs);
+}
+
+fn integrity_metrics(out: &mut String, shared: &Shared) {
+    let known = shared.replica.integrity_status();
+    for (name, help, value) in [
+        (
+            "holdfast_integrity_diverged",
+            "1 while this node's state is known to be damaged; it is reinstalled from a peer.",
+            u64::from(known.damage.is_some()),
+        ),
+        (
+            "holdfast_integrity_doubt",
+            "1 while replicas differ and none is proved right.",
+            u64::from(known.doubt.is_some()),
+        ),
+        ("holdfast_integrity_fenced", "1 while this node neither leads nor serves.", u64::from(known.fenced)),
+        (
+            "holdfast_integrity_examined_index",
+            "Index at which all rows were last read; 0 = not yet.",
+            known.examined.map_or(0, |(index, _)| index),
+        ),
+    ] {
+        Family::new(out, name, "gauge", help).value("", value);
+    }
+    for (name, help, value) in [
+        ("holdfast_integrity_failures_total", "Times that damage or doubt was found.", known.failures_total),
+        ("holdfast_integrity_reinstalls_total", "Times that the state was reinstalled.", known.reinstalls_total),
+    ] {
+        Family::new(out, name, "counter", help).value("", value);
+    }
 }
 
 fn offsite_metrics(out: &mut String, shared: &Shared) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_archive::{ArchiveError, marker};
 use holdfast_model::id::GroupId;
 use holdfast_model::limits::MESSAGE_BYTES_MAX;
-use holdfast_replica::{Hooks, Member, Options, Replica, StartError};
+use holdfast_replica::{Hooks, IntegrityOptions, Member, Options, Replica, StartError};
 use holdfast_store::{DataDir, StoreError};
 use holdfast_wire::PUBLIC_DESCRIPTOR;
 use holdfast_wire::v1::admin_service_server::AdminServiceServer;
@@ -176,6 +176,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
         log_cache_bytes_max: LOG_CACHE_BYTES_MAX,
         policy: config.policy,
         required_destinations: config.offsite.iter().filter(|one| one.required).map(|one| one.name.clone()).collect(),
+        integrity: IntegrityOptions {
+            interval: Duration::from_millis(config.integrity_interval_ms),
+            scrub_bytes_per_second: config.scrub_bytes_per_second,
+        },
         own: Some(Member {
             client_address: config.advertise.client.clone(),
             peer_address: config.advertise.peer.clone(),
@@ -370,6 +374,7 @@ async fn report_health(shared: Arc<Shared>, health: tonic_health::server::Health
         tick.tick().await;
         let ready = shared.replica.is_opened(&shared.replica.sys())
             && shared.replica.leader_hint().is_some()
+            && !shared.replica.is_fenced()
             && !shared.draining.load(Ordering::Acquire);
         let status = if ready { Serving } else { NotServing };
         for service in

@@ -6,7 +6,7 @@
 //! - An install changes nothing until the new database is complete, durable and opened once; the switch is one rename.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_model::id::GroupId;
@@ -19,6 +19,7 @@ use crate::files;
 use crate::generation::Generation;
 use crate::keyspace::{Family, sys};
 use crate::load::RawRow;
+use crate::marker::DataDir;
 use crate::scan::{Bounds, Scan};
 use crate::state::{Applied, Published, StateStore};
 use crate::view::View;
@@ -68,6 +69,24 @@ impl StateStore {
         let previous = self.0.published.swap(Arc::new(next));
         previous.generation.retire();
         Ok(())
+    }
+}
+
+/// Names of what [`StateStore::keep_aside`] keeps begin so.
+const ASIDE: &str = "diverged-";
+
+impl StateStore {
+    /// Keeps the state as it is below `quarantine/` of the data directory, as hard links, and deletes what was kept there
+    /// before by this call: the newest one is what an operator wants to look at, and the disk must not fill up.
+    pub fn keep_aside(&self, data: &DataDir) -> Result<PathBuf, StoreError> {
+        let quarantine = data.path().join("quarantine");
+        files::create_dir(&quarantine)?;
+        for name in files::names(&quarantine)?.into_iter().filter(|name| name.starts_with(ASIDE)) {
+            files::remove_dir(&quarantine.join(name))?;
+        }
+        let into = quarantine.join(format!("{ASIDE}{:020}", self.applied().index()));
+        self.checkpoint(&into)?;
+        Ok(into)
     }
 }
 

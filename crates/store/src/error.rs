@@ -110,6 +110,11 @@ impl StoreError {
         }
     }
 
+    /// The rows of the state are damaged, not the log nor a marker: another copy of them makes it good.
+    pub fn is_damaged_state(&self) -> bool {
+        matches!(self, Self::Corrupt { hint, .. } if *hint == HINT_STATE)
+    }
+
     /// A call that breaks a rule of this crate.
     pub(crate) fn defect(what: impl Into<String>) -> Self {
         Self::Mismatch { what: what.into(), hint: HINT_DEFECT }

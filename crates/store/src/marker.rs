@@ -21,6 +21,8 @@ const IDENTITY: &str = "IDENTITY";
 const FORMAT: &str = "FORMAT";
 /// Why this node must not vote, while it must not.
 const RECOVERING: &str = "RECOVERING";
+/// Why this node must not serve its state, while it must not.
+const DIVERGED: &str = "DIVERGED";
 const LOCK: &str = "LOCK";
 const DIRS: [&str; 5] = ["raft", "state", "snapshots", "outbox", "quarantine"];
 const IDENTITY_HEAD: &str = "holdfast identity 1";
@@ -124,6 +126,20 @@ impl DataDir {
     /// Notes durably that this node must not vote, and why; `None` when it may again.
     pub fn set_recovering(&self, reason: Option<&str>) -> Result<(), StoreError> {
         let path = self.path.join(RECOVERING);
+        match reason {
+            Some(reason) => files::replace_file(&path, reason.as_bytes()),
+            None => files::remove_file(&path),
+        }
+    }
+
+    /// Why this node must not serve its state, as it was found before; `None` = nothing is amiss.
+    pub fn diverged(&self) -> Result<Option<String>, StoreError> {
+        Ok(files::read_text(&self.path.join(DIVERGED))?.map(|text| text.unwrap_or_else(str::to_owned)))
+    }
+
+    /// Notes durably that this node must not serve its state, and why; `None` once it was reinstalled.
+    pub fn set_diverged(&self, reason: Option<&str>) -> Result<(), StoreError> {
+        let path = self.path.join(DIVERGED);
         match reason {
             Some(reason) => files::replace_file(&path, reason.as_bytes()),
             None => files::remove_file(&path),

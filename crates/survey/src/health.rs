@@ -334,7 +334,8 @@ fn diverged(facts: &Facts, found: &mut Vec<Check>) {
             CheckId::Diverged,
             Severity::Error,
             format!("at index {index} the states differ: {evidence}"),
-            "stop the node on the smaller side and put a new one in its place: `holdfast node replace`",
+            "keep all nodes up: the one on the smaller side reinstalls its state and clears this; see `holdfast integrity \
+             compare`",
         );
     }
 }

@@ -41,6 +41,8 @@ pub enum Refusal {
     ReplicaBehind,
     /// This node is going down; try elsewhere.
     Draining,
+    /// This node's state is damaged and is being reinstalled; try elsewhere.
+    Diverged,
     /// The node holds no cluster yet.
     NotFounded,
     /// The write may or may not take effect: retry with the same request id only. True: the caller's deadline ended.
@@ -120,6 +122,12 @@ impl Refusal {
             Self::Draining => {
                 (Code::Unavailable, "DRAINING", text("this node is shutting down; ask another node"), retry)
             }
+            Self::Diverged => (
+                Code::Unavailable,
+                "REPLICA_DIVERGED",
+                text("this node's state is damaged and is being reinstalled from a peer; ask another node"),
+                retry,
+            ),
             Self::NotFounded => (
                 Code::Unavailable,
                 "NOT_FOUNDED",
@@ -417,6 +425,7 @@ mod tests {
             (Refusal::NoLeader, Code::Unavailable, "NO_LEADER", Some(100)),
             (Refusal::ReplicaBehind, Code::Unavailable, "REPLICA_BEHIND", Some(100)),
             (Refusal::Draining, Code::Unavailable, "DRAINING", Some(100)),
+            (Refusal::Diverged, Code::Unavailable, "REPLICA_DIVERGED", Some(100)),
             (Refusal::NotFounded, Code::Unavailable, "NOT_FOUNDED", Some(1000)),
             (Refusal::OutcomeUnknown { deadline: true }, Code::DeadlineExceeded, "OUTCOME_UNKNOWN", Some(100)),
             (Refusal::OutcomeUnknown { deadline: false }, Code::Unavailable, "OUTCOME_UNKNOWN", Some(100)),

@@ -7,6 +7,7 @@ pub mod connect;
 pub mod dev;
 pub mod domain;
 pub mod health;
+pub mod integrity;
 pub mod node;
 pub mod record;
 pub mod recover;
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Cluster(command) => block_on(unless_interrupted(cluster::run(format, command))),
         Command::Domain(command) => block_on(unless_interrupted(domain::run(format, command))),
         Command::Node(command) => block_on(unless_interrupted(node::run(format, command))),
+        Command::Integrity(command) => block_on(unless_interrupted(integrity::run(format, command))),
         Command::User(command) => block_on(unless_interrupted(user::run(format, command))),
         Command::Record(command) => block_on(unless_interrupted(record::run(format, command))),
         Command::Backup(command) => block_on(unless_interrupted(backup::run(format, command))),

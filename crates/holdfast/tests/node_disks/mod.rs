@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use holdfast_client::Client;
+use holdfast_model::id::GroupId;
+use holdfast_store::{DataDir, RawRow, StateLoader, StateStore, open_checkpoint};
 use holdfast_wire::v1;
 
 use crate::cluster::{Cluster, contact, is_alive, wait_for, wait_until};
@@ -170,6 +172,26 @@ pub fn said(cluster: &Cluster, place: usize) -> String {
     let log = std::fs::read_to_string(cluster.dir.join(format!("log/n{place}.log"))).unwrap_or_default();
     let start = log.rfind("node.starting").unwrap_or(0);
     log[log[..start].rfind('\n').map_or(0, |end| end + 1)..].to_owned()
+}
+
+/// Changes rows of a stopped node's state as a fault behind the database's back would: what is there afterwards has valid
+/// checksums everywhere, and only its digests and the other replicas know better.
+pub fn alter(cluster: &Cluster, place: usize, change: impl FnOnce(&mut Vec<RawRow>)) {
+    wait_gone(cluster, place);
+    let group = GroupId(0);
+    let data = DataDir::open(&cluster.nodes[place].data_dir).expect("the directory of a stopped node");
+    let copy = cluster.dir.join(format!("copy-{place}"));
+    drop(std::fs::remove_dir_all(&copy));
+    StateStore::open(&data, group).expect("a state").checkpoint(&copy).expect("a copy");
+    let mut rows: Vec<RawRow> = open_checkpoint(&copy).expect("a copy").scan().collect::<Result<_, _>>().expect("rows");
+    let before = rows.clone();
+    change(&mut rows);
+    assert_ne!(rows, before, "nothing was changed");
+    let mut loader = StateLoader::create(&data, group).expect("a new state");
+    for row in rows {
+        loader.put(row).expect("a row that decodes");
+    }
+    loader.finish().expect("the state");
 }
 
 /// Waits until a node answers its operators.

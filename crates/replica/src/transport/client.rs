@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -44,7 +45,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 /// Largest message between nodes: a batch of entries may hold several full write batches.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-type Peer = PeerServiceClient<InterceptedService<Channel, Address>>;
+/// Client of one peer.
+pub type Peer = PeerServiceClient<InterceptedService<Channel, Address>>;
 
 /// Says to whom a call is meant, so that the wrong node refuses it.
 #[derive(Clone)]
@@ -93,6 +95,8 @@ pub struct Peers {
     pub recoveries: Recoveries,
     /// Clocks of the group.
     pub clocks: Clocks,
+    /// This node's state is damaged: it is not sent to anyone.
+    pub withholds_state: AtomicBool,
 }
 
 impl Peers {
@@ -105,6 +109,7 @@ impl Peers {
             transfers: Transfers::default(),
             recoveries: Recoveries::default(),
             clocks: Clocks::default(),
+            withholds_state: AtomicBool::new(false),
         }
     }
 
@@ -390,6 +395,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let _ = option;
         let peers = self.peers.clone();
+        if peers.withholds_state.load(Ordering::Acquire) {
+            let why = "this node's state is damaged and is not sent on";
+            return Err(RPCError::Unreachable(Unreachable::from_string(why)).into());
+        }
         let index = snapshot.meta.last_log_id.as_ref().map_or(0, |id| id.index());
         let _under_way = peers.transfers.begin(self.target, index);
         tokio::select! {
@@ -462,13 +471,17 @@ impl Network {
         let group = self.group;
         let reader = tokio::task::spawn_blocking(move || {
             for name in needed {
-                if !read_chunks(&dir, &name, group, last_log_id, &tx)? {
+                if !read_chunks::<std::convert::Infallible>(&dir, &name, group, last_log_id, &tx)? {
                     break;
                 }
             }
             std::io::Result::Ok(())
         });
-        let sent = self.client.send_snapshot(tokio_stream::wrappers::ReceiverStream::new(rx)).await;
+        let chunks = tokio_stream::wrappers::ReceiverStream::new(rx).map(|chunk| match chunk {
+            Ok(chunk) => chunk,
+            Err(never) => match never {},
+        });
+        let sent = self.client.send_snapshot(chunks).await;
         sent.map_err(|status| unreachable(&status))?;
         reader.await.map_err(broken)?.map_err(broken)?;
         let mut commit = tonic::Request::new(pb::SnapshotCommit { offer: Some(offer) });
@@ -480,12 +493,12 @@ impl Network {
 }
 
 /// Sends one file; false when the receiving side went away.
-fn read_chunks(
+pub fn read_chunks<E>(
     dir: &SnapshotDir,
     name: &str,
     group_id: u32,
     last_log_id: Option<pb::LogId>,
-    out: &tokio::sync::mpsc::Sender<pb::SnapshotChunk>,
+    out: &tokio::sync::mpsc::Sender<Result<pb::SnapshotChunk, E>>,
 ) -> std::io::Result<bool> {
     let mut file = std::fs::File::open(dir.path().join(name))?;
     let mut offset = 0;
@@ -498,7 +511,7 @@ fn read_chunks(
             return Ok(true);
         }
         let chunk = pb::SnapshotChunk { group_id, last_log_id, name: name.to_owned(), offset, data: data.into() };
-        if out.blocking_send(chunk).is_err() {
+        if out.blocking_send(Ok(chunk)).is_err() {
             return Ok(false);
         }
         if n == 0 {

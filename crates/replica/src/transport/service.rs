@@ -19,7 +19,7 @@ use crate::clocks::wall_clock_ms;
 use crate::handle::Replica;
 use crate::propose::ProposeError;
 use crate::snapshot::{Incoming, SnapshotDir};
-use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from};
+use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from, read_chunks};
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
 use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
 
@@ -184,7 +184,7 @@ impl PeerService for Service {
         self.check(&request)?;
         let message = request.into_inner();
         self.check_group(message.group_id)?;
-        if self.replica.is_recovering() || self.replica.is_drained() {
+        if self.replica.is_recovering() || self.replica.is_drained() || self.replica.integrity().is_damaged() {
             return Ok(Response::new(pb::TransferResponse { accepted: false }));
         }
         let from = message.from.ok_or_else(|| bad("from is missing"))?;
@@ -306,9 +306,96 @@ impl PeerService for Service {
         let known = self.replica.announced(id, member).await.map_err(fatal)?;
         Ok(Response::new(pb::AnnounceResponse { known }))
     }
+
+    async fn examine(&self, request: Request<pb::ExamineRequest>) -> Result<Response<pb::ExamineReply>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        Ok(Response::new(crate::integrity::compare::reply(&self.replica, &message)))
+    }
+
+    async fn verdict(&self, request: Request<pb::VerdictRequest>) -> Result<Response<pb::VerdictReply>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let said = |text: String| Some(text).filter(|text| !text.is_empty());
+        self.replica.integrity().judged(message.index, said(message.diverged), said(message.doubt));
+        Ok(Response::new(pb::VerdictReply {}))
+    }
+
+    async fn offer_state(
+        &self,
+        request: Request<pb::OfferStateRequest>,
+    ) -> Result<Response<pb::SnapshotOffer>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let integrity = self.replica.integrity();
+        if integrity.is_damaged() {
+            return Err(Status::failed_precondition("its own state is damaged"));
+        }
+        let (state, snapshots) = (self.replica.state().clone(), self.replica.snapshots_dir());
+        let taken = tokio::task::spawn_blocking(move || {
+            let dir = SnapshotDir::checkpoint(&state, &snapshots)?;
+            let files = dir.files()?.to_vec();
+            std::io::Result::Ok((dir, files))
+        });
+        let (dir, files) = taken.await.map_err(fatal)?.map_err(fatal)?;
+        let applied = dir.applied().clone();
+        let Some(position) = applied.position.filter(|position| position.index >= message.index_min) else {
+            return Err(Status::failed_precondition("its state ends before the log that is to continue it"));
+        };
+        let offer = pb::SnapshotOffer {
+            group_id: message.group_id,
+            vote: None,
+            last_log_id: Some(log_id_to(&crate::types::log_id_of(position))),
+            membership: None,
+            files,
+        };
+        *integrity.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((dir, Instant::now()));
+        tracing::info!(event = "integrity.offered", index = position.index, "a peer reinstalls its state from here");
+        Ok(Response::new(offer))
+    }
+
+    type FetchStateStream = tokio_stream::wrappers::ReceiverStream<Result<pb::SnapshotChunk, Status>>;
+
+    async fn fetch_state(
+        &self,
+        request: Request<pb::FetchStateRequest>,
+    ) -> Result<Response<Self::FetchStateStream>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let wanted = message.last_log_id.as_ref().map(|id| position_of(&log_id_from(id)));
+        let dir = {
+            let mut offered =
+                self.replica.integrity().offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let held = offered.as_mut().filter(|(dir, _)| dir.applied().position == wanted);
+            let Some((dir, used)) = held else {
+                return Err(Status::failed_precondition("this snapshot is not offered any more"));
+            };
+            *used = Instant::now();
+            dir.clone()
+        };
+        // Names are those of its own offer, never paths.
+        let files = dir.files().map_err(fatal)?;
+        if !files.iter().any(|file| file.name == message.name) {
+            return Err(Status::not_found("the snapshot has no such file"));
+        }
+        let (out, chunks) = tokio::sync::mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let sent = read_chunks(&dir, &message.name, message.group_id, message.last_log_id, &out);
+            if let Err(error) = sent {
+                // The caller may be gone.
+                let _ = out.blocking_send(Err(fatal(error)));
+            }
+        });
+        Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(chunks)))
+    }
 }
 
-fn write_chunk(
+/// Writes a piece of a file after the one before it.
+pub fn write_chunk(
     incoming: &Incoming,
     open: Option<(String, std::fs::File, u64)>,
     chunk: &pb::SnapshotChunk,

@@ -159,6 +159,15 @@ impl Admin {
     async fn backup(&self) -> Result<v1::CreateBackupResponse, Refusal> {
         let shared = &self.shared;
         shared.check_serving()?;
+        let integrity = shared.replica.integrity_status();
+        if let Some(reason) = integrity.damage.or(integrity.doubt) {
+            return Err(Refusal::Precondition {
+                reason: CheckId::Diverged.as_str(),
+                message: format!(
+                    "no snapshot is taken of a state that may be wrong: {reason}; see `holdfast cluster health`"
+                ),
+            });
+        }
         if shared.shipper.destinations().is_empty() {
             return Err(Refusal::Precondition {
                 reason: "NO_DESTINATION",
@@ -291,5 +300,12 @@ impl AdminService for Admin {
         request: Request<v1::GetAdminOperationRequest>,
     ) -> Result<Response<v1::GetAdminOperationResponse>, Status> {
         Ok(Response::new(self.operation(&request.into_inner().operation_id)?))
+    }
+
+    async fn compare_integrity(
+        &self,
+        _: Request<v1::CompareIntegrityRequest>,
+    ) -> Result<Response<v1::CompareIntegrityResponse>, Status> {
+        Ok(Response::new(self.compare_states().await?))
     }
 }

@@ -4,6 +4,7 @@ mod admin;
 mod changes;
 mod devices;
 mod edge;
+mod integrity;
 mod manifest;
 mod members;
 mod records;
@@ -110,6 +111,7 @@ pub fn unread(error: ReadError) -> Refusal {
     match error {
         ReadError::NoLeader => Refusal::NoLeader,
         ReadError::Behind => Refusal::ReplicaBehind,
+        ReadError::Diverged => Refusal::Diverged,
         ReadError::OtherHistory => Refusal::Rejected(holdfast_model::outcome::Rejection::IncarnationMismatch, None),
         ReadError::NotFounded => Refusal::NotFounded,
     }
@@ -125,10 +127,13 @@ pub fn unproposed(error: ProposeError) -> Refusal {
 }
 
 impl Shared {
-    /// Refuses calls while the node goes down or belongs to no cluster.
+    /// Refuses calls while the node goes down, its state is not sound, or it belongs to no cluster.
     pub fn check_serving(&self) -> Result<(), Refusal> {
         if self.draining.load(Ordering::Acquire) || self.replica.is_removed() {
             return Err(Refusal::Draining);
+        }
+        if self.replica.is_fenced() {
+            return Err(Refusal::Diverged);
         }
         if self.replica.is_opened(&self.replica.sys()) { Ok(()) } else { Err(Refusal::NotFounded) }
     }

@@ -70,6 +70,7 @@ impl Shared {
                 .ok()
                 .map(|space| v1::StorageStatus { used_bytes: space.used, free_bytes: space.free }),
             draining: shared.draining.load(Ordering::Acquire),
+            integrity: Some(super::integrity::status(&shared.replica.integrity_status())),
             limits: Some(v1::HealthLimits {
                 offsite_lag_ms_max: config.offsite_lag_ms_max,
                 replica_lag_entries_max: config.replica_lag_entries_max,
@@ -129,6 +130,30 @@ impl Shared {
                 v1::HealthSeverity::Warning,
                 "this node was taken out of the cluster; it serves nobody".into(),
                 "stop it, and keep its data directory until the others are well",
+            );
+        }
+        let integrity = self.replica.integrity_status();
+        if let Some(reason) = integrity.damage {
+            check(
+                CheckId::Diverged.as_str(),
+                v1::HealthSeverity::Error,
+                format!(
+                    "{reason}; {}",
+                    if integrity.fenced {
+                        "it neither leads nor serves, and votes"
+                    } else {
+                        "nobody with a sound state answers, so it goes on"
+                    }
+                ),
+                "keep the other nodes up: it reinstalls its state from one of them, and clears by itself",
+            );
+        }
+        if let Some(reason) = integrity.doubt {
+            check(
+                CheckId::Diverged.as_str(),
+                v1::HealthSeverity::Error,
+                reason,
+                "start the nodes that are down, so that a majority can tell; see `holdfast integrity compare`",
             );
         }
         if status.recovering {

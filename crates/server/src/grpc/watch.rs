@@ -128,6 +128,9 @@ impl Stream {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(Refusal::Draining);
         }
+        if self.shared.replica.is_fenced() {
+            return Err(Refusal::Diverged);
+        }
         let hears = self.shared.replica.confirmed_ago().is_some_and(|ago| ago < UNCONFIRMED_MAX);
         if hears { Ok(()) } else { Err(Refusal::ReplicaBehind) }
     }
