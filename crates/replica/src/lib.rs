@@ -5,6 +5,7 @@
 
 mod admission;
 mod clocks;
+mod disk_keeper;
 mod handle;
 mod log_storage;
 mod maintain;
@@ -12,6 +13,7 @@ mod membership;
 mod propose;
 mod read;
 mod recoveries;
+mod rooms;
 mod snapshot;
 mod startup;
 mod state_machine;
@@ -28,5 +30,6 @@ pub use handle::{Hooks, OnBarrier, OnTouched, Options, Replica, StartError};
 pub use membership::{MembershipError, Probe};
 pub use propose::{Applied, ProposeError};
 pub use read::{Fresh, Level, ReadError};
+pub use rooms::{Disk, DiskLevel};
 pub use status::ReplicaStatus;
 pub use types::Member;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt, stream};
 use holdfast_model::id::GroupId;
-use holdfast_store::{DataDir, LogOptions, LogPosition, LogStore, StateStore};
+use holdfast_store::{DataDir, LogOptions, LogPosition, LogStore, Room, StateStore};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -173,8 +173,17 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
         let (durable, durable_seen) = watch::channel(u64::MAX);
         let (applied_tx, applied) = watch::channel(0);
         let snapshots = data.path().join("snapshots");
-        let machine =
-            StateAdapter::new(state, log.clone(), snapshots, durable_seen, applied_tx, Arc::new(hooks), Arc::default());
+        let room = Arc::new(Room::open(data.path(), 0, 0).expect("room"));
+        let machine = StateAdapter::new(
+            state,
+            log.clone(),
+            snapshots,
+            durable_seen,
+            applied_tx,
+            Arc::new(hooks),
+            Arc::default(),
+            room,
+        );
         let home = Home { _durable: durable, _applied: applied, _data: data, _dir: dir };
         Ok((home, SuiteLog { adapter: LogAdapter::new(log.clone()), log }, SuiteState(machine)))
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use futures::{FutureExt, Stream, StreamExt};
-use holdfast_store::{LogStore, StateStore, StoreError, StoredEntry, apply_entry};
+use holdfast_store::{LogStore, Room, StateStore, StoreError, StoredEntry, apply_entry};
 use openraft::storage::{
     ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
 };
@@ -42,6 +42,7 @@ pub struct StateAdapter {
     hooks: Arc<Hooks>,
     current: Arc<Mutex<Option<SnapshotDir>>>,
     failure: StoreFailure,
+    room: Arc<Room>,
 }
 
 /// The first failure of the disk while openraft starts: openraft itself keeps only its text.
@@ -49,6 +50,7 @@ pub(crate) type StoreFailure = Arc<Mutex<Option<StoreError>>>;
 
 impl StateAdapter {
     /// Wraps the state. `durable` is the log's fsync watermark.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the node, and there is one caller")]
     pub fn new(
         state: StateStore,
         log: LogStore,
@@ -57,8 +59,9 @@ impl StateAdapter {
         applied: watch::Sender<u64>,
         hooks: Arc<Hooks>,
         failure: StoreFailure,
+        room: Arc<Room>,
     ) -> Self {
-        Self { state, log, snapshots, durable, applied, hooks, current: Arc::default(), failure }
+        Self { state, log, snapshots, durable, applied, hooks, current: Arc::default(), failure, room }
     }
 
     async fn apply_batch(&mut self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> io::Result<()> {
@@ -81,7 +84,7 @@ impl StateAdapter {
                 answers.push((responder, Reply { outcome: done.outcome, index }));
             }
         }
-        self.state.commit(batch).map_err(io_error)?;
+        self.state.commit_in(&self.room, batch).map_err(io_error)?;
         if let Some(index) = barrier {
             // Hard links of the state right after the barrier; shipped by whoever is asked to.
             (self.hooks.on_barrier)(index, &self.state);
@@ -146,6 +149,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
             snapshots: self.snapshots.clone(),
             current: self.current.clone(),
             failure: self.failure.clone(),
+            room: self.room.clone(),
         }
     }
 
@@ -154,13 +158,14 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         let log = self.log.clone();
         let path = snapshot.path().to_owned();
         let snapshots = self.snapshots.clone();
+        let room = self.room.clone();
         let installed = tokio::task::spawn_blocking(move || {
             // Flush what the log still holds before the state moves past it.
             log.flush_wal().map_err(io_error)?;
             state.install(&path).map_err(io_error)?;
             // What was received became the state itself. As a leader this node must be able to offer it on: the log
             // below is gone.
-            SnapshotDir::checkpoint(&state, &snapshots)
+            room.retry(|| SnapshotDir::checkpoint(&state, &snapshots)).map_err(io_error)
         })
         .await
         .map_err(io::Error::other)??;
@@ -196,6 +201,7 @@ pub struct CheckpointBuilder {
     snapshots: PathBuf,
     current: Arc<Mutex<Option<SnapshotDir>>>,
     failure: StoreFailure,
+    room: Arc<Room>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
@@ -204,7 +210,10 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let state = self.state.clone();
         let snapshots = self.snapshots.clone();
-        let dir = tokio::task::spawn_blocking(move || SnapshotDir::checkpoint(&state, &snapshots))
+        let room = self.room.clone();
+        // A full disk is waited out, beside everything else: a failure here would end the node.
+        let taken = move || room.retry(|| SnapshotDir::checkpoint(&state, &snapshots));
+        let dir = tokio::task::spawn_blocking(taken)
             .await
             .map_err(io::Error::other)?
             .map_err(|error| self.remember(error))?;
@@ -217,17 +226,12 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
 
 impl CheckpointBuilder {
     /// Keeps a failure of the disk as it is, and passes its text on.
-    fn remember(&self, error: io::Error) -> io::Error {
-        let text = error.to_string();
-        match error.downcast::<StoreError>() {
-            Err(other) => other,
-            Ok(failure) => {
-                if let Ok(mut kept) = self.failure.lock() {
-                    kept.get_or_insert(failure);
-                }
-                io::Error::other(text)
-            }
+    fn remember(&self, failure: StoreError) -> io::Error {
+        let text = failure.to_string();
+        if let Ok(mut kept) = self.failure.lock() {
+            kept.get_or_insert(failure);
         }
+        io::Error::other(text)
     }
 }
 

@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::clocks::Clocks;
 use crate::recoveries::Recoveries;
+use crate::rooms::Rooms;
 use crate::snapshot::SnapshotDir;
 use crate::transfers::Transfers;
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
@@ -93,6 +94,8 @@ pub struct Peers {
     pub recoveries: Recoveries,
     /// Clocks of the group.
     pub clocks: Clocks,
+    /// Room on the disks of the group.
+    pub rooms: Rooms,
 }
 
 impl Peers {
@@ -105,6 +108,7 @@ impl Peers {
             transfers: Transfers::default(),
             recoveries: Recoveries::default(),
             clocks: Clocks::default(),
+            rooms: Rooms::default(),
         }
     }
 
@@ -307,6 +311,7 @@ impl Network {
 fn stream_result(peers: &Peers, target: u64, response: pb::AppendResponse) -> StreamItem {
     let expected = peers.recoveries.heard(target, response.recovering);
     peers.clocks.heard(target, response.clock_ms);
+    peers.rooms.heard(target, response.disk);
     match response.result {
         Some(pb::append_response::Result::Conflict(_)) if !expected => {
             Err(broken("the peer lost a part of its log, and openraft does not expect that yet"))

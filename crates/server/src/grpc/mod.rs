@@ -113,6 +113,7 @@ pub fn unproposed(error: ProposeError) -> Refusal {
     match error {
         ProposeError::NoLeader => Refusal::NoLeader,
         ProposeError::Overloaded(Overloaded { retry_after }) => Refusal::Overloaded(retry_after),
+        ProposeError::DiskFull(evidence) => Refusal::DiskFull(evidence),
         ProposeError::Unknown { deadline } => Refusal::OutcomeUnknown { deadline },
     }
 }
@@ -153,7 +154,11 @@ impl Shared {
             self.metrics.rejected("inflight_bytes");
             Refusal::Overloaded(error.retry_after)
         })?;
-        let applied = self.replica.propose(command, admitted, deadline).await.map_err(unproposed)?;
+        let proposed = self.replica.propose(command, admitted, deadline).await;
+        if matches!(proposed, Err(ProposeError::DiskFull(_))) {
+            self.metrics.rejected("disk_full");
+        }
+        let applied = proposed.map_err(unproposed)?;
         self.answered.fetch_max(applied.index, Ordering::AcqRel);
         Ok(applied)
     }
