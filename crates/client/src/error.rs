@@ -206,7 +206,7 @@ mod tests {
         assert!(matches!(of(Refusal::Corrupt("x".into())), Error::Corrupt { .. }));
         assert!(matches!(of(Refusal::NotFound("x".into())), Error::NotFound { .. }));
         assert!(matches!(of(Refusal::Internal("x".into())), Error::Internal { .. }));
-        assert!(matches!(of(Refusal::DiskFull), Error::Overloaded { retry_after: Some(_), .. }));
+        assert!(matches!(of(Refusal::DiskFull("e".into())), Error::Overloaded { retry_after: Some(_), .. }));
         assert!(matches!(of(Refusal::Rejected(Rejection::RequestTooOld, None)), Error::Precondition { .. }));
         assert_eq!(of(Refusal::Unsupported("undelete")).reason(), "UNSUPPORTED");
         for status in [Status::permission_denied("no"), Status::unauthenticated("who")] {

@@ -1,21 +1,26 @@
-//! A full disk under one of three nodes, and writes to its log that fail: the node ends and says why, the other two go
-//! on, nothing is lost, and with room again the node is one of three.
+//! Disks that fill up under one of three nodes, and under all: what adds data is refused in time and with its reason,
+//! deletes are taken, nobody ends, nothing is lost, and it clears by itself. And a log that fails otherwise: that node
+//! ends and says why.
 //!
-//! The disk is a small ext4 image, mounted by the node's own process in a mount namespace of its own: whatever becomes
-//! of the test, the mount goes with the node.
+//! A disk is a small ext4 image, mounted by the node's own process in a mount namespace of its own: whatever becomes of
+//! the test, the mount goes with the node.
 
 mod cluster;
 mod node_disks;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use cluster::{Cluster, is_alive, wait_for, wait_until};
+use holdfast_client::{AdminClient, Client, Error};
 use node_disks::{Ledger, restart, restart_under, said, wait_started};
 
-/// RocksDB takes 70 MiB for the log's WAL in advance, as far as there is room; what it needs next is refused.
-const IMAGE_BYTES: u64 = 128 << 20;
+const MIB: u64 = 1 << 20;
+/// Large enough for a few records, small enough to fill.
+const RECORD_BYTES: usize = 20_000;
+const PHOTO_BYTES: usize = 100_000;
 
 /// True when this machine can mount; says so on stderr when not, and fails where everything must run.
 fn can_mount() -> bool {
@@ -41,9 +46,9 @@ struct Disk {
 }
 
 impl Disk {
-    /// An image with what the directory holds now.
-    fn of(data_dir: &Path, image: PathBuf) -> Self {
-        std::fs::File::create(&image).and_then(|file| file.set_len(IMAGE_BYTES)).expect("image");
+    /// An image of this size with what the directory holds now.
+    fn of(data_dir: &Path, image: PathBuf, bytes: u64) -> Self {
+        std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).expect("image");
         let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-d"]).arg(data_dir).arg(&image).output();
         let made = made.expect("mkfs.ext4");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -66,11 +71,15 @@ impl Disk {
     }
 }
 
-/// Takes all the room there is, on the disk that only this process sees.
-fn fill(pid: i32, data_dir: &Path) {
-    let inside = data_dir.strip_prefix("/").expect("absolute");
-    let path = Path::new("/proc").join(pid.to_string()).join("root").join(inside).join("ballast");
-    let mut ballast = std::fs::File::create(path).expect("ballast");
+/// A file on the disk that only this process sees.
+fn on_disk(pid: i32, disk: &Disk, name: &str) -> PathBuf {
+    let inside = disk.data_dir.strip_prefix("/").expect("absolute");
+    Path::new("/proc").join(pid.to_string()).join("root").join(inside).join(name)
+}
+
+/// Takes all the room there is for anyone.
+fn fill(pid: i32, disk: &Disk) {
+    let mut ballast = std::fs::File::create(on_disk(pid, disk, "ballast")).expect("ballast");
     let full = loop {
         if let Err(full) = ballast.write_all(&[0; 64 << 10]) {
             break full;
@@ -79,46 +88,222 @@ fn fill(pid: i32, data_dir: &Path) {
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
 }
 
+fn make_room(pid: i32, disk: &Disk) {
+    std::fs::remove_file(on_disk(pid, disk, "ballast")).expect("ballast");
+}
+
+/// Moves nodes to disks of their own, as large as this.
+async fn on_disks(cluster: &mut Cluster, dir: &Path, places: &[usize], bytes: u64) -> Vec<Disk> {
+    cluster.kill_together(places);
+    let mut disks = Vec::new();
+    for place in places {
+        let disk = Disk::of(&cluster.nodes[*place].data_dir, dir.join(format!("disk-{place}.ext4")), bytes);
+        restart_under(cluster, *place, &disk.mounted("true"));
+        disks.push(disk);
+    }
+    for place in places {
+        wait_started(cluster, *place).await;
+    }
+    cluster.wait_converged().await;
+    disks
+}
+
+/// What `/metrics` of a node says; 0 = nothing.
+fn metric(cluster: &Cluster, place: usize, name: &str) -> f64 {
+    let mut stream = std::net::TcpStream::connect(&cluster.nodes[place].http).expect("connect");
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("ask");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("answer");
+    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+}
+
+async fn has_check(cluster: &Cluster, place: usize, check: &str) -> bool {
+    cluster.status(place).await.is_some_and(|status| status.checks.iter().any(|one| one.check_id == check))
+}
+
+/// A client that waits for no room.
+fn impatient(cluster: &Cluster) -> Client {
+    let addresses = cluster.nodes.iter().map(|node| node.client.clone());
+    Client::builder().endpoints(addresses).deadline(Duration::from_secs(4)).build().expect("client")
+}
+
+/// Writes until it is refused for want of room, and gives what was said. A leader that changes meanwhile may leave an
+/// outcome unknown.
+async fn write_until_refused(ledger: &mut Ledger, client: &Client, payload_bytes: usize) -> String {
+    let mut said = None;
+    wait_for("a refusal for want of room", async || {
+        match ledger.try_write(client, payload_bytes).await {
+            Err(Error::Overloaded { reason, message, retry_after }) => {
+                assert_eq!(reason, "DISK_FULL", "{message}");
+                assert!(retry_after.is_some(), "{message}");
+                said = Some(message);
+            }
+            Ok(()) | Err(Error::OutcomeUnknown { .. } | Error::Unavailable { .. }) => {}
+            Err(other) => panic!("refused otherwise: {other}"),
+        }
+        said.is_some()
+    })
+    .await;
+    said.expect("waited for")
+}
+
+async fn wait_taken_again(ledger: &mut Ledger, client: &Client) {
+    wait_for("writes to be taken again", async || match ledger.try_write(client, RECORD_BYTES).await {
+        Ok(()) => true,
+        Err(Error::Overloaded { reason, .. }) if reason == "DISK_FULL" => false,
+        Err(other) => panic!("refused otherwise: {other}"),
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_whose_disk_is_full_ends_and_rejoins_once_there_is_room() {
+async fn a_leader_whose_disk_fills_up_hands_over_and_writes_go_on() {
     if !can_mount() {
         return;
     }
     let dir = tempfile::tempdir().expect("tempdir");
-    let mut cluster = Cluster::start(&dir.path().join("c"), &["--set", "raft.snapshot_entries=40"]);
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
     let client = cluster.client();
     let mut ledger = Ledger::default();
     ledger.write(&client, 20, 2000).await;
     let place = cluster.leader().await;
-    cluster.kill(place);
-    let disk = Disk::of(&cluster.nodes[place].data_dir, dir.path().join("disk.ext4"));
-    restart_under(&mut cluster, place, &disk.mounted("true"));
-    wait_started(&cluster, place).await;
-    cluster.wait_converged().await;
+    let disk = on_disks(&mut cluster, dir.path(), &[place], 128 * MIB).await.remove(0);
+    let id = cluster.nodes[place].id;
+    let now = cluster.leader().await;
+    let admin = AdminClient::new(&cluster.nodes[now].admin).expect("address");
+    assert_eq!(admin.transfer_leader(id).await.expect("handed over"), id);
 
     let pid = cluster.nodes[place].pid;
-    fill(pid, &disk.data_dir);
-    wait_for("the disk to be full and the node to end", async || {
-        ledger.write(&client, 5, 200_000).await;
-        !is_alive(pid)
+    fill(pid, &disk);
+    wait_for("another leader", async || {
+        ledger.write(&client, 5, RECORD_BYTES).await;
+        cluster.leader_now().await.is_some_and(|leader| leader != place)
     })
     .await;
-    let told = said(&cluster, place);
-    let last = told.lines().rfind(|line| line.starts_with("holdfast: ")).unwrap_or_else(|| panic!("silent: {told}"));
-    assert!(last.contains("No space left on device"), "{last}");
-    assert!(last.contains(cluster.nodes[place].data_dir.to_str().expect("text")), "{last}");
+    // More than its disk ever held: the other two hold it.
+    ledger.write(&client, 200, 200_000).await;
+    let told = cluster.status(place).await.expect("it answers");
+    let heard = told.groups[0].leader_contact_age.as_ref().map_or(u64::MAX, |age| age.seconds.unsigned_abs());
+    assert!(heard < 2, "it takes no entries, and still hears its leader and votes: {heard} s");
+    assert!(metric(&cluster, place, "holdfast_storage_refusing") > 0.0);
+    let leader = cluster.leader().await;
+    let [own, all] = [place, leader].map(|place| metric(&cluster, place, "holdfast_raft_last_log_index"));
+    assert!(own < all, "its disk holds {own} entries of {all}");
+    assert!(has_check(&cluster, place, "DISK_LOW").await);
+    assert!(is_alive(pid), "{}", said(&cluster, place));
     ledger.check(&client).await;
-    cluster.kill(place);
-    disk.wait_released();
 
-    ledger.write(&client, 5, 2000).await;
-    restart_under(&mut cluster, place, &disk.mounted("rm ballast"));
-    wait_started(&cluster, place).await;
+    make_room(pid, &disk);
     cluster.wait_converged().await;
+    assert!(is_alive(pid), "{}", said(&cluster, place));
     ledger.check(&cluster.client_of(place)).await;
     cluster.kill(place);
     disk.wait_released();
     ledger.check(&client).await;
+}
+
+/// Somebody else fills the disks of all three under load, to the last block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_disks_refuse_writes_take_deletes_and_clear_by_themselves() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 100, 2000).await;
+    let disks = on_disks(&mut cluster, dir.path(), &[0, 1, 2], 128 * MIB).await;
+    let client = impatient(&cluster);
+    let pids: Vec<i32> = cluster.nodes.iter().map(|node| node.pid).collect();
+    ledger.write(&cluster.client(), 100, RECORD_BYTES).await;
+
+    for (pid, disk) in pids.iter().zip(&disks) {
+        fill(*pid, disk);
+        // The load goes on meanwhile.
+        for _ in 0..20 {
+            drop(ledger.try_write(&client, RECORD_BYTES).await);
+        }
+    }
+    let told = write_until_refused(&mut ledger, &client, RECORD_BYTES).await;
+    for part in ["node ", "MiB left", "deletes are still taken", "make room"] {
+        assert!(told.contains(part), "`{part}` is missing in: {told}");
+    }
+    ledger.delete(&client, 50).await;
+    assert!(ledger.try_write(&client, 10).await.is_err(), "a small record adds data, too");
+    let leader = cluster.leader().await;
+    let refused = "holdfast_admission_rejected_total{reason=\"disk_full\"}";
+    let mut counted = 0.0;
+    for place in 0..3 {
+        counted += metric(&cluster, place, refused);
+        assert!(is_alive(pids[place]), "{}", said(&cluster, place));
+    }
+    assert!(counted > 0.0, "nobody counted a refusal");
+    assert!(metric(&cluster, leader, "holdfast_storage_refusing") > 0.0);
+    assert!(has_check(&cluster, leader, "DISK_LOW").await);
+    ledger.check(&client).await;
+
+    // A node that is started on a full disk comes back.
+    let follower = (leader + 1) % 3;
+    cluster.kill(follower);
+    disks[follower].wait_released();
+    restart_under(&mut cluster, follower, &disks[follower].mounted("true"));
+    wait_started(&cluster, follower).await;
+    ledger.delete(&client, 10).await;
+
+    for (node, disk) in cluster.nodes.iter().zip(&disks) {
+        make_room(node.pid, disk);
+    }
+    wait_taken_again(&mut ledger, &client).await;
+    cluster.wait_converged().await;
+    ledger.write(&client, 20, RECORD_BYTES).await;
+    ledger.check(&client).await;
+    wait_until("no disk to be called nearly full", || {
+        (0..3).all(|place| metric(&cluster, place, "holdfast_storage_refusing") == 0.0)
+    });
+    for (place, pid) in pids.iter().enumerate().filter(|(place, _)| *place != follower) {
+        assert!(is_alive(*pid), "{}", said(&cluster, place));
+    }
+    cluster.kill_together(&[0, 1, 2]);
+    disks.iter().for_each(Disk::wait_released);
+}
+
+/// The records themselves fill the disks: deleting them is all that makes room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_filled_the_disks_can_be_deleted_and_then_there_is_room() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 1, 2000).await;
+    let disks = on_disks(&mut cluster, dir.path(), &[0, 1, 2], 64 * MIB).await;
+    let client = impatient(&cluster);
+    let pids: Vec<i32> = cluster.nodes.iter().map(|node| node.pid).collect();
+
+    // What the log held twice is given back once or twice before the records alone fill the disks.
+    let mut before = 0;
+    wait_for("the disks to be full of records", async || {
+        write_until_refused(&mut ledger, &client, PHOTO_BYTES).await;
+        let more = ledger.len() - before;
+        before = ledger.len();
+        more < 10
+    })
+    .await;
+    assert!(ledger.len() * PHOTO_BYTES > 8 << 20, "{} records fill a disk of 64 MiB", ledger.len());
+    ledger.check(&client).await;
+    let count = ledger.len() * 9 / 10;
+    ledger.delete(&client, count).await;
+    wait_taken_again(&mut ledger, &client).await;
+    ledger.write(&cluster.client(), 100, RECORD_BYTES).await;
+    ledger.check(&client).await;
+    cluster.wait_converged().await;
+    for (place, pid) in pids.iter().enumerate() {
+        assert!(is_alive(*pid), "{}", said(&cluster, place));
+    }
+    cluster.kill_together(&[0, 1, 2]);
+    disks.iter().for_each(Disk::wait_released);
 }
 
 /// The disk is fine and must not be sent to a workshop: there is no room on it.
@@ -130,7 +315,7 @@ fn a_node_that_starts_on_a_full_disk_asks_for_room() {
     let dir = tempfile::tempdir().expect("tempdir");
     let data_dir = dir.path().join("d");
     std::fs::create_dir(&data_dir).expect("directory");
-    let disk = Disk::of(&data_dir, dir.path().join("disk.ext4"));
+    let disk = Disk::of(&data_dir, dir.path().join("disk.ext4"), 64 * MIB);
     let under = disk.mounted("dd if=/dev/zero of=lost+found/ballast bs=4k status=none || true");
     let output = Command::new("timeout")
         .args(["-k", "1", "30"])

@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_model::command::{Genesis, Policy};
 use holdfast_model::id::{GroupId, Millis, NodeId};
 use holdfast_model::state::{Sys, Touched};
-use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, StateStore, StoreError, View};
+use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, Room, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use crate::admission::Admission;
 use crate::integrity::{Integrity, IntegrityOptions, IntegrityStatus};
 use crate::log_storage::LogAdapter;
 use crate::read::ReadIndexer;
+use crate::rooms::Disk;
 use crate::snapshot::Incoming;
 use crate::startup;
 use crate::state_machine::{StateAdapter, StoreFailure};
@@ -65,6 +66,10 @@ pub struct Options {
     pub keep_entries: u64,
     /// Directory of the floor, on another device if possible.
     pub floor_dir: Option<PathBuf>,
+    /// Bytes of the disk that are kept free of records; 0 = by its size.
+    pub headroom_bytes: u64,
+    /// With fewer bytes left no entry is taken; 0 = by the size of the disk.
+    pub floor_bytes: u64,
     /// Bytes of proposals in flight.
     pub inflight_bytes_max: usize,
     /// Memory for recent entries.
@@ -99,6 +104,7 @@ pub(crate) struct Core {
     pub(crate) peers: Arc<Peers>,
     pub(crate) node_id: u64,
     pub(crate) group: GroupId,
+    pub(crate) room: Arc<Room>,
     state: StateStore,
     log: LogStore,
     data: Arc<DataDir>,
@@ -143,6 +149,20 @@ impl Core {
     pub(crate) fn is_fenced(&self) -> bool {
         self.integrity.is_fenced()
     }
+
+    /// The end of Raft is wanted now, and no failure.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the state that only memory holds.
+    pub(crate) fn unflushed_bytes(&self) -> u64 {
+        self.state.unflushed_bytes()
+    }
+
+    pub(crate) fn data_path(&self) -> PathBuf {
+        self.data.path().to_owned()
+    }
 }
 
 /// Handle of one replica; cheap to clone.
@@ -163,7 +183,9 @@ impl Replica {
         let node_id = data.identity().node_id;
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
         startup::remove_leftovers(&data)?;
-        let startup::Opened { log, state, report, mut recovering } = startup::open(&data, &options, &hooks).await?;
+        let room = Arc::new(Room::open(data.path(), options.headroom_bytes, options.floor_bytes)?);
+        let startup::Opened { log, state, report, mut recovering } =
+            startup::open(&data, &options, &room, &hooks).await?;
         let may_adopt = log.last().is_none() && !startup::opens(&options, state.view().sys());
         if let Some(members) = options.members.clone().filter(|_| may_adopt) {
             startup::adopt_members(&state, members)?;
@@ -215,6 +237,7 @@ impl Replica {
             hooks.clone(),
             failure.clone(),
             integrity.clone(),
+            room.clone(),
         );
         let config = raft_config(&options).map_err(|error| StartError::Raft(error.to_string()))?;
         let raft =
@@ -230,6 +253,7 @@ impl Replica {
             peers,
             node_id,
             group: options.group,
+            room,
             state,
             log,
             data,
@@ -249,6 +273,7 @@ impl Replica {
             hooks,
         });
         core.update_elect();
+        crate::disk_keeper::watch(&core)?;
         core.raft.run();
         let indexer = Arc::new(ReadIndexer::start(&core));
         let replica = Self { core, indexer };
@@ -376,6 +401,7 @@ impl Replica {
     /// Ends Raft's tasks and closes the log.
     pub async fn shutdown(&self) {
         self.core.stopping.store(true, Ordering::Release);
+        self.core.room.give_up();
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(event = "raft.shutdown", %error, "consensus did not end cleanly");
         }
@@ -393,7 +419,16 @@ impl Replica {
 
     /// The end of Raft is wanted now, and no failure.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.core.stopping.load(Ordering::Acquire)
+        self.core.is_stopping()
+    }
+
+    /// This node's disk.
+    pub fn disk(&self) -> Disk {
+        self.core.peers.rooms.own()
+    }
+
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.core.room
     }
 
     pub(crate) fn raft(&self) -> &Raft {

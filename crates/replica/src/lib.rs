@@ -5,6 +5,7 @@
 
 mod admission;
 mod clocks;
+mod disk_keeper;
 mod handle;
 mod integrity;
 mod log_storage;
@@ -13,6 +14,7 @@ mod membership;
 mod propose;
 mod read;
 mod recoveries;
+mod rooms;
 mod snapshot;
 mod startup;
 mod state_machine;
@@ -32,5 +34,6 @@ pub use integrity::{IntegrityOptions, IntegrityStatus};
 pub use membership::{MembershipError, Probe};
 pub use propose::{Applied, ProposeError};
 pub use read::{Fresh, Level, ReadError};
+pub use rooms::{Disk, DiskLevel};
 pub use status::ReplicaStatus;
 pub use types::Member;

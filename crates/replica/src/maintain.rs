@@ -1,7 +1,8 @@
 //! Housekeeping of a replica: checkpoints, purging, expiry, opening a restored history, recovery, fatal errors.
 //!
 //! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds, what
-//! followers within keep_entries need, what a follower needs that takes a snapshot)`.
+//! followers within keep_entries need, what a follower needs that takes a snapshot)`; on a disk that is nearly full
+//! `keep_entries` counts for nothing (see `disk_keeper`).
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use holdfast_model::state::{StateRead, Sys};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::disk_keeper::DiskKeeper;
 use crate::handle::Replica;
 
 const TICK: Duration = Duration::from_millis(200);
@@ -28,6 +30,7 @@ pub(crate) fn start(replica: &Replica) {
         let mut last_help = Instant::now();
         let mut last_announce = Instant::now();
         let mut announcing = None;
+        let mut disk = DiskKeeper::default();
         loop {
             tick.tick().await;
             if replica.is_stopping() {
@@ -49,6 +52,7 @@ pub(crate) fn start(replica: &Replica) {
             open_history(&replica).await;
             set_policy(&replica).await;
             checkpoint_and_purge(&replica).await;
+            disk.tick(&replica);
             expire(&replica).await;
         }
     });
@@ -194,7 +198,7 @@ async fn checkpoint_and_purge(replica: &Replica) {
 }
 
 /// Highest index that may be purged.
-fn purge_target(snapshot: u64, applied: u64, keep: u64, sys: &Sys, required: &[String]) -> Option<u64> {
+pub(crate) fn purge_target(snapshot: u64, applied: u64, keep: u64, sys: &Sys, required: &[String]) -> Option<u64> {
     let offsite =
         required.iter().map(|name| sys.offsite.get(name).map_or(0, |fact| fact.index)).min().unwrap_or(u64::MAX);
     let target = snapshot.min(applied.saturating_sub(keep)).min(offsite);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use holdfast_model::id::GroupId;
-use holdfast_store::{DataDir, LogOptions, LogPosition, LogStore, StateStore};
+use holdfast_store::{DataDir, LogOptions, LogPosition, LogStore, Room, StateStore};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -176,6 +176,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
         let (applied_tx, applied) = watch::channel(0);
         let snapshots = data.path().join("snapshots");
         let options = IntegrityOptions { interval: Duration::from_secs(60), scrub_bytes_per_second: 1 << 20 };
+        let room = Arc::new(Room::open(data.path(), 0, 0).expect("room"));
         let machine = StateAdapter::new(
             state,
             log.clone(),
@@ -185,6 +186,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
             Arc::new(hooks),
             Arc::default(),
             Integrity::new(options, 0, false),
+            room,
         );
         let home = Home { _durable: durable, _applied: applied, _data: data, _dir: dir };
         Ok((home, SuiteLog { adapter: LogAdapter::new(log.clone()), log }, SuiteState(machine)))

@@ -5,17 +5,19 @@
 
 use std::time::Duration;
 
-use holdfast_model::command::{Command, Proposal, RULES};
+use holdfast_model::command::{Command, Op, Proposal, RULES};
 use holdfast_model::id::Millis;
 use holdfast_model::outcome::Outcome;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::{log as wire_log, peer};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
 use tokio::time::{Instant, timeout_at};
 
 use crate::admission::{Admitted, Overloaded};
 use crate::handle::Replica;
+use crate::rooms::{Verdict, Weight};
 use crate::transport::client::is_connect_error;
 use crate::types::{ProposalBytes, TypeConfig};
 
@@ -40,6 +42,9 @@ pub enum ProposeError {
     /// Refused before proposing.
     #[error(transparent)]
     Overloaded(#[from] Overloaded),
+    /// Refused before proposing: disks are nearly full; the evidence.
+    #[error("{0}; nothing was proposed")]
+    DiskFull(String),
     /// Proposed; whether it took or takes effect is not known.
     #[error("the outcome is unknown")]
     Unknown {
@@ -54,11 +59,25 @@ enum Local {
     NotLeader(Option<u64>),
 }
 
+/// What a command does to disks.
+fn weight_of(command: &Command) -> Weight {
+    match command {
+        Command::WriteBatch(batch) if batch.mutations.iter().any(|one| matches!(one.op, Op::Put(_))) => Weight::Adds,
+        Command::WriteBatch(_) | Command::AckCursor(_) | Command::DropDevice(_) => Weight::Frees,
+        Command::Genesis(_)
+        | Command::OffsiteFact(_)
+        | Command::SnapshotBarrier(_)
+        | Command::Expire
+        | Command::SetOperation(_)
+        | Command::SetPolicy(_) => Weight::Own,
+    }
+}
+
 impl Replica {
     /// Proposes `command` and waits for its outcome until `deadline`.
     ///
     /// # Errors
-    /// See [`ProposeError`]; only `NoLeader` and `Overloaded` mean that nothing was proposed.
+    /// See [`ProposeError`]; only `NoLeader`, `Overloaded` and `DiskFull` mean that nothing was proposed.
     pub async fn propose(
         &self,
         command: Command,
@@ -118,6 +137,15 @@ impl Replica {
         let Some(stamp) = self.stamp() else { return Ok(Local::NotLeader(None)) };
         let stamped = Proposal { stamp, ..proposal.clone() };
         let bytes = ProposalBytes(wire_log::encode_proposal(&stamped));
+        let judged = {
+            let metrics = self.raft().metrics();
+            let metrics = metrics.borrow_watched();
+            let configs = metrics.membership_config.membership().get_joint_config();
+            self.peers().rooms.judge(self.node_id(), configs, weight_of(&proposal.command), bytes.0.len())
+        };
+        if let Verdict::Refuse(evidence) = judged {
+            return Err(ProposeError::DiskFull(evidence));
+        }
         let (responder, answer) = OneshotResponder::<TypeConfig, _>::new_pair();
         if self.raft().client_write_ff(bytes, Some(responder)).await.is_err() {
             return Err(ProposeError::Unknown { deadline: false });
@@ -165,6 +193,7 @@ impl Replica {
             Some(pb::forward_response::Result::OverloadedRetryMs(ms)) => {
                 Err(Overloaded { retry_after: Duration::from_millis(ms.into()) }.into())
             }
+            Some(pb::forward_response::Result::DiskFull(evidence)) => Err(ProposeError::DiskFull(evidence)),
             Some(pb::forward_response::Result::Unknown(_)) | None => Err(ProposeError::Unknown { deadline: false }),
         }
     }

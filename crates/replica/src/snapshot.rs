@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use holdfast_store::{Applied, StateStore};
+use holdfast_store::{Applied, StateStore, StoreError};
 use holdfast_wire::internal::v1 as pb;
 
 /// A checkpoint on this node's disk; removed when the last handle goes.
@@ -34,9 +34,13 @@ impl Drop for Inner {
 
 impl SnapshotDir {
     /// Takes a checkpoint of `state` below `parent`.
-    pub fn checkpoint(state: &StateStore, parent: &Path) -> io::Result<Self> {
-        let path = unique_dir(parent)?;
-        let info = state.checkpoint(&path).map_err(io::Error::other)?;
+    pub fn checkpoint(state: &StateStore, parent: &Path) -> Result<Self, StoreError> {
+        let path = unique_dir(parent).map_err(|source| StoreError::Io {
+            action: "make a checkpoint in",
+            path: parent.to_owned(),
+            source,
+        })?;
+        let info = state.checkpoint(&path)?;
         Ok(Self(Arc::new(Inner { path, applied: info.applied, files: OnceLock::new() })))
     }
 

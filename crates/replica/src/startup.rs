@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use holdfast_model::state::Sys;
-use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, StateStore, StoreError, VoteRecord};
+use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, Room, StateStore, StoreError, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 
 use crate::handle::{Hooks, Options, StartError};
@@ -21,12 +21,18 @@ pub(crate) struct Opened {
 }
 
 /// Opens log and state, sets aside what is of no use, and says so.
-pub(crate) async fn open(data: &DataDir, options: &Options, hooks: &Arc<Hooks>) -> Result<Opened, StartError> {
+pub(crate) async fn open(
+    data: &DataDir,
+    options: &Options,
+    room: &Arc<Room>,
+    hooks: &Arc<Hooks>,
+) -> Result<Opened, StartError> {
     let open_log = || {
         let hooks = hooks.clone();
         let log_options = LogOptions {
             floor_dir: options.floor_dir.clone(),
             cache_bytes_max: options.log_cache_bytes_max,
+            room: Some(room.clone()),
             on_fatal: Box::new(move |reason| (hooks.on_fatal)(reason)),
         };
         LogStore::open(data, options.group, log_options)

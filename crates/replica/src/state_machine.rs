@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use futures::{FutureExt, Stream, StreamExt};
-use holdfast_store::{LogStore, StateStore, StoreError, StoredEntry, apply_entry};
+use holdfast_store::{LogStore, Room, StateStore, StoreError, StoredEntry, apply_entry};
 use openraft::entry::RaftEntry;
 use openraft::storage::{
     ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
@@ -44,6 +44,7 @@ pub struct StateAdapter {
     hooks: Arc<Hooks>,
     failure: StoreFailure,
     integrity: Arc<Integrity>,
+    room: Arc<Room>,
 }
 
 /// The first failure of the disk while openraft starts: openraft itself keeps only its text.
@@ -61,8 +62,9 @@ impl StateAdapter {
         hooks: Arc<Hooks>,
         failure: StoreFailure,
         integrity: Arc<Integrity>,
+        room: Arc<Room>,
     ) -> Self {
-        Self { state, log, snapshots, durable, applied, hooks, failure, integrity }
+        Self { state, log, snapshots, durable, applied, hooks, failure, integrity, room }
     }
 
     async fn apply_batch(&mut self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> io::Result<()> {
@@ -107,7 +109,7 @@ impl StateAdapter {
                 answers.push((responder, Reply { outcome: done.outcome, index }));
             }
         }
-        self.state.commit(batch)?;
+        self.state.commit_in(&self.room, batch)?;
         self.integrity.exams.applied(last, &self.state);
         if let Some(index) = barrier {
             // Hard links of the state right after the barrier; shipped by whoever is asked to.
@@ -173,6 +175,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
             snapshots: self.snapshots.clone(),
             current: self.integrity.current.clone(),
             failure: self.failure.clone(),
+            room: self.room.clone(),
         }
     }
 
@@ -181,6 +184,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         let log = self.log.clone();
         let path = snapshot.path().to_owned();
         let snapshots = self.snapshots.clone();
+        let room = self.room.clone();
         let _gate = self.integrity.gate.lock().await;
         let installed = tokio::task::spawn_blocking(move || {
             // Flush what the log still holds before the state moves past it.
@@ -188,7 +192,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
             state.install(&path).map_err(io_error)?;
             // What was received became the state itself. As a leader this node must be able to offer it on: the log
             // below is gone.
-            SnapshotDir::checkpoint(&state, &snapshots)
+            room.retry(|| SnapshotDir::checkpoint(&state, &snapshots)).map_err(io_error)
         })
         .await
         .map_err(io::Error::other)??;
@@ -225,6 +229,7 @@ pub struct CheckpointBuilder {
     snapshots: PathBuf,
     current: Arc<Mutex<Option<SnapshotDir>>>,
     failure: StoreFailure,
+    room: Arc<Room>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
@@ -233,7 +238,10 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let state = self.state.clone();
         let snapshots = self.snapshots.clone();
-        let dir = tokio::task::spawn_blocking(move || SnapshotDir::checkpoint(&state, &snapshots))
+        let room = self.room.clone();
+        // A full disk is waited out, beside everything else: a failure here would end the node.
+        let taken = move || room.retry(|| SnapshotDir::checkpoint(&state, &snapshots));
+        let dir = tokio::task::spawn_blocking(taken)
             .await
             .map_err(io::Error::other)?
             .map_err(|error| self.remember(error))?;
@@ -246,17 +254,12 @@ impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
 
 impl CheckpointBuilder {
     /// Keeps a failure of the disk as it is, and passes its text on.
-    fn remember(&self, error: io::Error) -> io::Error {
-        let text = error.to_string();
-        match error.downcast::<StoreError>() {
-            Err(other) => other,
-            Ok(failure) => {
-                if let Ok(mut kept) = self.failure.lock() {
-                    kept.get_or_insert(failure);
-                }
-                io::Error::other(text)
-            }
+    fn remember(&self, failure: StoreError) -> io::Error {
+        let text = failure.to_string();
+        if let Ok(mut kept) = self.failure.lock() {
+            kept.get_or_insert(failure);
         }
+        io::Error::other(text)
     }
 }
 

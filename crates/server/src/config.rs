@@ -64,6 +64,10 @@ pub struct Config {
     pub keep_entries: u64,
     /// Directory of the floor.
     pub floor_dir: Option<PathBuf>,
+    /// Bytes of the disk that are kept free of records; 0 = by its size.
+    pub headroom_bytes: u64,
+    /// Bytes of the disk below which no entry is taken; 0 = by its size.
+    pub floor_bytes: u64,
     /// Destinations.
     pub offsite: Vec<Offsite>,
     /// Longest time a committed entry waits for its segment, ms.
@@ -124,6 +128,14 @@ pub const KEYS: &[(&str, &str)] = &[
     ("raft.snapshot_entries", "checkpoint after so many applied entries (default 50000)"),
     ("raft.keep_entries", "applied entries kept in the log for followers (default 20000)"),
     ("raft.floor_dir", "directory of the floor file, on another device if possible"),
+    (
+        "storage.headroom_bytes",
+        "with less left on the disk, writes are refused (default 0: an eighth of it, 20 MiB to 1 GiB)",
+    ),
+    (
+        "storage.floor_bytes",
+        "with less left on the disk, no entry is taken (default 0: a quarter of the headroom, up to 64 MiB)",
+    ),
     ("offsite", "URL of an offsite destination, file:///…; may be repeated"),
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
@@ -308,6 +320,8 @@ impl Values {
             election_max_ms: self.number("raft.election_max_ms", 300, 40..=120_000)?,
             snapshot_entries: self.number("raft.snapshot_entries", 50_000, 1..=u64::from(u32::MAX))?,
             keep_entries: self.number("raft.keep_entries", 20_000, 0..=u64::from(u32::MAX))?,
+            headroom_bytes: self.number("storage.headroom_bytes", 0, 0..=1 << 50)?,
+            floor_bytes: self.number("storage.floor_bytes", 0, 0..=1 << 50)?,
             floor_dir: self.scalars.get("raft.floor_dir").map(PathBuf::from),
             ship_interval_ms: self.number("ship.interval_ms", 1000, 10..=60_000)?,
             ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=32 << 20)?,

@@ -15,12 +15,11 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use holdfast_store::FSYNC_BUCKETS_MICROS;
+use holdfast_store::{FSYNC_BUCKETS_MICROS, Space};
 use holdfast_survey::{Answer, CheckId, Keys, Loss, Severity, Survival, checks, scenarios, survive};
 use holdfast_wire::status::Refusal;
 use tonic::Status;
 
-use crate::disk::Space;
 use crate::facts::Answers;
 use crate::grpc::Shared;
 
@@ -314,6 +313,16 @@ fn storage_metrics(out: &mut String, shared: &Shared) {
         Family::new(out, "holdfast_storage_size_bytes", "gauge", "Size of that file system, without what is reserved.")
             .value("", space.used + space.free);
     }
+    let disk = shared.replica.disk();
+    Family::new(
+        out,
+        "holdfast_storage_refusing",
+        "gauge",
+        "0: there is room; 1: nearly full, this node's disk takes nothing that adds data; 2: full, it takes no entries.",
+    )
+    .value("", disk.level as u8);
+    Family::new(out, "holdfast_storage_headroom_bytes", "gauge", "With less left, the disk counts as nearly full.")
+        .value("", disk.headroom);
     for (name, help, value) in [
         ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes),
         ("holdfast_users", "Users.", sys.totals.users),

@@ -172,6 +172,8 @@ pub fn run(config: Config) -> Result<(), RunError> {
         snapshot_entries: config.snapshot_entries,
         keep_entries: config.keep_entries,
         floor_dir: config.floor_dir.clone(),
+        headroom_bytes: config.headroom_bytes,
+        floor_bytes: config.floor_bytes,
         inflight_bytes_max: usize::try_from(config.inflight_bytes_max).unwrap_or(usize::MAX),
         log_cache_bytes_max: LOG_CACHE_BYTES_MAX,
         policy: config.policy,

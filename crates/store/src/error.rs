@@ -82,6 +82,15 @@ pub(crate) const HINT_MARKER: &str =
 pub(crate) const HINT_DEFECT: &str = "this is a defect: keep the log and report it";
 
 impl StoreError {
+    /// The disk, or the quota on it, is full. RocksDB passes only the system's text on.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Rocks { source, .. } => source.as_ref().contains("No space left on device"),
+            _ => false,
+        }
+    }
+
     /// Wraps an I/O error.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }

@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use holdfast_model::id::GroupId;
-use rocksdb::{ColumnFamily, DB, DBPinnableSlice, DBRawIterator, ReadOptions};
+use rocksdb::{
+    BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, DBPinnableSlice, DBRawIterator, ReadOptions,
+};
 
 use crate::error::{HINT_STATE, StoreError};
 use crate::files;
 use crate::keyspace::{Family, sys};
-use crate::options;
+use crate::options::{self, Sizes};
 
 const CURRENT: &str = "CURRENT";
 
@@ -31,7 +33,8 @@ pub(crate) struct Generation {
 impl Generation {
     /// Opens a database that exists, or a new one; it must be of this group.
     pub(crate) fn open(path: &Path, group: GroupId) -> Result<Self, StoreError> {
-        let db = DB::open_cf_descriptors(&options::state_db(), path, options::state_families())
+        let sizes = Sizes::at(&files::parent(path));
+        let db = DB::open_cf_descriptors(&options::state_db(sizes), path, options::state_families(sizes))
             .map_err(StoreError::rocks("open", path))?;
         let generation = Self { db, path: path.to_owned(), retired: AtomicBool::new(false) };
         if generation.group()?.is_none() && generation.db.latest_sequence_number() == 0 {
@@ -46,10 +49,11 @@ impl Generation {
 
     /// Opens a checkpoint without writing to it.
     pub(crate) fn open_read_only(path: &Path) -> Result<Self, StoreError> {
-        let mut options = options::state_db();
+        let sizes = Sizes::at(path);
+        let mut options = options::state_db(sizes);
         options.create_if_missing(false);
         options.create_missing_column_families(false);
-        let db = DB::open_cf_descriptors_read_only(&options, path, options::state_families(), false)
+        let db = DB::open_cf_descriptors_read_only(&options, path, options::state_families(sizes), false)
             .map_err(StoreError::rocks("open checkpoint", path))?;
         Ok(Self { db, path: path.to_owned(), retired: AtomicBool::new(false) })
     }
@@ -98,6 +102,37 @@ impl Generation {
         let mut options = rocksdb::WriteOptions::default();
         options.disable_wal(true);
         self.db.write_opt(batch, &options).map_err(StoreError::rocks("write", &self.path))
+    }
+
+    /// A figure that RocksDB keeps of a family; 0 when it does not say.
+    pub(crate) fn property(&self, family: Family, name: &str) -> u64 {
+        let handle = self.family(family).ok();
+        handle.and_then(|handle| self.db.property_int_value_cf(handle, name).ok().flatten()).unwrap_or(0)
+    }
+
+    /// Rewrites what lies between two keys, without what was deleted or replaced. Of the blob files, that share which is
+    /// the oldest is rewritten too.
+    pub(crate) fn rewrite(
+        &self,
+        family: Family,
+        from: Option<&[u8]>,
+        to: Option<&[u8]>,
+        blobs: f64,
+    ) -> Result<(), StoreError> {
+        let handle = self.family(family)?;
+        let cutoff = |share: f64| {
+            let share = share.to_string();
+            let set = self.db.set_options_cf(handle, &[("blob_garbage_collection_age_cutoff", share.as_str())]);
+            set.map_err(StoreError::rocks("tune", &self.path))
+        };
+        let has_blobs = family == Family::Rec;
+        if has_blobs {
+            cutoff(blobs)?;
+        }
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.db.compact_range_cf_opt(handle, from, to, &options);
+        if has_blobs { cutoff(options::BLOB_AGE_CUTOFF) } else { Ok(()) }
     }
 
     /// Flushes all families as one.

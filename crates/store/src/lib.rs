@@ -16,6 +16,7 @@ mod load;
 mod log;
 mod marker;
 mod options;
+mod room;
 mod scan;
 mod scrub;
 mod state;
@@ -32,6 +33,7 @@ pub use log::{
     VoteRecord,
 };
 pub use marker::{DataDir, FORMAT_VERSION, Identity};
+pub use room::{Left, Marks, Room, Space};
 pub use scrub::{ScrubFault, ScrubReport};
 pub use state::{Applied, StateStats, StateStore};
 pub use view::{ListPage, Listed, StoredRecord, View};

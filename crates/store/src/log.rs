@@ -225,6 +225,13 @@ impl LogStore {
         Ok(())
     }
 
+    /// Gives the disk back what purged entries still hold of it: their WALs and tables. Blocks, and takes the room of one
+    /// write buffer meanwhile.
+    pub fn reclaim(&self) -> Result<(), StoreError> {
+        let Some(purged) = self.purged() else { return Ok(()) };
+        self.shared().db.reclaim(self.shared().group, purged.index)
+    }
+
     /// Saves the committed position; not fsynced.
     pub fn save_committed(&self, committed: Option<LogPosition>) -> Result<(), StoreError> {
         let shared = self.shared();

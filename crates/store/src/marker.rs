@@ -1,6 +1,6 @@
 //! The data directory: whose it is, in which format, and that only one process uses it.
 //!
-//! Layout: `IDENTITY FORMAT LOCK floor-<group> raft/ state/<group>/ snapshots/ incoming-*/ outbox/ quarantine/`.
+//! Layout: `IDENTITY FORMAT LOCK RESERVE floor-<group> raft/ state/<group>/ snapshots/ incoming-*/ outbox/ quarantine/`.
 //!
 //! Invariants:
 //! - `IDENTITY` is written last at creation: with it, every other part is there; without it, nothing was ever served.

@@ -1,35 +1,81 @@
 //! How RocksDB is set up: small thread and memory bounds, for nodes of two cores.
 
+use std::path::Path;
+
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, LogLevel, Options,
     SliceTransform,
 };
 
 use crate::keyspace::{Family, PREFIX_BYTES};
+use crate::room::Space;
 
 /// Bytes of memtables, those that are being flushed too.
 pub(crate) const MEMTABLES_PROPERTY: &str = "rocksdb.cur-size-all-mem-tables";
 
 const MIB: usize = 1 << 20;
-const LOG_WRITE_BUFFER_BYTES: usize = 64 * MIB;
-const LOG_WAL_BYTES_MAX: u64 = 256 << 20;
-const STATE_WRITE_BUFFER_BYTES: usize = 64 * MIB;
-/// All column families of a state together; a flush takes them all anyway.
-const STATE_WRITE_BUFFERS_BYTES: usize = 128 * MIB;
+const BLOB_FILE_BYTES_MAX: u64 = 256 << 20;
 const STATE_CACHE_BYTES: usize = 128 * MIB;
 const LOG_CACHE_BYTES: usize = 8 * MIB;
 /// Payloads from here on live in blob files, so that compaction does not copy photos.
 const BLOB_BYTES_MIN: u64 = 4096;
+/// Share of the blob files, the oldest, that compactions rewrite.
+pub(crate) const BLOB_AGE_CUTOFF: f64 = 0.25;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const OPEN_FILES_MAX: i32 = 1024;
-const INFO_LOG_BYTES_MAX: usize = 4 * MIB;
 const INFO_LOGS_KEPT: usize = 3;
 /// Deletions among so many neighbours trigger a compaction of their file: each update kills an old change row.
 const DELETION_WINDOW: usize = 1024;
 const DELETION_TRIGGER: usize = 512;
 const DELETION_RATIO: f64 = 0.5;
 
-fn common() -> Options {
+/// What follows from the size of the disk: a disk of 4 GiB and more gets the largest of each, a small one is not eaten up
+/// by buffers and by what RocksDB takes in advance. The WAL takes 1.1 write buffers, the manifest its whole piece.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sizes {
+    /// Of one column family, and of the tables that compactions write.
+    write_buffer: usize,
+    /// Of a memtable, at a time: nine nearly empty ones must not fill the buffers of a small disk.
+    arena_block: usize,
+    /// Share of a memtable for its bloom filter.
+    bloom: f64,
+    info_log: usize,
+    manifest_piece: usize,
+    manifest_max: usize,
+    blob_file: u64,
+}
+
+impl Sizes {
+    /// For the file system that holds `path`; the largest where it does not say.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self::of(Space::of(path).map_or(usize::MAX, |space| usize::try_from(space.size()).unwrap_or(usize::MAX)))
+    }
+
+    fn of(disk: usize) -> Self {
+        let write_buffer = (disk / 64).clamp(2 * MIB, 64 * MIB);
+        Self {
+            write_buffer,
+            arena_block: (write_buffer / 32).clamp(MIB / 16, MIB),
+            bloom: if write_buffer < 16 * MIB { 0.02 } else { 0.1 },
+            info_log: (disk / 512).clamp(MIB / 8, 4 * MIB),
+            manifest_piece: (disk / 1024).clamp(MIB / 16, 4 * MIB),
+            manifest_max: (disk / 64).clamp(MIB, 64 * MIB),
+            blob_file: (disk as u64 / 64).clamp(2 << 20, BLOB_FILE_BYTES_MAX),
+        }
+    }
+
+    /// WALs that are kept before the column families that need them are flushed.
+    fn wal_max(self) -> u64 {
+        4 * self.write_buffer as u64
+    }
+
+    /// All column families of a state together; a flush takes them all anyway.
+    fn state_buffers(self) -> usize {
+        2 * self.write_buffer
+    }
+}
+
+fn common(sizes: Sizes) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -37,7 +83,9 @@ fn common() -> Options {
     options.set_max_background_jobs(2);
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_keep_log_file_num(INFO_LOGS_KEPT);
-    options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
+    options.set_max_log_file_size(sizes.info_log);
+    options.set_manifest_preallocation_size(sizes.manifest_piece);
+    options.set_max_manifest_file_size(sizes.manifest_max);
     options.set_log_level(LogLevel::Warn);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
@@ -47,22 +95,22 @@ fn common() -> Options {
 }
 
 /// Options of `raft/`.
-pub(crate) fn log_db() -> Options {
-    let mut options = common();
+pub(crate) fn log_db(sizes: Sizes) -> Options {
+    let mut options = common(sizes);
     // The default mode treats a damaged middle as the end; both drop data silently, which the frames' chain finds.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     // Nothing leaves the process between fsyncs: one write and one fdatasync per batch.
     options.set_manual_wal_flush(true);
-    options.set_max_total_wal_size(LOG_WAL_BYTES_MAX);
+    options.set_max_total_wal_size(sizes.wal_max());
     options
 }
 
 /// Column families of `raft/`.
-pub(crate) fn log_families(names: &[&str]) -> Vec<ColumnFamilyDescriptor> {
+pub(crate) fn log_families(names: &[&str], sizes: Sizes) -> Vec<ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(LOG_CACHE_BYTES);
     let descriptor = |name: &&str| {
         let mut options = Options::default();
-        options.set_write_buffer_size(LOG_WRITE_BUFFER_BYTES);
+        sized(&mut options, sizes);
         options.set_max_write_buffer_number(3);
         options.set_compression_type(DBCompressionType::Lz4);
         options.set_block_based_table_factory(&tables(&cache, false));
@@ -72,43 +120,45 @@ pub(crate) fn log_families(names: &[&str]) -> Vec<ColumnFamilyDescriptor> {
 }
 
 /// Options of a state database.
-pub(crate) fn state_db() -> Options {
-    let mut options = common();
+pub(crate) fn state_db(sizes: Sizes) -> Options {
+    let mut options = common(sizes);
     // Rows, applied position and chains of one batch reach the disk together or not at all.
     options.set_atomic_flush(true);
-    options.set_db_write_buffer_size(STATE_WRITE_BUFFERS_BYTES);
+    options.set_db_write_buffer_size(sizes.state_buffers());
     options
 }
 
 /// Column families of a state database; RocksDB insists on `default`, which stays empty.
-pub(crate) fn state_families() -> Vec<ColumnFamilyDescriptor> {
+pub(crate) fn state_families(sizes: Sizes) -> Vec<ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(STATE_CACHE_BYTES);
     let mut out: Vec<_> = Family::ALL
         .into_iter()
-        .map(|family| ColumnFamilyDescriptor::new(family.name(), state_family(family, &cache)))
+        .map(|family| ColumnFamilyDescriptor::new(family.name(), state_family(family, &cache, sizes)))
         .collect();
     out.push(ColumnFamilyDescriptor::new("default", Options::default()));
     out
 }
 
-fn state_family(family: Family, cache: &Cache) -> Options {
+fn state_family(family: Family, cache: &Cache, sizes: Sizes) -> Options {
     let mut options = Options::default();
-    options.set_write_buffer_size(STATE_WRITE_BUFFER_BYTES);
+    sized(&mut options, sizes);
     options.set_max_write_buffer_number(3);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_block_based_table_factory(&tables(cache, true));
     if family.has_user_prefix() {
         options.set_prefix_extractor(SliceTransform::create_fixed_prefix(PREFIX_BYTES));
-        options.set_memtable_prefix_bloom_ratio(0.1);
+        options.set_memtable_prefix_bloom_ratio(sizes.bloom);
         options.set_memtable_whole_key_filtering(true);
     }
     match family {
         Family::Rec => {
             options.set_enable_blob_files(true);
             options.set_min_blob_size(BLOB_BYTES_MIN);
+            options.set_blob_file_size(sizes.blob_file);
             options.set_blob_compression_type(DBCompressionType::Lz4);
             options.set_enable_blob_gc(true);
+            options.set_blob_gc_age_cutoff(BLOB_AGE_CUTOFF);
         }
         Family::Chg | Family::Req | Family::Cur | Family::Exp => {
             options.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_TRIGGER, DELETION_RATIO);
@@ -116,6 +166,13 @@ fn state_family(family: Family, cache: &Cache) -> Options {
         Family::Sys | Family::Uid | Family::Usr => {}
     }
     options
+}
+
+fn sized(options: &mut Options, sizes: Sizes) {
+    options.set_write_buffer_size(sizes.write_buffer);
+    options.set_arena_block_size(sizes.arena_block);
+    options.set_target_file_size_base(sizes.write_buffer as u64);
+    options.set_max_bytes_for_level_base(4 * sizes.write_buffer as u64);
 }
 
 fn tables(cache: &Cache, bloom: bool) -> BlockBasedOptions {
@@ -127,4 +184,18 @@ fn tables(cache: &Cache, bloom: bool) -> BlockBasedOptions {
         tables.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
     }
     tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk of 4 GiB has what a large one has, and one of 64 MiB keeps most of itself for records.
+    #[test]
+    fn buffers_follow_the_size_of_the_disk() {
+        assert_eq!(Sizes::of(16 << 30), Sizes { blob_file: 256 << 20, ..Sizes::of(4 << 30) });
+        assert_eq!(Sizes::of(4 << 30).write_buffer, 64 * MIB);
+        let small = Sizes::of(64 * MIB);
+        assert!(small.state_buffers() + small.write_buffer * 11 / 10 + 2 * small.manifest_piece < 8 * MIB);
+    }
 }

@@ -14,7 +14,7 @@ use holdfast_model::id::GroupId;
 use holdfast_model::state::Sys;
 use holdfast_wire::durable::{self, AppliedRecord};
 use holdfast_wire::internal::v1::LogId;
-use rocksdb::{ReadOptions, ReadTier};
+use rocksdb::{ReadOptions, ReadTier, WriteBatch};
 
 use crate::batch::ApplyBatch;
 use crate::error::StoreError;
@@ -23,8 +23,16 @@ use crate::keyspace::{Family, sys};
 use crate::log::LogPosition;
 use crate::marker::DataDir;
 use crate::options;
+use crate::room::Room;
 use crate::view::View;
 
+const LIVE_TABLE_BYTES: &str = "rocksdb.live-sst-files-size";
+const BLOB_BYTES: &str = "rocksdb.total-blob-file-size";
+const BLOB_GARBAGE_BYTES: &str = "rocksdb.live-blob-file-garbage-size";
+/// Besides tables, a rewrite takes options files and a piece of the manifest.
+const REWRITE_SLACK: u64 = 1 << 20;
+/// Parts that room is given back in: what one takes meanwhile is about as much of the whole.
+const RECLAIM_PARTS: u16 = 16;
 /// Attempts at a view between two batches, before it waits for the writer.
 const VIEW_TRIES: usize = 16;
 
@@ -152,10 +160,25 @@ impl StateStore {
 
     /// Writes a batch as one. Fails without effect when the state moved on since [`StateStore::begin`].
     pub fn commit(&self, batch: ApplyBatch) -> Result<(), StoreError> {
+        self.commit_by(batch, |generation, writes| generation.write(writes))
+    }
+
+    /// As [`StateStore::commit`]; on a full disk it waits until a flush that failed for it was made up for.
+    pub fn commit_in(&self, room: &Room, batch: ApplyBatch) -> Result<(), StoreError> {
+        self.commit_by(batch, |generation, writes| {
+            room.retry(|| generation.write(WriteBatch::from_data(writes.data())))
+        })
+    }
+
+    fn commit_by(
+        &self,
+        batch: ApplyBatch,
+        write: impl FnOnce(&Generation, WriteBatch) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let _writer = self.lock();
         let current = self.0.published.load_full();
         let ready = batch.finish(&current)?;
-        current.generation.write(ready.writes)?;
+        write(&current.generation, ready.writes)?;
         self.0.published.store(Arc::new(Published {
             generation: Arc::clone(&current.generation),
             sequence: current.generation.db().latest_sequence_number(),
@@ -202,20 +225,50 @@ impl StateStore {
         View::new(&self.0.published.load())
     }
 
+    /// Bytes in memory alone, which the next flush writes to the disk.
+    pub fn unflushed_bytes(&self) -> u64 {
+        let current = self.0.published.load_full();
+        Family::ALL.into_iter().map(|family| current.generation.property(family, options::MEMTABLES_PROPERTY)).sum()
+    }
+
+    /// Gives the disk back what deleted and replaced records still hold of it, as far as the `spare` bytes allow that
+    /// rewriting takes meanwhile. What a checkpoint holds stays until that goes. Blocks.
+    pub fn reclaim(&self, spare: impl Fn() -> u64) -> Result<(), StoreError> {
+        let current = self.0.published.load_full();
+        let generation = &current.generation;
+        // First the tables alone, a part of the users at a time: only they tell which payloads nobody needs.
+        for family in [Family::Rec, Family::Chg] {
+            for part in 0..RECLAIM_PARTS {
+                let bytes = generation.property(family, LIVE_TABLE_BYTES) / u64::from(RECLAIM_PARTS);
+                if spare() < 2 * bytes + REWRITE_SLACK {
+                    return Ok(());
+                }
+                let bound = |part: u16| (part * (u16::MAX / RECLAIM_PARTS)).to_be_bytes();
+                let first = (part > 0).then(|| bound(part));
+                let last = (part + 1 < RECLAIM_PARTS).then(|| bound(part + 1));
+                let [first, last] = [&first, &last].map(|key| key.as_ref().map(|key| &key[..]));
+                generation.rewrite(family, first, last, 0.0)?;
+            }
+        }
+        // Then the payloads that share a file with those, the oldest first, as many as there is room for.
+        let bytes = generation.property(Family::Rec, BLOB_BYTES);
+        let garbage = generation.property(Family::Rec, BLOB_GARBAGE_BYTES);
+        let (live, spare) = (bytes.saturating_sub(garbage), spare() / 2);
+        if garbage < bytes / 8 || spare == 0 {
+            return Ok(());
+        }
+        let share = if live <= spare { 1.0 } else { spare as f64 / live as f64 };
+        generation.rewrite(Family::Rec, None, None, share)
+    }
+
     /// Figures for metrics.
     pub fn stats(&self) -> StateStats {
         let current = self.0.published.load_full();
-        let sum = |property: &str| {
-            let of = |family: Family| {
-                let handle = current.generation.family(family).ok()?;
-                current.generation.db().property_int_value_cf(handle, property).ok().flatten()
-            };
-            Family::ALL.into_iter().filter_map(of).sum()
-        };
+        let sum = |property: &str| Family::ALL.into_iter().map(|one| current.generation.property(one, property)).sum();
         StateStats {
             memtable_bytes: sum(options::MEMTABLES_PROPERTY),
             table_bytes: sum("rocksdb.total-sst-files-size"),
-            blob_bytes: sum("rocksdb.total-blob-file-size"),
+            blob_bytes: sum(BLOB_BYTES),
             compaction_pending_bytes: sum("rocksdb.estimate-pending-compaction-bytes"),
             applied_index: current.applied.index(),
             durable_index: self.durable_applied(),

@@ -52,8 +52,8 @@ pub enum Refusal {
     },
     /// Too much is waiting; try again after this long.
     Overloaded(Duration),
-    /// The service has no room for more data; deletes still work.
-    DiskFull,
+    /// Disks have no room for more data, deletes still work; or for nothing at all: the evidence says which.
+    DiskFull(String),
     /// The caller took a part of its answer too slowly.
     TooSlow,
     /// The stream watches as many users as one may.
@@ -146,10 +146,12 @@ impl Refusal {
             Self::Overloaded(after) => {
                 (Code::ResourceExhausted, "OVERLOADED", text("too much is waiting; nothing was proposed"), Some(*after))
             }
-            Self::DiskFull => (
+            Self::DiskFull(evidence) => (
                 Code::ResourceExhausted,
                 "DISK_FULL",
-                text("the disk is nearly full; nothing was proposed; deletes are still taken"),
+                format!(
+                    "nearly full: {evidence}; nothing was proposed; make room or grow the disk, it clears by itself"
+                ),
                 Some(Duration::from_secs(5)),
             ),
             Self::TooSlow => (
@@ -430,7 +432,7 @@ mod tests {
             (Refusal::OutcomeUnknown { deadline: true }, Code::DeadlineExceeded, "OUTCOME_UNKNOWN", Some(100)),
             (Refusal::OutcomeUnknown { deadline: false }, Code::Unavailable, "OUTCOME_UNKNOWN", Some(100)),
             (Refusal::Overloaded(Duration::from_millis(20)), Code::ResourceExhausted, "OVERLOADED", Some(20)),
-            (Refusal::DiskFull, Code::ResourceExhausted, "DISK_FULL", Some(5000)),
+            (Refusal::DiskFull("e".into()), Code::ResourceExhausted, "DISK_FULL", Some(5000)),
             (Refusal::Unsupported("undelete"), Code::Unimplemented, "UNSUPPORTED", None),
             (Refusal::NoSuchMethod, Code::Unimplemented, "UNSUPPORTED", None),
             (Refusal::NotFound("it".into()), Code::NotFound, "NOT_FOUND", None),

@@ -238,5 +238,6 @@ impl AdminService for Methods {
         drain_node v1::DrainNodeRequest, v1::DrainNodeResponse;
         create_backup v1::CreateBackupRequest, v1::CreateBackupResponse;
         get_admin_operation v1::GetAdminOperationRequest, v1::GetAdminOperationResponse;
+        compare_integrity v1::CompareIntegrityRequest, v1::CompareIntegrityResponse;
     }
 }

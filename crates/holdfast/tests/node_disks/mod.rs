@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use holdfast_client::Client;
+use holdfast_client::{Client, Error};
 use holdfast_model::id::GroupId;
 use holdfast_store::{DataDir, RawRow, StateLoader, StateStore, open_checkpoint};
 use holdfast_wire::v1;
@@ -33,6 +33,30 @@ impl Ledger {
             client.put(contact(USER, &id), "text/plain", payload.clone()).await.expect("the cluster takes writes");
             self.acknowledged.insert(id, payload);
         }
+    }
+
+    /// Writes one record and notes it if it is acknowledged; a full cluster may refuse it.
+    pub async fn try_write(&mut self, client: &Client, payload_bytes: usize) -> Result<(), Error> {
+        self.written += 1;
+        let (id, payload) = (format!("c{}", self.written), incompressible(self.written, payload_bytes));
+        client.put(contact(USER, &id), "text/plain", payload.clone()).await?;
+        self.acknowledged.insert(id, payload);
+        Ok(())
+    }
+
+    /// Deletes this many of the records that were acknowledged; the cluster must take that.
+    pub async fn delete(&mut self, client: &Client, count: usize) {
+        for _ in 0..count {
+            let Some((id, _)) = self.acknowledged.pop_first() else { return };
+            client.delete(contact(USER, &id)).await.expect("the cluster takes deletes");
+            let found = client.get(contact(USER, &id)).await.expect("readable");
+            assert!(found.is_some_and(|record| record.payload.is_empty()), "{id} is still there");
+        }
+    }
+
+    /// Records that are acknowledged and not deleted.
+    pub fn len(&self) -> usize {
+        self.acknowledged.len()
     }
 
     /// Writes every record again, with other bytes.

@@ -29,6 +29,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::clocks::Clocks;
 use crate::recoveries::Recoveries;
+use crate::rooms::Rooms;
 use crate::snapshot::SnapshotDir;
 use crate::transfers::Transfers;
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
@@ -97,6 +98,8 @@ pub struct Peers {
     pub clocks: Clocks,
     /// This node's state is damaged: it is not sent to anyone.
     pub withholds_state: AtomicBool,
+    /// Room on the disks of the group.
+    pub rooms: Rooms,
 }
 
 impl Peers {
@@ -110,6 +113,7 @@ impl Peers {
             recoveries: Recoveries::default(),
             clocks: Clocks::default(),
             withholds_state: AtomicBool::new(false),
+            rooms: Rooms::default(),
         }
     }
 
@@ -312,6 +316,7 @@ impl Network {
 fn stream_result(peers: &Peers, target: u64, response: pb::AppendResponse) -> StreamItem {
     let expected = peers.recoveries.heard(target, response.recovering);
     peers.clocks.heard(target, response.clock_ms);
+    peers.rooms.heard(target, response.disk);
     match response.result {
         Some(pb::append_response::Result::Conflict(_)) if !expected => {
             Err(broken("the peer lost a part of its log, and openraft does not expect that yet"))

@@ -4,13 +4,18 @@
 //! a wiped disk under a known id, or a node of another cluster at a reused address, must not take part.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
 use holdfast_wire::{log as wire_log, peer};
-use openraft::raft::{AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::EntryPayload;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest, VoteResponse,
+};
 use openraft::storage::{Snapshot, SnapshotMeta};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
@@ -75,8 +80,28 @@ impl Service {
     }
 }
 
-fn append_response(result: pb::append_response::Result, recovering: bool) -> pb::AppendResponse {
-    pb::AppendResponse { result: Some(result), recovering, clock_ms: wall_clock_ms() }
+fn append_response(result: pb::append_response::Result, replica: &Replica) -> pb::AppendResponse {
+    pb::AppendResponse {
+        result: Some(result),
+        recovering: replica.is_recovering(),
+        clock_ms: wall_clock_ms(),
+        disk: replica.peers().rooms.report(),
+    }
+}
+
+/// Whether there is room for what is to be appended. Heartbeats are always taken, and so are what opens a term and
+/// changes of members: small, few, and needed to come out of trouble.
+fn has_room(replica: &Replica, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+    let proposals = request.entries.iter().filter_map(|entry| match entry.payload() {
+        EntryPayload::Normal(proposal) => Some(proposal.0.len()),
+        EntryPayload::Blank | EntryPayload::Membership(_) => None,
+    });
+    let sizes: Vec<usize> = proposals.collect();
+    sizes.is_empty() || replica.peers().rooms.takes(sizes.iter().sum())
+}
+
+fn no_room() -> Status {
+    Status::resource_exhausted("the disk of this node is full; it takes entries again once there is room")
 }
 
 #[tonic::async_trait]
@@ -110,6 +135,8 @@ impl PeerService for Service {
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
         self.check(&request)?;
         let group = self.replica.group_id().0;
+        let (judge, full) = (self.replica.clone(), Arc::new(AtomicBool::new(false)));
+        let refused = full.clone();
         // A bad item ends the input: skipping it would leave a hole that answers no longer line up with.
         let input = request.into_inner().scan((), move |(), item| {
             let item = item.ok().filter(|item| item.group_id == group);
@@ -117,6 +144,11 @@ impl PeerService for Service {
                 append_from(item)
                     .inspect_err(|error| tracing::warn!(event = "peer.bad_append", %error, "append stream ended"))
                     .ok()
+            });
+            let read = read.filter(|request| {
+                let taken = has_room(&judge, request);
+                refused.store(!taken, Ordering::Release);
+                taken
             });
             std::future::ready(read)
         });
@@ -127,9 +159,11 @@ impl PeerService for Service {
                 Err(StreamAppendError::Conflict(id)) => pb::append_response::Result::Conflict(log_id_to(&id)),
                 Err(StreamAppendError::HigherVote(vote)) => pb::append_response::Result::HigherVote(vote_to(&vote)),
             };
-            Ok(append_response(result, replica.is_recovering()))
+            Ok(append_response(result, &replica))
         });
-        Ok(Response::new(Box::pin(output)))
+        // An error, so that the leader tries again later and not at once.
+        let end = futures::stream::once(async move { full.load(Ordering::Acquire).then(|| Err(no_room())) });
+        Ok(Response::new(Box::pin(output.chain(end.filter_map(std::future::ready)))))
     }
 
     async fn append(&self, request: Request<pb::AppendRequest>) -> Result<Response<pb::AppendResponse>, Status> {
@@ -137,6 +171,9 @@ impl PeerService for Service {
         let message = request.into_inner();
         self.check_group(message.group_id)?;
         let request = append_from(message).map_err(bad)?;
+        if !has_room(&self.replica, &request) {
+            return Err(no_room());
+        }
         let term = request.vote.leader_id.term;
         let prev = request.prev_log_id;
         let last = request.entries.last().map(openraft::entry::RaftEntry::log_id).or(prev);
@@ -156,7 +193,7 @@ impl PeerService for Service {
             }
             AppendEntriesResponse::HigherVote(vote) => pb::append_response::Result::HigherVote(vote_to(&vote)),
         };
-        Ok(Response::new(append_response(result, self.replica.is_recovering())))
+        Ok(Response::new(append_response(result, &self.replica)))
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
@@ -204,9 +241,14 @@ impl PeerService for Service {
         self.check(&request)?;
         let offer = request.into_inner();
         self.check_group(offer.group_id)?;
-        let incoming = self.replica.incoming();
+        let (incoming, files) = (self.replica.incoming(), offer.files.clone());
         let needed =
-            tokio::task::spawn_blocking(move || incoming.prepare(&offer.files)).await.map_err(fatal)?.map_err(fatal)?;
+            tokio::task::spawn_blocking(move || incoming.prepare(&files)).await.map_err(fatal)?.map_err(fatal)?;
+        let bytes = offer.files.iter().filter(|file| needed.contains(&file.name)).map(|file| file.length).sum::<u64>();
+        let disk = self.replica.disk();
+        if disk.headroom > 0 && disk.left < disk.floor + bytes {
+            return Err(no_room());
+        }
         Ok(Response::new(pb::SnapshotOfferReply { needed }))
     }
 
@@ -281,6 +323,7 @@ impl PeerService for Service {
                     Err(ProposeError::Overloaded(overloaded)) => {
                         Answer::OverloadedRetryMs(overloaded.retry_after.as_millis() as u32)
                     }
+                    Err(ProposeError::DiskFull(evidence)) => Answer::DiskFull(evidence),
                     Err(ProposeError::Unknown { .. }) => Answer::Unknown(pb::Empty {}),
                 }
             }
@@ -336,7 +379,7 @@ impl PeerService for Service {
         }
         let (state, snapshots) = (self.replica.state().clone(), self.replica.snapshots_dir());
         let taken = tokio::task::spawn_blocking(move || {
-            let dir = SnapshotDir::checkpoint(&state, &snapshots)?;
+            let dir = SnapshotDir::checkpoint(&state, &snapshots).map_err(std::io::Error::other)?;
             let files = dir.files()?.to_vec();
             std::io::Result::Ok((dir, files))
         });

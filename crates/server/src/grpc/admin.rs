@@ -151,6 +151,7 @@ impl Admin {
                     self.set_policy(deadline).await;
                 }
                 Err(ProposeError::Overloaded(error)) => return Err(Refusal::Overloaded(error.retry_after)),
+                Err(ProposeError::DiskFull(evidence)) => return Err(Refusal::DiskFull(evidence)),
                 Err(ProposeError::NoLeader | ProposeError::Unknown { .. }) => sleep(Duration::from_millis(50)).await,
             }
         }

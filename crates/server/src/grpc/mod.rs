@@ -122,6 +122,7 @@ pub fn unproposed(error: ProposeError) -> Refusal {
     match error {
         ProposeError::NoLeader => Refusal::NoLeader,
         ProposeError::Overloaded(Overloaded { retry_after }) => Refusal::Overloaded(retry_after),
+        ProposeError::DiskFull(evidence) => Refusal::DiskFull(evidence),
         ProposeError::Unknown { deadline } => Refusal::OutcomeUnknown { deadline },
     }
 }
@@ -185,7 +186,11 @@ impl Shared {
         admitted: Admitted,
         deadline: Instant,
     ) -> Result<Applied, Refusal> {
-        let applied = self.replica.propose(command, admitted, deadline).await.map_err(unproposed)?;
+        let proposed = self.replica.propose(command, admitted, deadline).await;
+        if matches!(proposed, Err(ProposeError::DiskFull(_))) {
+            self.metrics.rejected("disk_full");
+        }
+        let applied = proposed.map_err(unproposed)?;
         self.answered.fetch_max(applied.index, Ordering::AcqRel);
         Ok(applied)
     }

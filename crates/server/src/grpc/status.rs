@@ -2,12 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use holdfast_replica::Member;
+use holdfast_replica::{DiskLevel, Member};
+use holdfast_store::Space;
 use holdfast_survey::CheckId;
 use holdfast_wire::reply;
 use holdfast_wire::v1;
 
-use crate::disk::Space;
+use crate::disk::is_low;
 use crate::grpc::Shared;
 
 impl Shared {
@@ -115,13 +116,21 @@ impl Shared {
             });
         };
         if let Ok(space) = Space::of(&self.config.data_dir)
-            && space.is_low()
+            && is_low(space, self.replica.disk())
         {
+            let disk = self.replica.disk();
+            let refused = match disk.level {
+                DiskLevel::Ample => String::new(),
+                DiskLevel::Low | DiskLevel::Full => format!(
+                    "; with less than {} MiB, what is held back included, a quorum takes no writes",
+                    disk.headroom >> 20
+                ),
+            };
             check(
                 CheckId::DiskLow.as_str(),
                 v1::HealthSeverity::Warning,
-                format!("{} MiB are left on the disk of {}", space.free >> 20, self.config.data_dir.display()),
-                "make room or grow the disk; a node whose disk is full ends, and rejoins once there is room",
+                format!("{} MiB are left on the disk of {}{refused}", space.free >> 20, self.config.data_dir.display()),
+                "make room or grow the disk: writes are refused before it is full, and taken again once there is room",
             );
         }
         if self.replica.is_removed() {

@@ -7,10 +7,11 @@
 //! that a node which lost entries stays recovering through any number of restarts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::BufMut;
 use holdfast_model::id::GroupId;
-use rocksdb::{ColumnFamily, DB, ReadOptions, WriteBatch};
+use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch};
 
 use crate::error::{HINT_LOG, StoreError};
 use crate::files;
@@ -19,7 +20,8 @@ use crate::log::frame;
 use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
 use crate::marker::DataDir;
-use crate::options;
+use crate::options::{self, Sizes};
+use crate::room::Room;
 
 const LOG: &str = "log";
 const META: &str = "meta";
@@ -31,6 +33,7 @@ const PURGED: u8 = 3;
 pub(crate) struct LogDb {
     db: DB,
     path: PathBuf,
+    room: Option<Arc<Room>>,
 }
 
 /// A log ready for use.
@@ -55,7 +58,7 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
     let (mut floor_file, found) = FloorFile::open(floor_dir, &data.identity(), group)?;
     let mut report = LogReport::default();
     let mut reasons = Vec::new();
-    let (db, walked) = open_or_quarantine(data, group, found, &mut report, &mut reasons)?;
+    let (db, walked) = open_or_quarantine(data, group, options, found, &mut report, &mut reasons)?;
 
     if let Some((index, seen, reason)) = &walked.broken {
         reasons.push(format!("entry {index} {reason}; it and all after it were cut off"));
@@ -102,17 +105,19 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
 fn open_or_quarantine(
     data: &DataDir,
     group: GroupId,
+    options: &LogOptions,
     found: Found,
     report: &mut LogReport,
     reasons: &mut Vec<String>,
 ) -> Result<(LogDb, Walked), StoreError> {
     let path = data.path().join("raft");
     let walk = |db: LogDb| db.walk(group).map(|walked| (db, walked));
-    match LogDb::open(&path).and_then(walk) {
+    let open = || LogDb::open(&path, options.room.clone()).and_then(walk);
+    match open() {
         Err(StoreError::Corrupt { reason, .. }) if found == Found::Floor => {
             reasons.push(format!("the log database is damaged and was set aside: {reason}"));
             report.quarantined = Some(set_aside(data)?);
-            LogDb::open(&path).and_then(walk)
+            open()
         }
         other => other,
     }
@@ -127,10 +132,12 @@ pub(crate) fn set_aside(data: &DataDir) -> Result<PathBuf, StoreError> {
 }
 
 impl LogDb {
-    fn open(path: &Path) -> Result<Self, StoreError> {
-        let db = DB::open_cf_descriptors(&options::log_db(), path, options::log_families(&[LOG, META, "default"]))
+    fn open(path: &Path, room: Option<Arc<Room>>) -> Result<Self, StoreError> {
+        let sizes = Sizes::at(&files::parent(path));
+        let families = options::log_families(&[LOG, META, "default"], sizes);
+        let db = DB::open_cf_descriptors(&options::log_db(sizes), path, families)
             .map_err(StoreError::rocks("open", path))?;
-        Ok(Self { db, path: path.to_owned() })
+        Ok(Self { db, path: path.to_owned(), room })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -145,8 +152,35 @@ impl LogDb {
     }
 
     /// Hands a batch to the operating system's care with the next [`LogDb::sync`], not before.
+    ///
+    /// What RocksDB cannot write to its WAL for want of room it never goes on from, so nothing is handed to it before
+    /// there is some. A flush of its own that finds none it makes up for later, and refuses writes until then.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        self.db.write(batch).map_err(StoreError::rocks("write", &self.path))
+        let Some(room) = &self.room else {
+            return self.db.write(batch).map_err(StoreError::rocks("write", &self.path));
+        };
+        room.wait_for(batch.size_in_bytes());
+        room.retry(|| {
+            let again = WriteBatch::from_data(batch.data());
+            self.db.write(again).map_err(StoreError::rocks("write", &self.path))
+        })
+    }
+
+    /// Gives the room of entries up to `purged` back: their WALs and tables. Takes the room of one write buffer meanwhile.
+    pub(crate) fn reclaim(&self, group: GroupId, purged: u64) -> Result<(), StoreError> {
+        let mut families = Vec::new();
+        // A WAL goes with the last family that has something in it.
+        for name in [LOG, META, "default"] {
+            families.push(self.family(name)?);
+        }
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks("flush", &self.path))?;
+        let (first, last) = (entry_key(group, 0), entry_key(group, purged));
+        let log = self.family(LOG)?;
+        self.db.delete_file_in_range_cf(log, first, last).map_err(StoreError::rocks("tidy", &self.path))?;
+        self.db.compact_range_cf(log, Some(first), Some(last));
+        Ok(())
     }
 
     /// One `write` and one `fdatasync` for all that was written before.

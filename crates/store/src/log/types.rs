@@ -3,8 +3,11 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
+
+use crate::room::Room;
 
 /// Identity of an entry. Ordered as Raft orders logs: term, node, index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +52,8 @@ pub struct LogOptions {
     pub floor_dir: Option<PathBuf>,
     /// Bound of recent entries in memory.
     pub cache_bytes_max: usize,
+    /// Room to wait for before anything is written; `None` = what the disk refuses is an error at once.
+    pub room: Option<Arc<Room>>,
     /// What to do when an fsync fails.
     pub on_fatal: OnFatal,
 }
@@ -58,6 +63,7 @@ impl Default for LogOptions {
         Self {
             floor_dir: None,
             cache_bytes_max: 64 << 20,
+            room: None,
             on_fatal: Box::new(|reason| {
                 eprintln!("holdfast: the log cannot go on: {reason}");
                 std::process::abort();
