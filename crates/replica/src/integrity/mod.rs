@@ -266,7 +266,8 @@ impl Watcher {
             return;
         }
         if !integrity.is_fenced() {
-            if sound_voters(replica).await.is_empty() {
+            // The fence falls a moment before the damage is forgotten.
+            if is_running(&self.repairing) || sound_voters(replica).await.is_empty() || !integrity.is_damaged() {
                 return;
             }
             fence(replica).await;
