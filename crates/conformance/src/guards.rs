@@ -116,7 +116,8 @@ pub async fn c06_absent_passes_on_a_tombstone(case: &Case) -> Outcome {
 
 /// 10: A failed guard leaves no trace: nothing of the batch, no version, no usage, no remembered request id.
 ///
-/// Break: `judge` (model/src/transition/write_batch.rs) commits before it judges guards, or remembers a rejection.
+/// Break: `judge` (model/src/transition/write_batch.rs) commits and then answers `Ok(Ok(Outcome::Rejected(rejection)))`:
+/// as an `Err` the draft would be thrown away.
 pub async fn c10_a_failed_guard_leaves_no_trace(case: &Case) -> Outcome {
     let user = case.user("one");
     let before = case.write(&user, vec![put("a", "mine"), put("b", "mine")]).await?;

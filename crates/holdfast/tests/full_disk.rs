@@ -234,9 +234,9 @@ async fn full_disks_refuse_writes_take_deletes_and_clear_by_themselves() {
     let leader = cluster.leader().await;
     let refused = "holdfast_admission_rejected_total{reason=\"disk_full\"}";
     let mut counted = 0.0;
-    for place in 0..3 {
+    for (place, pid) in pids.iter().enumerate() {
         counted += metric(&cluster, place, refused);
-        assert!(is_alive(pids[place]), "{}", said(&cluster, place));
+        assert!(is_alive(*pid), "{}", said(&cluster, place));
     }
     assert!(counted > 0.0, "nobody counted a refusal");
     assert!(metric(&cluster, leader, "holdfast_storage_refusing") > 0.0);

@@ -72,6 +72,10 @@ fn endpoints(cluster: &Cluster, places: &[usize]) -> String {
 async fn operator(args: &[&str], endpoints: &str) -> (i32, String) {
     let mut all: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     all.extend(["--endpoint".to_owned(), endpoints.to_owned()]);
+    if let ["node", "add" | "promote" | "replace" | "rm", ..] = args {
+        // A change that nobody carries on ends in its exit code, and not in a hung test.
+        all.extend(["--wait".to_owned(), "60".to_owned()]);
+    }
     let run = move || {
         let args: Vec<&str> = all.iter().map(String::as_str).collect();
         let (code, stdout, stderr) = holdfast(&args);

@@ -511,11 +511,14 @@ mod tests {
             ("offsite", "file:///a"),
             ("offsite.labels", "site=y, custody=vault"),
             ("offsite", "file:///b"),
+            ("offsite", "file:///c"),
+            ("offsite.labels", "site=z"),
             ("placement.keys", "array, site"),
         ];
         let config = load(&sets).expect("valid");
         assert_eq!((config.offsite[0].labels["site"].as_str(), config.offsite[0].labels.len()), ("y", 2));
         assert!(config.offsite[1].labels.is_empty());
+        assert_eq!((config.offsite[2].labels["site"].as_str(), config.offsite[2].labels.len()), ("z", 1));
         assert_eq!(config.placement_keys, ["array", "site"]);
         for wrong in [&[("offsite.labels", "site=y")][..], &[("offsite", "file:///a"), ("offsite.labels", "site")]] {
             assert!(load(wrong).expect_err("refused").to_string().contains("offsite.labels"));

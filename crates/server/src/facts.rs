@@ -222,13 +222,19 @@ mod tests {
     #[test]
     fn a_deposed_leader_is_not_believed() {
         let mut old = status(1);
-        old.groups[0].leader_contact_age = duration(60_000);
         old.groups[0].committed_index = 120;
         let mut new = status(2);
         new.groups[0] = v1::GroupStatus { term: 6, leader_id: 2, ..status(1).groups[0].clone() };
-        let statuses = [old, new];
-        let facts = Answers { statuses: &statuses, asked_all: true }.facts();
-        assert_eq!((facts.leader, facts.commit_index), (Some(2), Some(100)));
+        // Deposed a moment ago, it heard a quorum lately as well: the later term counts.
+        for age in [60_000, 500] {
+            old.groups[0].leader_contact_age = duration(age);
+            let statuses = [old.clone(), new.clone()];
+            let facts = Answers { statuses: &statuses, asked_all: true }.facts();
+            assert_eq!((facts.leader, facts.commit_index), (Some(2), Some(100)), "{age} ms");
+        }
+        old.groups[0].leader_contact_age = duration(60_000);
+        let facts = Answers { statuses: &[old], asked_all: true }.facts();
+        assert_eq!((facts.leader, facts.commit_index), (None, None), "nobody else answers");
         assert!(Answers { statuses: &[], asked_all: true }.facts().copies.is_empty());
     }
 

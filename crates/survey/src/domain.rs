@@ -85,6 +85,7 @@ mod tests {
         for text in ["array=san-07", "site=?", "x-cage=a=b"] {
             assert_eq!(text.parse::<Domain>().expect(text).to_string(), text);
         }
+        assert_eq!("site=?".parse::<Domain>().expect("those without it").value, None);
         assert_eq!(" array = a1 ".parse::<Domain>().expect("trimmed").to_string(), "array=a1");
         for text in ["", "array", "=a1", "array=", "="] {
             let error = text.parse::<Domain>().expect_err(text).to_string();

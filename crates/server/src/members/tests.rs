@@ -51,6 +51,8 @@ fn a_node_joins_as_a_learner_and_votes_once_it_has_caught_up() {
     assert_eq!(next(&adding(4), &joined, 1), voters(&[1, 2, 3, 4]));
     let stays = MemberChange { keep_learner: true, ..adding(4) };
     assert_eq!(next(&stays, &joined, 1), Step::Done);
+    joined.matched.insert(4, 0);
+    assert_eq!(next(&stays, &joined, 1), Step::Done, "who does not vote holds nothing up");
     assert_eq!(next(&adding(4), &status(&[&[1, 2, 3, 4]], &[1, 2, 3, 4]), 1), Step::Done);
 }
 
@@ -165,6 +167,8 @@ fn a_configured_key_keeps_majorities_apart() {
     // What was crowded before is no reason to refuse what makes it no worse.
     let crowded_before = facts(&[(1, "a1", "x"), (2, "a1", "x"), (3, "a3", "x")], Some("y"));
     assert_eq!(reason(&adding(4), false, &three, &crowded_before, &limits), None);
+    let moved = MemberChange { remove: Some(NodeId(3)), ..adding(4) };
+    assert_eq!(reason(&moved, false, &three, &crowded_before, &limits), None);
 }
 
 #[test]
