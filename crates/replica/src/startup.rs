@@ -9,7 +9,8 @@ use holdfast_model::state::Sys;
 use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, Room, StateStore, StoreError, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 
-use crate::handle::{Hooks, Options, StartError};
+use crate::handle::{Hooks, StartError};
+use crate::options::Options;
 
 /// The stores of a group, opened.
 pub(crate) struct Opened {

@@ -128,14 +128,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("raft.snapshot_entries", "checkpoint after so many applied entries (default 50000)"),
     ("raft.keep_entries", "applied entries kept in the log for followers (default 20000)"),
     ("raft.floor_dir", "directory of the floor file, on another device if possible"),
-    (
-        "storage.headroom_bytes",
-        "with less left on the disk, writes are refused (default 0: an eighth of it, 20 MiB to 1 GiB)",
-    ),
-    (
-        "storage.floor_bytes",
-        "with less left on the disk, no entry is taken (default 0: a quarter of the headroom, up to 64 MiB)",
-    ),
+    ("storage.headroom_bytes", "with less left, writes are refused (default 0: 1/8 of the disk, 20 MiB to 1 GiB)"),
+    ("storage.floor_bytes", "with less left, no entry is taken (default 0: 1/4 of the headroom, up to 64 MiB)"),
     ("offsite", "URL of an offsite destination, file:///…; may be repeated"),
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),

@@ -200,9 +200,11 @@ async fn meet(replica: &Replica, rows: bool) -> (u64, BTreeMap<u64, Answer>) {
     last
 }
 
-/// Tells every member that took part. A comparison of less than all rows tells bad news only: it does not end a doubt.
+/// Tells every member that took part. A comparison of less than all rows, or of less than a majority, tells bad news
+/// only: it does not end a doubt.
 pub async fn tell(replica: &Replica, comparison: &Comparison, rows: bool) {
-    let Verdict { diverged, doubt } = &comparison.verdict;
+    let Verdict { diverged, doubt, is_proved } = &comparison.verdict;
+    let rows = rows && *is_proved;
     if !rows && diverged.is_empty() && doubt.is_none() {
         return;
     }

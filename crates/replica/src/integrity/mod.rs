@@ -262,11 +262,11 @@ impl Watcher {
         if self.started.elapsed() >= FIRST_AFTER && replica.is_opened(&replica.sys()) {
             self.examine(replica, status.is_leader);
         }
-        if !integrity.is_damaged() {
+        if !integrity.is_damaged() && !integrity.is_fenced() {
             return;
         }
         if !integrity.is_fenced() {
-            // The fence falls a moment before the damage is forgotten.
+            // A repair that lifts the fence without a cure ends a moment later.
             if is_running(&self.repairing) || sound_voters(replica).await.is_empty() || !integrity.is_damaged() {
                 return;
             }
@@ -376,12 +376,14 @@ async fn sound_voters(replica: &Replica) -> BTreeSet<u64> {
         .collect()
 }
 
-/// All other voters answer, and none is better.
-async fn all_damaged(replica: &Replica) -> bool {
+/// A majority answers, this node included, and nobody of it is better.
+async fn nobody_is_sound(replica: &Replica) -> bool {
     let own = replica.node_id();
-    let damaged: BTreeSet<u64> =
-        ask_how(replica).await.into_iter().filter(|(_, damaged)| *damaged == Some(true)).map(|(id, _)| id).collect();
-    replica.status().voters.iter().filter(|id| **id != own).all(|id| damaged.contains(id))
+    let answers = ask_how(replica).await;
+    let damaged = |id: u64| id == own || answers.iter().any(|(other, damaged)| *other == id && *damaged == Some(true));
+    let sound = answers.iter().any(|(_, damaged)| *damaged == Some(false));
+    let voters = replica.status().voters;
+    !sound && voters.iter().filter(|id| damaged(**id)).count() * 2 > voters.len()
 }
 
 #[cfg(test)]

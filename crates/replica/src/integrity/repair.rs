@@ -8,12 +8,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use holdfast_store::{Applied, StoredEntry, apply_entry, open_checkpoint};
+use holdfast_store::{Applied, Room, StoredEntry, apply_entry, open_checkpoint};
 use holdfast_wire::internal::v1 as pb;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::handle::Replica;
-use crate::integrity::{all_damaged, ask_how, lock};
+use crate::integrity::{ask_how, lock, nobody_is_sound};
 use crate::snapshot::{Incoming, SnapshotDir};
 use crate::transport::service::write_chunk;
 use crate::types::{log_id_from, position_of};
@@ -25,6 +25,8 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 /// For openraft to hand over what the snapshot holds.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Tries in a row in which nobody who answered was sound, before the fence is lifted: a sound member may only be slow.
+const HOPELESS_TRIES: u32 = 10;
 /// Bytes of entries in one write batch.
 const REPLAY_BYTES: usize = 4 << 20;
 
@@ -42,6 +44,7 @@ async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
 /// Goes on until the state is sound again, or no member's is.
 pub(crate) async fn run(replica: &Replica) {
     set_aside(replica).await;
+    let mut hopeless = 0;
     loop {
         if replica.is_stopping() {
             return;
@@ -50,9 +53,10 @@ pub(crate) async fn run(replica: &Replica) {
             Ok(()) => return,
             Err(error) => tracing::warn!(event = "integrity.not_reinstalled", error, "trying again"),
         }
-        if all_damaged(replica).await {
+        hopeless = if nobody_is_sound(replica).await { hopeless + 1 } else { 0 };
+        if hopeless >= HOPELESS_TRIES {
             tracing::error!(event = "integrity.no_sound_peer", "no member's state is sound: the fence is lifted");
-            match resume(replica).await {
+            match resume(replica, false).await {
                 Ok(()) => return replica.update_elect(),
                 Err(error) => tracing::error!(event = "integrity.not_resumed", error, "this state cannot go on"),
             }
@@ -83,15 +87,7 @@ async fn repair(replica: &Replica) -> Result<(), String> {
     // A state that the leader sent whole is as good as one that was fetched, once it was read.
     let from_leader = std::mem::take(&mut lock(&integrity.known).replaced_by_leader);
     let from = if from_leader && is_sound(replica).await? { None } else { Some(fetch(replica).await?) };
-    resume(replica).await?;
-    let data = replica.data_dir();
-    blocking(move || data.set_diverged(None)).await?;
-    {
-        let mut known = lock(&integrity.known);
-        known.damage = None;
-        known.doubt = None;
-        known.reinstalls_total += 1;
-    }
+    resume(replica, true).await?;
     replica.update_elect();
     (replica.hooks().on_installed)();
     let index = replica.state().applied().index();
@@ -183,6 +179,13 @@ async fn install(replica: &Replica, dir: &SnapshotDir) -> Result<(), String> {
         sleep(Duration::from_millis(20)).await;
     }
     let _gate = integrity.gate.lock().await;
+    // What happened since the offer: an older state must not take the place of a newer one that nothing leads up to.
+    if lock(&integrity.known).replaced_by_leader {
+        return Err("the leader sent a whole state meanwhile".into());
+    }
+    if replica.log().purged().is_some_and(|purged| purged.index > index) {
+        return Err(format!("this node's log does not reach down to entry {index} any more"));
+    }
     integrity.exams.clear();
     let (state, path) = (replica.state().clone(), dir.path().to_owned());
     blocking(move || state.install(&path)).await?;
@@ -190,17 +193,18 @@ async fn install(replica: &Replica, dir: &SnapshotDir) -> Result<(), String> {
     Ok(())
 }
 
-/// Applies what was handed over meanwhile, and lets the fence fall when nothing is left.
-async fn resume(replica: &Replica) -> Result<(), String> {
+/// Applies what was handed over meanwhile, and lets the fence fall when nothing is left. `healed`: the state was replaced,
+/// so what was found of it is forgotten in the same moment: damage found later is new, and fences anew.
+async fn resume(replica: &Replica, healed: bool) -> Result<(), String> {
     let integrity = replica.integrity();
     loop {
         let _gate = integrity.gate.lock().await;
         let (from, to) = (replica.state().applied().index(), integrity.handed_over.load(Ordering::Acquire));
         if from < to {
-            let (log, state) = (replica.log().clone(), replica.state().clone());
+            let (log, state, room) = (replica.log().clone(), replica.state().clone(), replica.room().clone());
             blocking(move || {
                 let entries = log.read(from + 1, to + 1, REPLAY_BYTES)?;
-                replay(&state, &entries)
+                replay(&state, &room, &entries)
             })
             .await?;
         }
@@ -214,16 +218,29 @@ async fn resume(replica: &Replica) -> Result<(), String> {
             let (state, snapshots) = (replica.state().clone(), replica.snapshots_dir());
             let current = blocking(move || SnapshotDir::checkpoint(&state, &snapshots)).await?;
             *integrity.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
+            if healed {
+                // While the fence stands: a crash or a failure here repairs once more, and serves nothing.
+                let data = replica.data_dir();
+                blocking(move || data.set_diverged(None)).await?;
+                let mut known = lock(&integrity.known);
+                known.damage = None;
+                known.doubt = None;
+                known.reinstalls_total += 1;
+            }
             integrity.fenced.store(false, Ordering::Release);
             return Ok(());
         }
     }
 }
 
-fn replay(state: &holdfast_store::StateStore, entries: &[StoredEntry]) -> Result<(), holdfast_store::StoreError> {
+fn replay(
+    state: &holdfast_store::StateStore,
+    room: &Room,
+    entries: &[StoredEntry],
+) -> Result<(), holdfast_store::StoreError> {
     let mut batch = state.begin();
     for entry in entries {
         apply_entry(&mut batch, entry)?;
     }
-    state.commit(batch)
+    state.commit_in(room, batch)
 }

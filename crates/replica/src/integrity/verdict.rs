@@ -14,6 +14,8 @@ pub struct Verdict {
     pub diverged: BTreeMap<u64, String>,
     /// Why it is not known whose is.
     pub doubt: Option<String>,
+    /// A majority has one state with nothing wrong in it: only that ends a doubt.
+    pub is_proved: bool,
 }
 
 /// Names of the families, by tag.
@@ -58,6 +60,7 @@ pub fn judge(index: u64, configs: &[BTreeSet<u64>], found: &BTreeMap<u64, Findin
         !configs.is_empty() && configs.iter().all(held)
     };
     if let Some((right, ids)) = sides.iter().find(|(side, ids)| side.is_sound() && is_majority(ids)) {
+        verdict.is_proved = true;
         for (side, wrong) in sides.iter().filter(|(side, _)| !std::ptr::eq(*side, *right)) {
             for id in wrong {
                 let others = names(ids);
@@ -102,8 +105,8 @@ mod tests {
         let learner = judged(&[(1, findings(1, 0)), (2, findings(1, 0)), (7, findings(2, 0))]);
         assert_eq!(learner.diverged.keys().collect::<Vec<_>>(), [&7], "a learner is judged, and does not count");
         let same = judged(&[(1, findings(1, 0)), (2, findings(1, 0)), (3, findings(1, 0))]);
-        assert_eq!(same, Verdict::default());
-        assert_eq!(judged(&[(1, findings(1, 0))]), Verdict::default(), "nobody differs from anybody");
+        assert_eq!(same, Verdict { is_proved: true, ..Verdict::default() });
+        assert_eq!(judged(&[(1, findings(1, 0))]), Verdict::default(), "nobody differs from anybody, or agrees");
     }
 
     #[test]
