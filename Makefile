@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto lint-alerts fmt clean system system-test try-systemd
+.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -39,6 +39,7 @@ WATCH_ARGS ?=
 SYNC_ARGS ?=
 JEPSEN_ARGS ?=
 CONFORMANCE_ARGS ?=
+RUNBOOKS ?=
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +74,15 @@ conformance: build ## The promises to frontends, one by one, through transfers, 
 # Not part of `make test`: it needs root, and a kernel that lets root run a systemd in namespaces of its own.
 try-systemd: build ## Try the systemd unit with the real binary (root)
 	deploy/try-systemd.sh $(BIN)
+
+# Nor this: it needs root and Debian's docker.io and docker-compose, which it installs.
+try-compose: build ## Try the container image and the compose file with an engine of its own (root)
+	@deploy/install-deps.sh --compose
+	deploy/try-compose.sh $(BIN)
+
+# Nor this, for the same reasons as try-systemd.
+try-runbooks: build ## Run every command of the runbooks on machines made for it (root; RUNBOOKS="replace add")
+	deploy/runbooks/run.sh $(BIN) $(RUNBOOKS)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)

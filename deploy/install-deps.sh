@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs everything that building Holdfast needs from the system, and nothing twice.
 #
-#   deploy/install-deps.sh           what the build needs
-#   deploy/install-deps.sh --test    also what `make lint` and `make test` need, Python packages included
-#   deploy/install-deps.sh --check   install nothing; exit 1 and say what is missing (may stand with --test)
+#   deploy/install-deps.sh             what the build needs
+#   deploy/install-deps.sh --test      also what `make lint` and `make test` need, Python packages included
+#   deploy/install-deps.sh --compose   also a Docker engine, compose, and what else `make try-compose` needs
+#   deploy/install-deps.sh --check     install nothing; exit 1 and say what is missing (may stand with the others)
 #
 # Debian and Ubuntu only; elsewhere it lists what to install. Rust itself comes from rustup and is only checked.
 set -euo pipefail
@@ -15,17 +16,19 @@ venv=$HOME/.cache/holdfast/venv
 python_packages=$(dirname "${BASH_SOURCE[0]}")/../crates/holdfast/tests/python_client/requirements.txt
 
 with_test=
+with_compose=
 check_only=
 for arg in "$@"; do
     case "$arg" in
         --test) with_test=1 ;;
+        --compose) with_compose=1 ;;
         --check) check_only=1 ;;
         -h | --help)
-            sed -n '2,8s/^# \{0,1\}//p' "$0"
+            sed -n '2,9s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *)
-            echo "install-deps: unknown argument '$arg' (known: --test, --check, --help)" >&2
+            echo "install-deps: unknown argument '$arg' (known: --test, --compose, --check, --help)" >&2
             exit 2
             ;;
     esac
@@ -60,6 +63,15 @@ if [ -n "$with_test" ]; then
     has promtool || missing+=(prometheus)
     # `make lint` keeps buf in a virtual environment, and a test its client in Python.
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing+=(python3 python3-venv)
+fi
+if [ -n "$with_compose" ]; then
+    # The client alone may come from elsewhere; the engine is what is needed.
+    PATH="$PATH:/sbin:/usr/sbin" has dockerd && has docker || missing+=(docker.io)
+    docker compose version >/dev/null 2>&1 || has docker-compose || missing+=(docker-compose)
+    # Networks of containers, and what the trial asks them.
+    PATH="$PATH:/sbin:/usr/sbin" has iptables || missing+=(iptables)
+    PATH="$PATH:/sbin:/usr/sbin" has ip || missing+=(iproute2)
+    has curl || missing+=(curl)
 fi
 
 check_rust() {
@@ -159,7 +171,7 @@ install_python_packages() {
 status=0
 if [ ${#missing[@]} -gt 0 ]; then
     if [ -n "$check_only" ]; then
-        complain "missing: ${missing[*]}. Run deploy/install-deps.sh${with_test:+ --test}"
+        complain "missing: ${missing[*]}. Run deploy/install-deps.sh${with_test:+ --test}${with_compose:+ --compose}"
         status=1
     else
         install_missing || status=1

@@ -143,6 +143,21 @@ inside() {
     expect "20 records are written and read" has_records 20
     expect "backup now" holdfast backup now --wait 60
     expect "backup verify of the offsite folder" holdfast backup verify --from file:///var/lib/holdfast-offsite
+    expect "fourth block: the nightly snapshot, installed, enabled, and taken once" bash -euxc "$(block 4)"
+    is holdfast-backup Result success || bad "holdfast-backup: $(of holdfast-backup Result)"
+    is holdfast-backup User holdfast || bad "holdfast-backup is run as $(of holdfast-backup User)"
+    systemctl is-active --quiet holdfast-backup.timer || bad "the timer does not wait"
+    out=$(systemd-analyze verify /etc/systemd/system/holdfast-backup.{service,timer} 2>&1) || bad "systemd-analyze verify: $out"
+    [ -z "$(grep holdfast <<<"$out")" ] || bad "systemd-analyze verify: $out"
+    [ "$(holdfast backup ls --from file:///var/lib/holdfast-offsite | grep -cE '^  [0-9]+ ')" = 2 ] ||
+        bad "$(holdfast backup ls --from file:///var/lib/holdfast-offsite)"
+    good "the archive lists both snapshots, and systemd-analyze verify has nothing to say"
+    echo ENDPOINT=127.0.0.1:7972 >/etc/default/holdfast-backup
+    ! systemctl start holdfast-backup 2>/dev/null || bad "a snapshot that nobody took is called success"
+    is holdfast-backup ExecMainStatus 5 || bad "exit $(of holdfast-backup ExecMainStatus)"
+    rm /etc/default/holdfast-backup
+    systemctl reset-failed holdfast-backup
+    good "a snapshot that is not taken is a failed unit (exit 5)"
     [ -s /var/lib/holdfast/raft/CURRENT ] && [ -d /var/lib/holdfast/state ] || bad "data in /var/lib/holdfast"
     [ -s /var/lib/holdfast/floor-0 ] && [ -s /srv/floor-2/floor-0 ] && [ -s /srv/floor-3/floor-0 ] ||
         bad "floor files: $(ls /var/lib/holdfast /srv/floor-2 /srv/floor-3)"
@@ -175,7 +190,13 @@ inside() {
     left+=$(grep -ihE 'permission denied|not permitted|read-only file' /var/lib/holdfast*/raft/LOG /var/lib/holdfast*/state/*/*/LOG || true)
     [ -z "$left" ] || bad "something was refused: $left"
     good "nothing that the nodes or RocksDB tried was refused"
-    say "$(systemd-analyze security --no-pager holdfast.service | tail -n 1 | sed 's/^[^O]*//')"
+    for unit in holdfast holdfast-backup; do
+        # In tenths; 100 is the most exposed, and what a network service needs keeps it above zero.
+        systemd-analyze security --no-pager --threshold=15 $unit.service >/dev/null ||
+            bad "$unit is more exposed than 1.5: $(systemd-analyze security --no-pager $unit.service | grep -v '^.*✓')"
+        out=$(systemd-analyze security --no-pager $unit.service | tail -n 1 | grep -o '[0-9][0-9.]* [A-Z]*' | head -n 1)
+        good "systemd-analyze security of $unit: $out, at most 1.5"
+    done
 
     echo "Stopping"
     leader=$(holdfast cluster status -o json | sed -n 's/^  "leader_id": \([0-9]*\).*/\1/p')
@@ -280,84 +301,16 @@ inside() {
 # Outside: the machine that the trial runs in
 # ---------------------------------------------------------------------------------------------------------------------
 
-# As PID 1 of its namespaces: mounts what a machine has and becomes systemd.
-boot() {
-    local work=$1 root=$1/layers/root path
-    read -r path _ </proc/self/stat # By the outer /proc, so it is the outer process id.
-    echo "$path" >"$work/pid"
-    hostname try-systemd
-    mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
-    # What is set there belongs to the machine outside.
-    for path in sys sysrq-trigger; do
-        [ -e "$root/proc/$path" ] || continue
-        mount --bind "$root/proc/$path" "$root/proc/$path"
-        mount -o remount,bind,ro,nosuid,nodev,noexec "$root/proc/$path"
-    done
-    mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
-    mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 "$root/sys/fs/cgroup"
-    mount -t tmpfs -o nosuid,mode=755 tmpfs "$root/dev"
-    for path in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0; do
-        IFS=: read -r name major minor <<<"$path"
-        mknod -m 666 "$root/dev/$name" c "$major" "$minor"
-    done
-    ln -s /proc/self/fd "$root/dev/fd"
-    mkdir "$root/dev/shm" "$root/dev/pts"
-    mount -t tmpfs -o nosuid,nodev tmpfs "$root/dev/shm"
-    mount -t devpts -o newinstance,ptmxmode=666,mode=620 devpts "$root/dev/pts"
-    ln -s pts/ptmx "$root/dev/ptmx"
-    cd "$root"
-    mkdir -p "$root/mnt"
-    pivot_root . mnt
-    umount -l /mnt
-    # A container as systemd knows it: it leaves clock, modules and hardware alone.
-    exec env -i container=try PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        setpriv --bounding-set -sys_module,-sys_time,-sys_rawio,-syslog \
-        "$systemd" --system --unit=basic.target --show-status=no --log-target=journal </dev/null >/dev/null 2>&1
-}
-
-# Layers over what is here, so that nothing written gets through; in a mount namespace of its own.
-prepare() {
-    local root=$1/layers/root path n=0
-    mkdir "$1/layers" "$1/data"
-    mount -t tmpfs -o mode=755 tmpfs "$1/layers" || return
-    mkdir "$root"
-    for path in / /usr /usr/local /etc /var /var/lib /srv; do
-        [ "$path" = / ] || mountpoint -q "$path" || continue
-        n=$((n + 1))
-        mkdir "$1/layers/up$n" "$1/layers/work$n"
-        mount -t overlay overlay -o "lowerdir=$path,upperdir=$1/layers/up$n,workdir=$1/layers/work$n" "$root$path" || return
-    done
-    mkdir -p "$root"/{proc,sys,dev,run,tmp,srv,var/log,etc/systemd/system,usr/local/bin,try/target/release}
-    # Nothing that this machine has configured or logged.
-    for path in run tmp srv var/log etc/systemd/system; do mount -t tmpfs -o mode=755 tmpfs "$root/$path"; done
-    chmod 1777 "$root/tmp"
-    mkdir "$root/tmp/generators"
-    mount --bind "$root/tmp/generators" "$root$(dirname "$systemd")/system-generators"
-    : >"$root/etc/fstab"
-    tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
-    rm -rf "$root"/etc/holdfast "$root"/etc/default/holdfast* "$root"/etc/sysusers.d "$root"/var/lib/holdfast*
-    sed -i '/^holdfast:/d' "$root"/etc/{passwd,group,shadow,gshadow} 2>/dev/null || true
-    # The first node's data is a mount of its own, on a disk and not in memory.
-    mkdir "$root/var/lib/holdfast"
-    mount --bind "$1/data" "$root/var/lib/holdfast"
-    cp -a "$deploy" "$root/try/deploy"
-    cp "$binary" "$root/try/target/release/holdfast"
-}
-
 clean_up() {
     local status=$?
     trap - EXIT INT TERM HUP
     # PID 1 of the namespaces takes all processes in it along, and they their mounts.
-    if [ -n "${machine:-}" ]; then
-        kill -KILL "$machine" 2>/dev/null || true
-        wait "$machine" 2>/dev/null || true
+    if [ -n "${machine_pid:-}" ]; then
+        kill -KILL "$machine_pid" 2>/dev/null || true
+        wait "$machine_pid" 2>/dev/null || true
     fi
     umount -R "$work/layers" 2>/dev/null || true
-    for _ in {1..50}; do
-        [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
-        [ -d "$group" ] || break
-        sleep 0.1
-    done
+    machine_remove_groups "$group" || true
     umount "$work/cgroup" 2>/dev/null || true
     rm -rf --one-file-system "$work"
     [ ! -d "$group" ] || { say "left behind: $group"; status=1; }
@@ -367,15 +320,11 @@ clean_up() {
 }
 
 main() {
-    for path in /lib/systemd/systemd /usr/lib/systemd/systemd; do [ ! -x $path ] || systemd=$path; done
-    [ -n "${systemd:-}" ] || skip "systemd is not installed"
-    [ "$(id -u)" = 0 ] || skip "this needs root"
-    for tool in unshare nsenter setpriv pivot_root systemd-sysusers journalctl curl; do
-        command -v $tool >/dev/null || skip "no $tool found"
-    done
+    local reason
+    reason=$(machine_needs) || skip "$reason"
+    machine_needs
     if [ -z "${TRY_SYSTEMD_MOUNTS:-}" ]; then
         # What is mounted from here on ends with this process, however it ends.
-        unshare --mount --propagation private true 2>/dev/null || skip "no mount namespace can be made"
         TRY_SYSTEMD_MOUNTS=1 exec unshare --mount --propagation private bash "$self" "$binary"
     fi
     work=$(mktemp -d "${TMPDIR:-/var/tmp}/try-systemd.XXXXXX")
@@ -383,38 +332,13 @@ main() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    mkdir "$work/cgroup"
-    mount -t cgroup2 cgroup2 "$work/cgroup" 2>/dev/null && mkdir "$group" 2>/dev/null || skip "no control group can be made"
-    prepare "$work" || skip "no overlay of the file system can be mounted"
+    { machine_groups "$work" && mkdir "$group" 2>/dev/null; } || skip "no control group can be made"
+    machine_prepare "$work" "$deploy" "$binary" /try || skip "no overlay of the file system can be mounted"
 
     say "$("$systemd" --version | head -n 1), $(sha256sum "$binary" | cut -c 1-12) $binary"
-    export systemd
-    (
-        echo "$BASHPID" >"$group/cgroup.procs"
-        exec setpriv --pdeathsig KILL unshare --kill-child=KILL --fork --pid --mount --cgroup --ipc --uts --net \
-            bash "$self" --boot "$work"
-    ) >"$work/boot" 2>&1 &
-    machine=$!
-    local state='' enter=()
-    for _ in {1..300}; do
-        kill -0 "$machine" 2>/dev/null || break
-        if [ -s "$work/pid" ]; then
-            enter=(nsenter --target "$(cat "$work/pid")" --mount --pid --cgroup --ipc --uts --net --root --wd)
-            state=$("${enter[@]}" systemctl is-system-running 2>/dev/null || true)
-            case "$state" in running | degraded) break ;; esac
-        fi
-        sleep 0.1
-    done
-    case "$state" in
-        running | degraded) ;;
-        *)
-            sed 's/^/    /' "$work/boot"
-            skip "systemd does not come up in namespaces here${state:+ (it is $state)}"
-            ;;
-    esac
-    say "systemd is up as PID 1 of its own namespaces ($state)"
-    "${enter[@]}" env -i HOME=/ LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        timeout 400 bash /try/deploy/try-systemd.sh --inside &
+    machine_start "$work" "$group" try-systemd || skip "no machine can be run here"
+    say "systemd is up as PID 1 of its own namespaces ($machine_state)"
+    "${machine_enter[@]}" timeout 400 bash /try/deploy/try-systemd.sh --inside &
     # In the background, so that a signal to this script is answered at once.
     local status=0
     wait $! || status=$?
@@ -424,7 +348,6 @@ main() {
 
 case "${1:-}" in
     --inside) inside ;;
-    --boot) boot "$2" ;;
     '' | -*)
         sed -n '2,9s/^# \{0,1\}//p' "$0"
         exit 2
@@ -434,6 +357,7 @@ case "${1:-}" in
         self=$(realpath "$0")
         binary=$(realpath "$1")
         deploy=$(dirname "$self")
+        . "$deploy/machine.sh"
         main
         ;;
 esac

@@ -1,0 +1,342 @@
+#!/usr/bin/env bash
+# Tries the runbooks in this folder: runs every command that stands in them, as written, on machines that are made for
+# it, each a systemd in namespaces of its own with disks of its own and an address in a network that only they have.
+#
+#   deploy/runbooks/run.sh target/release/holdfast [RUNBOOK...]      all of them, or some: bootstrap, replace, ...
+#
+# Each runbook gets machines of its own, on which bootstrap.md was followed, twenty records, and the disaster that it is
+# for (before_* below); afterwards the records must be there, and what the runbook promises must hold (after_*).
+# VERBOSE=1 shows what the commands say.
+#
+# In a runbook
+#   ```sh               is run on node1; `sh node2 node3` names other machines, one after the other
+#   ```sh ... exit=3    ends with this code, else with 0; the block runs under `set -eu`, for at most three minutes
+#   ```sh env           is said before each later block, on every machine
+#   ```text             after a block: each line stands in its output; … is anything, blanks are as good as one
+#   <!-- machines: node4 -->   more machines than node1, node2 and node3
+#
+# Needs what deploy/try-systemd.sh needs, and `ip`; else it says "SKIPPED: ..." and exits 0 (under CI or with
+# REQUIRE_RUNBOOKS=1: 1). Exit 1: a command does not do what the runbook says. Takes about half a minute for each.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+say() { echo "try-runbooks: $*"; }
+
+skip() {
+    say "SKIPPED: $*"
+    [ -z "${CI:-}${REQUIRE_RUNBOOKS:-}" ] || exit 1
+    exit 0
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Machines
+# ---------------------------------------------------------------------------------------------------------------------
+
+declare -A enter pids
+loads=()
+
+# on NODE COMMAND...: runs it there.
+on() { ${enter[$1]} "${@:2}"; }
+
+bad() {
+    local node
+    echo "  FAILED: $*"
+    for node in "${!enter[@]}"; do
+        on "$node" journalctl --no-pager -q -o cat -n 8 -u holdfast 2>/dev/null | cut -c 1-300 | sed "s/^/    $node: /" || true
+    done
+    exit 1
+}
+
+add_machine() {
+    local node=$1 place=$site/$1 number=${1#node}
+    local root=$place/layers/root
+    mkdir "$place"
+    mkdir "$group/$node"
+    machine_prepare "$place" "$deploy" "$binary" /usr/local/src/holdfast || skip "no overlay of the file system can be mounted"
+    cp "$site/hosts" "$root"/etc/hosts
+    # A share of another site's file server, as far as the machine can tell.
+    mkdir "$root"/mnt/vault
+    mount --bind "$site/vault" "$root"/mnt/vault
+    machine_start "$place" "$group/$node" "$node" || skip "no machine can be run here"
+    enter[$node]=${machine_enter[*]}
+    pids[$node]=$machine_pid
+    ip link add "$node" type veth peer name eth0 netns "$(cat "$place/pid")"
+    ip link set "$node" master lan up
+    on "$node" ip addr add "10.74.0.$number/24" dev eth0
+    on "$node" ip link set eth0 up
+    on "$node" ip link set lo up
+}
+
+end_machines() {
+    local node
+    for node in "${!pids[@]}"; do
+        kill -KILL "${pids[$node]}" 2>/dev/null || true
+        wait "${pids[$node]}" 2>/dev/null || true
+        umount -R "$site/$node/layers" 2>/dev/null || true
+        ip link del "$node" 2>/dev/null || true
+    done
+    enter=() pids=()
+    [ -z "${group:-}" ] || machine_remove_groups "$group" || true
+    [ -z "${site:-}" ] || rm -rf --one-file-system "$site"
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runbooks
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Splits a runbook into $site/steps/N.head (the words behind ```), N.body, N.line; the text block that follows a step
+# becomes N.told.
+split() {
+    rm -rf "$site/steps"
+    mkdir "$site/steps"
+    awk -v to="$site/steps/" '
+        !on && /^ *```(sh|text)( |$)/ {
+            on = 1
+            match($0, /^ */)
+            indent = RLENGTH
+            sub(/^ *```/, "")
+            file = ""
+            if ($1 == "sh") { n++; $1 = ""; print > (to n ".head"); print NR > (to n ".line"); file = to n ".body"; told = n }
+            else if (told) { file = to told ".told"; told = 0 }
+            next
+        }
+        !on && /^ *```/ { on = 1; file = ""; next }
+        on && /^ *```$/ { on = 0; next }
+        on && file != "" { print substr($0, indent + 1) > file }
+        !on && /^[0-9]+\. |^#/ { told = 0 }
+    ' "$1"
+}
+
+# One step on one machine.
+step() {
+    local book=$1 n=$2 node=$3 want=$4 code=0 line told squeezed pattern
+    [ -n "${enter[$node]:-}" ] || bad "$book:$(cat "$site/steps/$n.line"): there is no machine $node"
+    { echo "set -eu"; cat "$site/env" "$site/steps/$n.body"; } >"$site/script"
+    # Not into a pipe: what a step leaves running would hold it open.
+    timeout 180 ${enter[$node]} bash -s <"$site/script" >"$site/out" 2>&1 || code=$?
+    if [ "$code" != "$want" ]; then
+        sed 's/^/    > /' "$site/steps/$n.body"
+        tail -n 20 "$site/out" | sed 's/^/    /'
+        bad "$book:$(cat "$site/steps/$n.line") on $node: exit $code, not $want$([ "$code" != 124 ] || echo " (not done after 180 s)")"
+    fi
+    [ -z "${VERBOSE:-}" ] || sed "s/^/    $node: /" "$site/out"
+    [ -e "$site/steps/$n.told" ] || return 0
+    while read -r line; do
+        [ -n "$line" ] || continue
+        pattern=$(tr -s ' \t' ' ' <<<"$line" | sed -e 's/[][*?\\]/\\&/g' -e 's/…/*/g')
+        told=
+        while read -r squeezed; do
+            # shellcheck disable=SC2053 # It is a pattern.
+            [[ $squeezed == $pattern ]] && { told=1; break; }
+        done < <(tr -s ' \t' ' ' <"$site/out")
+        [ -n "$told" ] || { sed 's/^/    /' "$site/out"; bad "$book:$(cat "$site/steps/$n.line") on $node does not say: $line"; }
+    done <"$site/steps/$n.told"
+}
+
+# All steps of a runbook; QUIET says nothing of those that are fine.
+follow() {
+    local book=$1 quiet=${2:-} n head word nodes want shown
+    split "$here/$book.md"
+    : >"$site/env"
+    for ((n = 1; ; n++)); do
+        [ -e "$site/steps/$n.head" ] || break
+        nodes=() want=0
+        for word in $(cat "$site/steps/$n.head"); do
+            case "$word" in
+                env) cat "$site/steps/$n.body" >>"$site/env"; continue 2 ;;
+                exit=*) want=${word#exit=} ;;
+                *) nodes+=("$word") ;;
+            esac
+        done
+        [ ${#nodes[@]} -gt 0 ] || nodes=(node1)
+        for word in "${nodes[@]}"; do
+            step "$book.md" "$n" "$word" "$want"
+            steps=$((steps + 1))
+        done
+        shown=$(head -n 1 "$site/steps/$n.body" | cut -c 1-80)
+        [ "$(wc -l <"$site/steps/$n.body")" -le 1 ] || shown+=" …"
+        [ -n "$quiet" ] || echo "  ok $book.md:$(cat "$site/steps/$n.line") on ${nodes[*]}: $shown"
+    done
+    [ "$n" -gt 1 ] || bad "$book.md has no command"
+}
+
+holdfast() { "$binary" "$@"; }
+clients=node1:7470,node2:7470,node3:7470
+
+# seed COUNT: records r1, r2, … of user ann.
+seed() {
+    local n
+    for ((n = 1; n <= $1; n++)); do
+        echo "payload $n" | holdfast record put --endpoint $clients --user ann --collection x-try --id "r$n" --file - >/dev/null ||
+            bad "writing record $n"
+    done
+}
+
+# All of them are read from ENDPOINTS.
+records_there() {
+    local n
+    for n in {1..20}; do
+        [ "$(holdfast record get --endpoint "$1" --user ann --collection x-try --id "r$n" 2>&1)" = "payload $n" ] ||
+            bad "record r$n is gone: $(holdfast record get --endpoint "$1" --user ann --collection x-try --id "r$n" 2>&1)"
+    done
+}
+
+# As after a shelf of disks died: nothing is left, and systemd tries to start what cannot run.
+lose_disk() {
+    on "$1" systemctl kill --kill-whom=main --signal=KILL holdfast
+    on "$1" find /var/lib/holdfast -mindepth 1 -delete
+    # It may have started again before the files were gone.
+    on "$1" systemctl kill --kill-whom=main --signal=KILL holdfast 2>/dev/null || true
+    on "$1" find /var/lib/holdfast -mindepth 1 -delete
+}
+
+# Clients that write all the time, through all nodes, as a frontend does: its library tries again by itself. They end with
+# this process, however it ends, and after 5000 calls at the latest.
+start_load() {
+    local w
+    export site binary clients
+    for w in 1 2 3; do
+        setpriv --pdeathsig KILL bash -c '
+            for ((n = 1; n <= 5000; n++)); do
+                [ ! -e "$site/load-ends" ] || exit 0
+                if echo "$1 $n" | setpriv --pdeathsig KILL "$binary" record put --endpoint $clients --user "load-$1" \
+                    --collection x-try --id "l$n" --file - >/dev/null 2>>"$site/load-errors-$1"; then
+                    echo "l$n" >>"$site/load-ok-$1"
+                else
+                    echo "l$n" >>"$site/load-failed"
+                fi
+            done' load "$w" &
+        loads+=($!)
+    done
+}
+
+end_load() {
+    local w lost=0 count=0 seen
+    touch "$site/load-ends"
+    wait "${loads[@]}"
+    loads=()
+    [ ! -e "$site/load-failed" ] || bad "$(wc -l <"$site/load-failed") calls of clients failed: $(tail -n 3 "$site"/load-errors-*)"
+    for w in 1 2 3; do
+        seen=$(holdfast record ls --endpoint $clients --user "load-$w" --collection x-try -o jsonl | grep -o '"id":"l[0-9]*"' | sort -u | wc -l)
+        [ "$seen" = "$(wc -l <"$site/load-ok-$w")" ] || lost=$((lost + 1))
+        count=$((count + seen))
+    done
+    [ "$lost" = 0 ] || bad "acknowledged records are not there"
+    [ "$count" -gt 50 ] || bad "only $count calls were made: that proves nothing"
+    echo "  ok $count calls of clients went on meanwhile: none failed, and all records are there"
+}
+
+# Waits until the vault holds all that was committed by now; what a loss takes after that is none of these records.
+shipped() {
+    local committed held until=$((SECONDS + 30))
+    committed=$(holdfast cluster status --endpoint node1:7472 -o json | grep -o '"committed_index": [0-9]*' | grep -o '[0-9]*$' | sort -n | tail -n 1)
+    while true; do
+        held=$(holdfast restore plan --from "file://$site/vault/holdfast" -o json | grep -o '"last_index": [0-9]*' | grep -o '[0-9]*$')
+        [ "${held:-0}" -lt "$committed" ] || return 0
+        [ "$SECONDS" -lt "$until" ] || bad "the vault holds $held of $committed"
+        sleep 0.2
+    done
+}
+
+before_rolling-restart() { start_load; }
+after_rolling-restart() { end_load; records_there $clients; }
+before_upgrade() { start_load; }
+after_upgrade() { end_load; records_there $clients; }
+before_replace() { lose_disk node2; }
+after_replace() { records_there node1:7470,node3:7470,node4:7470; }
+before_restore() { shipped; }
+before_array-loss() { shipped; local node; for node in node1 node2 node3; do lose_disk $node; done; }
+before_quorum-loss() { shipped; lose_disk node2; lose_disk node3; }
+# It ends where the other one goes on.
+after_quorum-loss() { follow array-loss; records_there $clients; }
+
+has_function() { declare -F "$1" >/dev/null; }
+
+try_runbook() {
+    local book=$1 node more
+    site=$work/$book
+    group=$work/cgroup/try-runbooks.$$
+    mkdir -p "$site/vault" "$group"
+    { echo "127.0.0.1 localhost"; for node in {1..6}; do echo "10.74.0.$node node$node"; done; } >"$site/hosts"
+    mount --bind "$site/hosts" /etc/hosts
+    more=$(sed -n 's/^<!-- machines: \(.*\) -->$/\1/p' "$here/$book.md")
+    echo "$book.md"
+    for node in node1 node2 node3 $more; do add_machine "$node"; done
+    if [ "$book" = bootstrap ]; then
+        follow bootstrap
+        seed 20
+    else
+        follow bootstrap quiet
+        seed 20
+        if has_function "before_$book"; then "before_$book"; fi
+        follow "$book"
+    fi
+    if has_function "after_$book"; then "after_$book"; else records_there $clients; fi
+    umount /etc/hosts
+    end_machines
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+clean_up() {
+    local status=$? path
+    trap - EXIT INT TERM HUP
+    # Held first, so that no call begins between looking and killing.
+    for path in "${loads[@]}"; do
+        kill -STOP "$path" 2>/dev/null || continue
+        kill -KILL "$path" $(cat "/proc/$path/task/$path/children" 2>/dev/null) 2>/dev/null || true
+    done
+    umount /etc/hosts 2>/dev/null || true
+    end_machines
+    umount "$work/cgroup" 2>/dev/null || true
+    rm -rf --one-file-system "$work"
+    for path in "${group:-$work}" "$work"; do [ ! -e "$path" ] || { say "left behind: $path"; status=1; }; done
+    [ -e "$work" ] || say "nothing is left behind"
+    exit "$status"
+}
+
+main() {
+    local reason book
+    reason=$(machine_needs ip) || skip "$reason"
+    machine_needs ip
+    if [ -z "${TRY_RUNBOOKS_NAMESPACES:-}" ]; then
+        unshare --net --mount true 2>/dev/null || skip "no network namespace can be made"
+        # What is mounted, bridged and bound from here on ends with this process, however it ends.
+        TRY_RUNBOOKS_NAMESPACES=1 exec unshare --mount --propagation private --net bash "$self" "$binary" "${books[@]}"
+    fi
+    work=$(mktemp -d "${TMPDIR:-/var/tmp}/try-runbooks.XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    machine_groups "$work" || skip "no control group can be made"
+    ip link set lo up
+    ip link add lan type bridge 2>/dev/null || skip "no bridge can be made"
+    ip addr add 10.74.0.254/24 dev lan
+    ip link set lan up
+    say "$("$systemd" --version | head -n 1), $(sha256sum "$binary" | cut -c 1-12) $binary"
+    steps=0
+    for book in "${books[@]}"; do try_runbook "$book"; done
+    say "passed: ${#books[@]} runbooks, $steps steps"
+}
+
+case "${1:-}" in
+    '' | -*)
+        sed -n '2,20s/^# \{0,1\}//p' "$0"
+        exit 2
+        ;;
+    *)
+        [ -x "$1" ] || { say "no such program: $1" >&2; exit 2; }
+        self=$(realpath "$0")
+        binary=$(realpath "$1")
+        here=$(dirname "$self")
+        deploy=$(dirname "$here")
+        shift
+        books=("$@")
+        if [ $# = 0 ]; then
+            for book in "$here"/*.md; do [ "${book##*/}" = README.md ] || books+=("$(basename "$book" .md)"); done
+        fi
+        for book in "${books[@]}"; do [ -e "$here/$book.md" ] || { say "no such runbook: $book" >&2; exit 2; }; done
+        . "$deploy/machine.sh"
+        main
+        ;;
+esac
