@@ -139,7 +139,7 @@ fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_survey::{Answer, CheckId, Domain, Loss, Severity, checks, survive};
+    use holdfast_survey::{Answer, Check, CheckId, Domain, Loss, Severity, checks, survive};
 
     use super::*;
 
@@ -213,7 +213,8 @@ mod tests {
         assert_eq!(second(false), Running::Up, "who was not asked need not answer");
         let facts = Answers { statuses: &statuses, asked_all: true }.facts();
         assert_eq!(facts.copies[2].running, Running::Down, "neither hears it");
-        let check = |check: &&holdfast_survey::Check| check.evidence.contains("node 2");
+        let check =
+            |check: &&Check| check.id == CheckId::ReplicaLag && check.evidence.starts_with("node 2 does not answer");
         let found = checks(&facts, &Limits::default());
         assert_eq!(found.iter().find(check).map(|check| check.severity), Some(Severity::Unknown), "{found:?}");
         assert_eq!(survive(&facts, &lost(&[3])).writes, Answer::Unknown);
