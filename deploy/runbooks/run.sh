@@ -246,9 +246,72 @@ before_replace() { lose_disk node2; }
 after_replace() { records_there node1:7470,node3:7470,node4:7470; }
 before_restore() { shipped; }
 before_array-loss() { shipped; local node; for node in node1 node2 node3; do lose_disk $node; done; }
-before_quorum-loss() { shipped; lose_disk node2; lose_disk node3; }
-# It ends where the other one goes on.
-after_quorum-loss() { follow array-loss; records_there $clients; }
+before_quorum-loss() {
+    local node until=$((SECONDS + 30))
+    shipped
+    # The survivor holds all of it too; what is lost without a vault is then nothing.
+    until [ "$(holdfast cluster status --endpoint node1:7472 -o json | grep -o '"last_log_index": [0-9]*' | sort -u | wc -l)" = 1 ]; do
+        [ "$SECONDS" -lt "$until" ] || bad "the logs do not become equal"
+        sleep 0.2
+    done
+    # Lost, and found again too late.
+    for node in node2 node3; do on $node systemctl kill --kill-whom=main --signal=KILL holdfast; done
+    for node in node2 node3; do
+        on $node systemctl stop holdfast
+        cp -a "$site/$node/data" "$site/old-$node"
+        on $node find /var/lib/holdfast -mindepth 1 -delete
+        on $node systemctl start holdfast
+    done
+}
+after_quorum-loss() {
+    local node until ended='' told
+    records_there $clients
+    told=$(on node1 find /mnt/vault/holdfast -not -user holdfast)
+    [ -z "$told" ] || bad "in the vault, not of the nodes' account: $told"
+    # The old majority comes back, where clients still look for it: it ends, and is not started again.
+    for node in node2 node3; do
+        on $node systemctl stop holdfast
+        mkdir "$site/new-$node"
+        cp -a "$site/$node/data/." "$site/new-$node"
+        find "$site/$node/data" -mindepth 1 -delete
+        cp -a "$site/old-$node/." "$site/$node/data"
+    done
+    for node in node2 node3; do on $node systemctl start holdfast; done
+    until=$((SECONDS + 60))
+    while [ -z "$ended" ]; do
+        [ "$SECONDS" -lt "$until" ] || bad "the old cluster does not end"
+        # Something to ship.
+        echo late | holdfast record put --endpoint node2:7470,node3:7470 --deadline-ms 500 --user ann --collection x-late --id late --file - >/dev/null 2>&1 || true
+        for node in node2 node3; do [ "$(on $node systemctl is-failed holdfast)" != failed ] || ended=$node; done
+        sleep 0.2
+    done
+    told=$(on $ended systemctl show -p ExecMainStatus --value holdfast)
+    [ "$told" = 3 ] || bad "$ended of the old cluster ended with exit $told, not 3"
+    told=$(on $ended systemctl show -p NRestarts --value holdfast)
+    [ "$told" = 0 ] || bad "$ended of the old cluster was started again $told times"
+    told=$(on $ended journalctl -q -o cat -n 20 -u holdfast)
+    [[ $told == *"this history was ended before index "*" by a recovery, and "*" goes on; stop this cluster"* ]] ||
+        bad "$ended of the old cluster does not say why it ended"
+    echo "  ok old nodes come back: $ended leads, ends with exit 3 and stays down"
+    for node in node2 node3; do
+        on $node systemctl stop holdfast
+        on $node systemctl reset-failed holdfast 2>/dev/null || true
+        find "$site/$node/data" -mindepth 1 -delete
+        cp -a "$site/new-$node/." "$site/$node/data"
+        on $node systemctl start holdfast
+    done
+    records_there $clients
+    echo "  ok the new cluster goes on"
+    # What was made without a vault: carried over, it serves as well.
+    for node in node1 node2 node3; do
+        on $node systemctl stop holdfast
+        on $node find /var/lib/holdfast -mindepth 1 -delete
+        on node1 tar -C /var/lib/holdfast-new/$node -c . | on $node tar -C /var/lib/holdfast -x
+    done
+    for node in node1 node2 node3; do on $node systemctl start holdfast; done
+    records_there $clients
+    echo "  ok a cluster out of the survivor alone serves all records"
+}
 
 has_function() { declare -F "$1" >/dev/null; }
 

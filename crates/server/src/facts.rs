@@ -17,7 +17,8 @@ pub const SILENCE_MS_MAX: u64 = 2000;
 pub struct Answers<'a> {
     /// What nodes said, one answer each.
     pub statuses: &'a [v1::GetStatusResponse],
-    /// Every member was asked: one that did not answer is down.
+    /// Every member was asked. One that did not answer is down if its leader does not hear it either; else it may have
+    /// stopped since its leader heard it last, or just not be reached from here: nobody knows.
     pub asked_all: bool,
 }
 
@@ -25,7 +26,8 @@ fn node_id(status: &v1::GetStatusResponse) -> u64 {
     status.self_.as_ref().map_or(0, |node| node.node_id)
 }
 
-fn heard_lately(group: &v1::GroupStatus) -> bool {
+/// True when it heard its leader lately, or, as the leader, a quorum: whom it names is believed.
+pub fn heard_lately(group: &v1::GroupStatus) -> bool {
     group.leader_contact_age.as_ref().is_some_and(|age| duration_millis(age) <= SILENCE_MS_MAX)
 }
 
@@ -80,8 +82,9 @@ impl<'a> Answers<'a> {
         let own = by_id.get(&id).and_then(|status| status.groups.first());
         let running = match leader {
             Some(group) if group.leader_id == id => Running::Up,
-            Some(group) if group.silence_ms.get(&id).is_some_and(|silence| *silence <= SILENCE_MS_MAX) => Running::Up,
-            Some(_) => Running::Down,
+            Some(group) if group.silence_ms.get(&id).is_none_or(|silence| *silence > SILENCE_MS_MAX) => Running::Down,
+            Some(_) if own.is_none() && self.asked_all => Running::Unknown,
+            Some(_) => Running::Up,
             None if own.is_some() => Running::Up,
             None if self.asked_all => Running::Down,
             None => Running::Unknown,
@@ -136,7 +139,7 @@ fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_survey::{Answer, CheckId, Domain, Loss, checks, survive};
+    use holdfast_survey::{Answer, Check, CheckId, Domain, Loss, Severity, checks, survive};
 
     use super::*;
 
@@ -184,8 +187,8 @@ mod tests {
         let statuses = [status(1), status(2), status(3)];
         let mut facts = Answers { statuses: &statuses, asked_all: true }.facts();
         assert_eq!((facts.leader, facts.commit_index), (Some(1), Some(100)));
-        let running: Vec<Running> = facts.copies.iter().map(|copy| copy.running).collect();
-        assert_eq!(running[..3], [Running::Up, Running::Up, Running::Down], "3 answers us, but not its leader");
+        let running = |facts: &Facts| facts.copies[..3].iter().map(|copy| copy.running).collect::<Vec<_>>();
+        assert_eq!(running(&facts), [Running::Up, Running::Up, Running::Down], "3 answers us, but not its leader");
         assert_eq!(facts.copies[2].index, Some(60));
         let mut fuller = status(3);
         (fuller.groups[0].durable_log_index, fuller.groups[0].durable_log_term) = (62, 4);
@@ -200,6 +203,22 @@ mod tests {
         assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Entries(10), "the vault is at 90");
         facts.copies.retain(|copy| copy.kind.is_node());
         assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Entries(40));
+    }
+
+    #[test]
+    fn a_node_that_was_asked_in_vain_is_not_up_because_its_leader_heard_it_a_moment_ago() {
+        let statuses = [status(1)];
+        let second = |asked_all| Answers { statuses: &statuses, asked_all }.facts().copies[1].running;
+        assert_eq!(second(true), Running::Unknown);
+        assert_eq!(second(false), Running::Up, "who was not asked need not answer");
+        let facts = Answers { statuses: &statuses, asked_all: true }.facts();
+        assert_eq!(facts.copies[2].running, Running::Down, "neither hears it");
+        let check =
+            |check: &&Check| check.id == CheckId::ReplicaLag && check.evidence.starts_with("node 2 does not answer");
+        let found = checks(&facts, &Limits::default());
+        assert_eq!(found.iter().find(check).map(|check| check.severity), Some(Severity::Unknown), "{found:?}");
+        assert_eq!(survive(&facts, &lost(&[3])).writes, Answer::Unknown);
+        assert_eq!(survive(&facts, &lost(&[3])).loss, Loss::Entries(0), "its disk holds what it holds");
     }
 
     #[test]

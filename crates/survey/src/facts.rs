@@ -53,7 +53,7 @@ pub enum Running {
     Up,
     /// It did not.
     Down,
-    /// Nobody who could know was asked.
+    /// Nobody who could know was asked, or it did not answer although its leader heard it a moment ago.
     Unknown,
 }
 

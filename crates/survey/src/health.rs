@@ -299,19 +299,19 @@ fn replicas(facts: &Facts, limits: &Limits, found: &mut Vec<Check>) {
                 format!("{name} does not answer"),
                 "start it; if its disk is gone, `holdfast node replace`",
             ),
-            (Running::Unknown, _) => add(
-                found,
-                CheckId::ReplicaLag,
-                Severity::Unknown,
-                format!("nobody could say whether {name} takes part"),
-                "name its admin address with --endpoint",
-            ),
-            (Running::Up, Some(behind)) if behind > limits.replica_lag_entries_max => add(
+            (Running::Up | Running::Unknown, Some(behind)) if behind > limits.replica_lag_entries_max => add(
                 found,
                 CheckId::ReplicaLag,
                 Severity::Error,
                 format!("{name} is {behind} entries behind; at most {} are fine", limits.replica_lag_entries_max),
                 "wait until it has caught up; if it does not, see its log",
+            ),
+            (Running::Unknown, _) => add(
+                found,
+                CheckId::ReplicaLag,
+                Severity::Unknown,
+                format!("{name} does not answer here, and nobody could say whether it takes part"),
+                "ask again in a moment, from where its admin address is reached; or name it with --endpoint",
             ),
             (Running::Up, _) => {}
         }

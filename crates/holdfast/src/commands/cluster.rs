@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use holdfast_client::{AdminClient, Error as ClientError, v1};
+use holdfast_server::facts::heard_lately;
 use holdfast_wire::reply::duration_millis;
 use serde::Serialize;
 
 use crate::cli::host_port;
-use crate::commands::connect::{AdminArgs, Statuses, leader_of};
+use crate::commands::connect::{AdminArgs, Statuses};
 use crate::commands::recover::RecoverArgs;
 use crate::commands::{health, recover};
 use crate::exit::Exit;
@@ -86,6 +87,7 @@ struct StatusAnswer {
     cluster_id: String,
     cluster_name: String,
     incarnation: u64,
+    /// Confirmed lately by a quorum, or by a node that hears it; 0 = none.
     leader_id: u64,
     nodes: Vec<NodeAnswer>,
     destinations: Vec<DestinationAnswer>,
@@ -113,7 +115,9 @@ pub struct NodeAnswer {
 
 #[derive(Debug, Serialize)]
 struct RaftAnswer {
+    /// It leads, and heard a quorum lately.
     is_leader: bool,
+    /// Whom it believes to lead; how long ago it heard from there is `leader_contact_age_ms`.
     leader_id: u64,
     term: u64,
     last_log_index: u64,
@@ -138,16 +142,17 @@ struct DestinationAnswer {
 async fn status(format: Format, args: &AdminArgs) -> anyhow::Result<Exit> {
     let statuses = args.statuses().await?;
     let checks = health::checks_of(&statuses);
+    // Not whom some node names: one that is alone names the leader of then, or itself.
+    let leader_id = statuses.facts().0.leader.unwrap_or(0);
     let Statuses { first, by_id: answers } = statuses;
     // The leader knows most about destinations; any other node's word will do.
-    let leader_id = leader_of(&first);
     let best = answers.get(&leader_id).unwrap_or(&first);
     let value = StatusAnswer {
         v: 1,
         cluster_id: best.cluster_id.clone(),
         cluster_name: best.cluster_name.clone(),
         incarnation: best.incarnation,
-        leader_id: leader_of(best),
+        leader_id,
         nodes: nodes(&first, &answers),
         destinations: best.destinations.iter().map(destination).collect(),
         checks,
@@ -179,7 +184,7 @@ fn node_answer(status: Option<&v1::GetStatusResponse>, node: v1::Node) -> NodeAn
         Ok(v1::NodeRole::Unspecified) | Err(_) => "unknown",
     };
     let raft = status.and_then(|status| status.groups.first()).map(|group| RaftAnswer {
-        is_leader: group.leader_id == node.node_id && group.leader_id != 0,
+        is_leader: group.leader_id == node.node_id && group.leader_id != 0 && heard_lately(group),
         leader_id: group.leader_id,
         term: group.term,
         last_log_index: group.last_log_index,
@@ -251,7 +256,7 @@ fn print_status(value: &StatusAnswer) -> anyhow::Result<()> {
         output::text("no cluster is founded here yet; run `holdfast cluster init`")?;
     } else {
         let leader = match value.leader_id {
-            0 => "no leader: writes wait".to_owned(),
+            0 => "no leader was confirmed lately: writes wait".to_owned(),
             id => format!("node {id} leads"),
         };
         output::text(format!("cluster {} ({}), {leader}", value.cluster_name, value.cluster_id))?;

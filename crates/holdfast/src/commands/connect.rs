@@ -124,8 +124,3 @@ impl Statuses {
         (answers.facts(), answers.limits())
     }
 }
-
-/// Leader that a node believes in; 0 = none.
-pub fn leader_of(status: &v1::GetStatusResponse) -> u64 {
-    status.groups.first().map_or(0, |group| group.leader_id)
-}
