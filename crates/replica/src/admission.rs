@@ -132,6 +132,9 @@ mod tests {
         let first = admission.admit_first(1000);
         drop((own, others, forwarded, first));
         assert_eq!(admission.inflight_bytes(), 0);
+        let other = admission.admit(10).expect("fits");
+        assert!(admission.admit_user("ann", 25).is_ok(), "her share is hers again");
+        drop(other);
         assert!(admission.admit_user("ann", 300).is_ok(), "a lone large proposal passes");
     }
 }

@@ -335,15 +335,30 @@ mod tests {
         measured(&rooms, 10);
         peer(&rooms, 2, 100);
         peer(&rooms, 3, 10);
+        assert!(rooms.successors(1, &[1, 2, 3], false).is_empty(), "a follower hands nothing over");
         assert_eq!(rooms.successors(1, &[1, 2, 3], true), [2]);
         assert!(takes(&rooms, Weight::Adds), "meanwhile it goes on");
+        let long_ago = Instant::now().checked_sub(HAND_OVER_MAX * 2);
+        rooms.lock().leads_low = Some(long_ago.expect("the machine runs longer than that"));
+        assert!(!takes(&rooms, Weight::Adds), "nobody took over in time");
+        rooms.lock().leads_low = None;
         measured(&rooms, 1);
         assert!(!takes(&rooms, Weight::Adds), "not into the last of it");
         measured(&rooms, 10);
         peer(&rooms, 2, 10);
         assert!(rooms.successors(1, &[1, 2, 3], true).is_empty());
         assert!(!takes(&rooms, Weight::Adds));
-        assert!(rooms.successors(1, &[1, 2, 3], false).is_empty());
+    }
+
+    #[test]
+    fn a_leader_counts_what_it_takes_until_it_measures_again() {
+        let rooms = Rooms::default();
+        measured(&rooms, 20);
+        let large = |weight| rooms.judge(1, &[BTreeSet::from([1])], weight, 2 << 20);
+        assert_eq!(large(Weight::Adds), Verdict::Take);
+        assert!(matches!(large(Weight::Adds), Verdict::Refuse(_)), "three times two of four are gone");
+        measured(&rooms, 20);
+        assert_eq!(large(Weight::Adds), Verdict::Take);
     }
 
     #[test]

@@ -366,8 +366,18 @@ mod tests {
             if tries < 3 { Err(full()) } else { Ok(tries) }
         });
         assert_eq!(third.expect("in the end"), 3);
-        assert!(room.retry(|| Err::<(), _>(StoreError::defect("something else"))).is_err());
+        let mut calls = 0;
+        let other = room.retry(|| {
+            calls += 1;
+            Err::<(), _>(StoreError::defect("something else"))
+        });
+        assert!(other.is_err() && calls == 1, "tried {calls} times");
         room.give_up();
-        assert!(room.retry(|| Err::<(), _>(full())).is_err(), "a node that ends waits for nothing");
+        let mut calls = 0;
+        let ended = room.retry(|| {
+            calls += 1;
+            Err::<(), _>(full())
+        });
+        assert!(ended.is_err() && calls == 1, "a node that ends waits for nothing; tried {calls} times");
     }
 }
