@@ -26,11 +26,8 @@ skip() {
 # Says that the engine does not come up: a matter of this machine, not of what is tried.
 no_engine=77
 
-trial=0
-good() {
-    trial=$((trial + 1))
-    echo "  ok $trial: $*"
-}
+# shellcheck source=deploy/trial.sh
+. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/trial.sh"
 
 bad() {
     trap - ERR
@@ -38,24 +35,6 @@ bad() {
     compose ps 2>&1 | sed 's/^/    /' || true
     compose logs --tail 15 --no-color 2>&1 | sed 's/^/    /' || true
     exit 1
-}
-
-# expect WHAT COMMAND...: it must succeed. `await` gives it SECONDS to.
-expect() {
-    local what=$1 out
-    shift
-    out=$("$@" 2>&1) || { echo "$out" | sed 's/^/    /'; bad "$what"; }
-    good "$what"
-}
-
-await() {
-    local what=$1 until=$((SECONDS + $2))
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$until" ] || { "$@" 2>&1 | sed 's/^/    /' || true; bad "$what"; }
-        sleep 0.3
-    done
-    good "$what"
 }
 
 # The n-th ```sh block of the README, by the compose that is here. The binary is built already.

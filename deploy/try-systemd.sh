@@ -21,35 +21,14 @@ skip() {
 # Inside: a machine that has just started, with the tree in /try
 # ---------------------------------------------------------------------------------------------------------------------
 
-trial=0
-good() {
-    trial=$((trial + 1))
-    echo "  ok $trial: $*"
-}
+# shellcheck source=deploy/trial.sh
+. "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/trial.sh"
 
 bad() {
     echo "  FAILED: $*"
     systemctl --no-pager --lines=0 status 'holdfast*.service' 2>&1 | sed 's/^/    /' || true
     journalctl --no-pager -q -o cat -n 40 2>&1 | sed 's/^/    /' || true
     exit 1
-}
-
-# expect WHAT COMMAND...: it must succeed. `await` gives it SECONDS to.
-expect() {
-    local what=$1 out
-    shift
-    out=$("$@" 2>&1) || { echo "$out" | sed 's/^/    /'; bad "$what"; }
-    good "$what"
-}
-
-await() {
-    local what=$1 until=$((SECONDS + $2))
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$until" ] || { "$@" 2>&1 | sed 's/^/    /' || true; bad "$what"; }
-        sleep 0.2
-    done
-    good "$what"
 }
 
 # Property of a unit, e.g. `of holdfast MainPID`.
