@@ -10,8 +10,11 @@
 //! parent directory and those it made. Two gaps remain and are closed by `settle`: a link found there may be one
 //! whose writer died before it synced the directory; and a directory found there may be one whose maker has not
 //! synced *its* parent yet.
+//! What an operator's account creates there must be readable for the nodes' account: an object and its directories get
+//! the owner of the folder that they lie in, and whoever may read that may read them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -244,14 +247,17 @@ impl Destination {
         let file = folder.root.join(object);
         let Some(parent) = file.parent().map(FsPath::to_owned) else { return Ok(()) };
         let known = lock(&folder.durable).contains(&parent);
-        if known && !found {
-            return Ok(());
-        }
         let root = folder.root.clone();
         let dir = parent.clone();
         let synced = tokio::task::spawn_blocking(move || {
             if found {
                 sync(&file)?;
+            } else {
+                let made: Vec<&FsPath> = dir.ancestors().take_while(|dir| *dir != root).collect();
+                made.into_iter().rev().chain([file.as_path()]).try_for_each(hand_over)?;
+                if known {
+                    return Ok(());
+                }
             }
             dir.ancestors().take_while(|dir| dir.starts_with(&root)).try_for_each(sync)
         });
@@ -264,6 +270,21 @@ impl Destination {
 fn lock(durable: &Mutex<HashSet<PathBuf>>) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
     // Only whole paths are inserted: a panic elsewhere leaves nothing half done.
     durable.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives what root made in somebody's directory to its owner, and lets those read it who may read the directory.
+fn hand_over(path: &FsPath) -> Result<(), ArchiveError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let hand_over = || {
+        let (own, of) = (std::fs::metadata(path)?, std::fs::metadata(parent)?);
+        if own.uid() != 0 || of.uid() == 0 {
+            return Ok(());
+        }
+        std::os::unix::fs::chown(path, Some(of.uid()), Some(of.gid()))?;
+        let mask = if own.is_dir() { 0o777 } else { 0o444 };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(own.mode() | (of.mode() & mask)))
+    };
+    hand_over().map_err(ArchiveError::disk("give to the owner of its folder", path))
 }
 
 fn sync(path: &FsPath) -> Result<(), ArchiveError> {

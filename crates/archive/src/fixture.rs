@@ -49,7 +49,16 @@ impl Folder {
     }
 
     pub(crate) fn destination(&self) -> Destination {
-        let url = format!("file://{}", self.root().display());
+        Self::at(&self.root())
+    }
+
+    /// Another one beside it.
+    pub(crate) fn destination_in(&self, name: &str) -> Destination {
+        Self::at(&self.dir.path().join(name))
+    }
+
+    fn at(root: &std::path::Path) -> Destination {
+        let url = format!("file://{}", root.display());
         Destination::create(&DestinationConfig::from_url(&url)).expect("destination")
     }
 

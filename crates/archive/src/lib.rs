@@ -38,7 +38,7 @@ pub use lineage::{LineageFacts, OpenLineage, list_lineages};
 pub use manifest::Manifest;
 pub use plan::{Choose, RestorePlan, plan};
 pub use recover::{Joint, Survivor};
-pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, restore};
+pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, check_targets, restore};
 pub use ship::{SegmentShipper, ShipOutcome, Tail};
 pub use snapshot::{SnapshotReport, list_snapshots, ship_snapshot};
 pub use verify::{Level, VerifyReport, verify};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use holdfast_model::command::{Genesis, Parent};
-use holdfast_model::id::{Incarnation, NodeId};
+use holdfast_model::id::{GroupId, Incarnation, NodeId};
 use holdfast_store::{DataDir, LogPosition, StoredEntry};
 use tokio::sync::mpsc;
 
@@ -130,6 +130,15 @@ pub async fn restore(
         (Err(error), _) | (Ok(()), Some(error)) => Err(error),
         (Ok(()), None) => finish(plan, &filled, spec),
     }
+}
+
+/// Whether `targets` can be filled, as far as looking tells; writes nothing. For steps that come before a restore and
+/// cannot be taken back.
+///
+/// # Errors
+/// Names the directory that cannot be used, and why.
+pub fn check_targets(group: GroupId, targets: &[&Path]) -> Result<(), ArchiveError> {
+    targets.iter().try_for_each(|target| check_target(target, group))
 }
 
 /// Reads and checks every object of the plan; gives the number of entries to replay.
@@ -266,17 +275,23 @@ fn half(plan: &RestorePlan) -> RestoreMark {
     }
 }
 
-/// Fresh, or filled by an earlier run and never used: anything else holds somebody's data.
 fn open_target(target: &RestoreTarget, mark: &RestoreMark) -> Result<DataDir, ArchiveError> {
     let directory = DataDir::open_or_create(&target.path, target.node_id, target.identity)
         .map_err(ArchiveError::store(&target.path))?;
-    let refused = |reason: &str| Err(ArchiveError::Target { path: target.path.clone(), reason: reason.to_owned() });
-    match marker::read(&target.path)? {
-        Some(found) if found.group != mark.group => refused("another group is being restored into it"),
+    // Under its lock: nobody else fills or serves it now.
+    check_target(&target.path, mark.group)?;
+    Ok(directory)
+}
+
+/// Fresh, or filled by an earlier run and never used: anything else holds somebody's data.
+fn check_target(path: &Path, group: GroupId) -> Result<(), ArchiveError> {
+    let refused = |reason: &str| Err(ArchiveError::Target { path: path.to_owned(), reason: reason.to_owned() });
+    match marker::read(path)? {
+        Some(found) if found.group != group => refused("another group is being restored into it"),
         // Nothing was served from it yet, so nothing is lost by beginning again.
-        Some(_) if is_empty(&target.path.join("raft"))? => Ok(directory),
+        Some(_) if is_empty(&path.join("raft"))? => Ok(()),
         Some(_) => refused("it was restored and its node has run since; restore into an empty directory"),
-        None if is_fresh(&target.path)? => Ok(directory),
+        None if is_fresh(path)? => Ok(()),
         None => refused("it holds a node's log or state; restore into an empty directory"),
     }
 }

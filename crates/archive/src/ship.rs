@@ -162,6 +162,38 @@ impl SegmentShipper {
         Ok(outcome)
     }
 
+    /// Ships what another destination holds of this history beyond the end here; gives the new end, `None` = neither
+    /// holds anything. Every segment is checked, and only what goes on on the entry chain is taken.
+    ///
+    /// # Errors
+    /// `LineageFork` when the two hold different histories; `Refused` when the other's log begins beyond the end here.
+    pub async fn copy_from(&mut self, other: &Destination) -> Result<Option<Tail>, ArchiveError> {
+        let mut tail = match self.tail {
+            Some(tail) => tail,
+            None => self.tail().await?,
+        };
+        let (segments, _) = list_log(other, self.lineage.id(), self.group).await?;
+        let after = |tail: Option<Tail>| tail.map(|tail| tail.last.index + 1);
+        // The one that holds the first missing entry, if any does, and all behind it.
+        let begun = segments.partition_point(|found| after(tail).is_none_or(|next| found.first <= next));
+        for found in &segments[if tail.is_some() { begun.saturating_sub(1) } else { 0 }..] {
+            let segment = read_segment(other, self.lineage.id(), self.group, found.first).await?;
+            loop {
+                let next = after(tail).unwrap_or(found.first);
+                if next > segment.last().index {
+                    break;
+                }
+                let Some(chain) = segment.chain_before(next) else {
+                    let reason = format!("{} begins after entry {next}, which is missing here", found.object);
+                    return Err(ArchiveError::refused(reason));
+                };
+                let missing = segment.entries().iter().filter(|entry| entry.position.index >= next);
+                tail = Some(self.ship(&missing.cloned().collect::<Vec<_>>(), chain).await?.tail());
+            }
+        }
+        Ok(tail)
+    }
+
     async fn read_back(&self, object: &str, bytes: &Bytes) -> Result<(), ArchiveError> {
         let found = self.destination().get(object).await?;
         if found == *bytes {

@@ -143,7 +143,6 @@ async fn what_is_offsite_comes_back_too_and_the_old_cluster_ends_when_it_ships()
     let scene = Scene::new(&["--offsite", &url, "--offsite-labels", "site=y"]).await;
     let (survivor, new) = (scene.survivor(), scene.path("new"));
     let base = ["cluster", "recover", "--survivor", survivor.as_str(), "--from", &url, "--data", &new];
-    let recover = [&base[..], &["--confirm", "dev"]].concat();
     let plan_of = || json(&[&base[..], &["--dry-run"]].concat()).1;
     let (committed, loss) = {
         // Once the archive holds the writes, only facts about shipping are behind.
@@ -166,11 +165,21 @@ async fn what_is_offsite_comes_back_too_and_the_old_cluster_ends_when_it_ships()
     // The majority is believed to be lost, and is not.
     let mut scene = scene;
     scene.cluster.kill_together(&scene.others);
-    let (code, report) = json(&recover);
+    // Another archive is behind: it was out of reach at the end.
+    let second = offsite.path().join("second");
+    copy_without_newest_segment(&offsite.path().join("vault"), &second);
+    let second = format!("file://{}", second.display());
+    let (code, report) = json(&[&base[..], &["--from", &second, "--confirm", "dev"]].concat());
     assert_eq!(code, 0, "{report}");
     assert_eq!(report["last_index"].as_u64(), Some(committed - loss), "{report}");
     let fence = report["fenced"][0]["index"].as_u64().expect("ended");
     assert_eq!(fence, committed - loss + 1);
+    assert_eq!(report["copied"][0]["to"].as_str(), Some(second.as_str()), "{report}");
+    assert!(report["copied"][0]["entries"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["fenced"][1]["index"].as_u64(), Some(fence), "both end where the history ends: {report}");
+    let lineage = report["plan"]["lineage"].as_str().expect("named");
+    let (code, plan) = json(&["restore", "plan", "--from", &second, "--lineage", lineage]);
+    assert_eq!((code, plan["last_index"].as_u64()), (0, Some(fence - 1)), "{plan}");
     for place in scene.others {
         scene.cluster.restart(place);
     }
@@ -212,6 +221,25 @@ async fn what_is_offsite_comes_back_too_and_the_old_cluster_ends_when_it_ships()
     assert!(stderr.contains("goes on from this history already") && stderr.contains("--again"), "{stderr}");
 }
 
+/// A copy of an archive as it was before the last segment came.
+fn copy_without_newest_segment(vault: &Path, copy: &Path) {
+    let mut files = Vec::new();
+    let mut folders = vec![vault.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for found in std::fs::read_dir(&folder).expect("lists").flatten().map(|entry| entry.path()) {
+            if found.is_dir() { folders.push(found) } else { files.push(found) }
+        }
+    }
+    files.sort();
+    let is_segment = |file: &PathBuf| file.components().any(|part| part.as_os_str() == "log");
+    let newest = files.iter().rfind(|file| is_segment(file)).expect("a segment").clone();
+    for file in files.iter().filter(|file| **file != newest) {
+        let to = copy.join(file.strip_prefix(vault).expect("below it"));
+        std::fs::create_dir_all(to.parent().expect("a folder")).expect("made");
+        std::fs::copy(file, to).expect("copied");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_survivor_beyond_the_archive_is_joined_to_it() {
     let offsite = tempfile::tempdir().expect("tempdir");
@@ -237,6 +265,13 @@ async fn a_survivor_beyond_the_archive_is_joined_to_it() {
     assert_eq!(code, 7, "{stderr}");
 
     scene.cluster.kill_together(&scene.others);
+    // A directory that cannot be filled is found before the old history is ended.
+    let used = scene.path("c");
+    let (code, _, stderr) = holdfast(&[&base[..6], &["--data", used.as_str(), "--confirm", "dev"]].concat());
+    assert_eq!(code, 8, "{stderr}");
+    assert!(stderr.contains("restore into an empty directory"), "{stderr}");
+    assert!(json(&["backup", "ls", "--from", &url]).1["lineages"][0]["fenced_at"].is_null());
+
     scene.destroy_others();
     let (code, report) = json(&[&base[..], &["--confirm", "dev"]].concat());
     assert_eq!(code, 0, "{report}");

@@ -161,6 +161,36 @@ fn a_directory_is_settled_once_per_process() {
 }
 
 #[test]
+fn what_root_makes_in_a_folder_of_others_is_theirs_to_read() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown};
+    const OTHER: u32 = 12_345;
+    let folder = Folder::new();
+    let destination = folder.destination();
+    std::fs::create_dir(folder.file("theirs")).expect("made");
+    if chown(folder.file("theirs"), Some(OTHER), Some(OTHER)).is_err() {
+        eprintln!("skipped: only root can give a folder to somebody else");
+        return;
+    }
+    let seen = |object: &str| {
+        let found = std::fs::metadata(folder.file(object)).expect("looks");
+        (found.uid(), found.gid(), found.permissions().mode() & 0o777)
+    };
+    std::fs::set_permissions(folder.file("theirs"), PermissionsExt::from_mode(0o750)).expect("set");
+    run(async {
+        destination.put_new("theirs/a/first", &bytes("x")).await.expect("puts");
+        destination.put_new("theirs/a/second", &bytes("x")).await.expect("puts");
+        destination.put_new("ours/a/first", &bytes("x")).await.expect("puts");
+    });
+    for object in ["theirs/a/first", "theirs/a/second"] {
+        assert_eq!((seen(object).0, seen(object).1), (OTHER, OTHER), "{object}");
+        assert_eq!(seen(object).2 & 0o440, 0o440, "{object}: {:o}", seen(object).2);
+    }
+    assert_eq!((seen("theirs/a").0, seen("theirs/a").2 & 0o750), (OTHER, 0o750));
+    assert_eq!(seen("ours/a/first").0, 0);
+    assert_eq!(seen("ours/a").0, 0);
+}
+
+#[test]
 fn lists_are_sorted_and_hide_unfinished_uploads() {
     let folder = Folder::new();
     let destination = folder.destination();

@@ -93,6 +93,51 @@ fn the_same_history_is_adopted_however_it_was_cut() {
 }
 
 #[test]
+fn what_another_destination_holds_is_copied_from_the_end_on() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let (long, short, empty) =
+            (folder.destination_in("long"), folder.destination_in("short"), folder.destination_in("empty"));
+        let mut from = shipper(&history, &long).await;
+        for (first, end) in [(0, 5), (5, 12), (12, 15)] {
+            ship(&mut from, &history, first, end).await.expect("ships");
+        }
+        // Its end lies inside a segment of the other.
+        let mut to = shipper(&history, &short).await;
+        ship(&mut to, &history, 0, 7).await.expect("ships");
+        for (destination, to) in [(&short, &mut to), (&empty, &mut shipper(&history, &empty).await)] {
+            assert_eq!(to.copy_from(&long).await.expect("copies"), Some(tail(&history, 14)));
+            assert_eq!(to.copy_from(&long).await.expect("nothing is missing"), Some(tail(&history, 14)));
+            let found = crate::verify(destination, &history.facts.id, crate::Level::Bytes).await.expect("verifies");
+            assert!(found.is_good(), "{found:?}");
+        }
+        let listed = list_segments(&short, &history.facts.id, GROUP).await.expect("lists");
+        assert_eq!(listed.iter().map(|found| found.first).collect::<Vec<_>>(), [0, 7, 12]);
+    });
+}
+
+#[test]
+fn another_history_or_one_that_begins_later_is_not_copied() {
+    let (folder, history) = (Folder::new(), history());
+    let fork = forked(&history, 7);
+    run(async {
+        let (ours, other, late) =
+            (folder.destination_in("ours"), folder.destination_in("other"), folder.destination_in("late"));
+        ship(&mut shipper(&fork, &other).await, &fork, 0, 12).await.expect("ships");
+        ship(&mut shipper(&history, &late).await, &history, 10, 12).await.expect("ships");
+        let mut to = shipper(&history, &ours).await;
+        ship(&mut to, &history, 0, 9).await.expect("ships");
+        is_fork(to.copy_from(&other).await, 9);
+        let refused = to.copy_from(&late).await.expect_err("a gap");
+        assert!(
+            matches!(&refused, ArchiveError::Refused { reason } if reason.contains("begins after entry 9")),
+            "{refused}"
+        );
+        assert_eq!(to.tail().await.expect("tail"), Some(tail(&history, 8)));
+    });
+}
+
+#[test]
 fn another_history_at_the_same_position_is_a_fork() {
     let (folder, history) = (Folder::new(), history());
     let fork = forked(&history, 7);

@@ -3,7 +3,9 @@
 //! Invariants:
 //! - What comes back and what is lost is said before anything is written, and the old cluster's name is asked for.
 //! - The old history is ended at every archive that is named before the new one exists: a node of the old cluster that
-//!   is alive after all stops as soon as it ships.
+//!   is alive after all stops as soon as it ships. What one archive alone holds is copied to the others before that:
+//!   nothing can be added afterwards.
+//! - Ending it cannot be taken back: the directories to fill are looked at before.
 //! - The survivors' directories are read and kept as they are; the new cluster is filled into others.
 
 use std::path::{Path, PathBuf};
@@ -11,8 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use holdfast_archive::ship::list_log;
 use holdfast_archive::{
-    Choose, Destination, DestinationConfig, Fence, Joint, LineageFacts, LineageId, OpenLineage, SegmentShipper,
-    Survivor, list_lineages, list_snapshots, ship_snapshot,
+    ArchiveError, Choose, Destination, DestinationConfig, Fence, Joint, LineageFacts, LineageId, OpenLineage,
+    SegmentShipper, Survivor, list_lineages, list_snapshots, ship_snapshot,
 };
 use holdfast_store::LogPosition;
 use serde::Serialize;
@@ -252,11 +254,16 @@ async fn carry_out(
 ) -> anyhow::Result<()> {
     let facts = survivor.lineage();
     let target = Target::new(target, &facts.cluster_name)?;
+    holdfast_archive::check_targets(GROUP, &target.dirs())?;
     let history = target.history()?;
     let successor = LineageId { cluster_id: history.cluster_id, incarnation: history.incarnation };
-    let mut fenced = Vec::new();
+    let mut ends = Vec::new();
     for archive in &mut archives {
-        let end = append(archive, survivor).await?;
+        ends.push(append(archive, survivor).await?);
+    }
+    let copied = complete(&mut archives, &mut ends).await?;
+    let mut fenced = Vec::new();
+    for (archive, end) in archives.iter_mut().zip(ends.iter().copied()) {
         if archive.fence.is_none() {
             let fence = archive.shipper.fence(end, successor).await?;
             fenced.push(serde_json::json!({"from": archive.destination.config().url, "index": fence.index}));
@@ -279,31 +286,61 @@ async fn carry_out(
     target.remember()?;
     let took = started.elapsed();
     let value = serde_json::json!({
-        "v": 1, "plan": plan, "fenced": fenced, "last_index": report.last.index, "records": report.records,
+        "v": 1, "plan": plan, "copied": copied, "fenced": fenced, "last_index": report.last.index, "records": report.records,
         "restore_ms": u64::try_from(took.as_millis())?, "cluster_name": target.name,
         "incarnation": report.genesis.incarnation.0, "data_dirs": target.dirs(),
     });
-    output::answer(format, &value, || done_in_words(plan, &target, &report, took))?;
+    output::answer(format, &value, || done_in_words(&target, &report, took, &archives, &ends))?;
     Ok(())
 }
 
+/// The log at each archive that lacks entries which another one holds, completed from the one that reaches furthest.
+/// One that cannot be completed is warned of and left behind: no archive may stand between people and their records.
+async fn complete(archives: &mut [Archive], ends: &mut [u64]) -> anyhow::Result<Vec<serde_json::Value>> {
+    let furthest = (0..ends.len()).max_by_key(|place| ends[*place]);
+    let Some((from, end)) = furthest.map(|place| (archives[place].destination.clone(), ends[place])) else {
+        return Ok(Vec::new());
+    };
+    let mut copied = Vec::new();
+    for (archive, own) in archives.iter_mut().zip(ends).filter(|(archive, own)| archive.fence.is_none() && **own < end)
+    {
+        let (source, url) = (&from.config().url, archive.destination.config().url.clone());
+        match archive.shipper.copy_from(&from).await {
+            Ok(tail) => {
+                let now = tail.map_or(0, |tail| tail.last.index + 1);
+                copied.push(serde_json::json!({"from": source, "to": url, "entries": now - *own}));
+                *own = now;
+            }
+            // Two archives of one history that hold different ones: which is true is not for a program to say.
+            Err(error @ ArchiveError::LineageFork { .. }) => return Err(error.into()),
+            Err(error) => eprintln!("holdfast: {url} lacks entries that {source} holds, and did not get them: {error}"),
+        }
+    }
+    Ok(copied)
+}
+
 fn done_in_words(
-    plan: &PlanAnswer,
     target: &Target,
     report: &holdfast_archive::RestoreReport,
     took: Duration,
+    archives: &[Archive],
+    ends: &[u64],
 ) -> String {
-    let ended = match plan.archives.len() {
+    let ended = match archives.len() {
         0 => "no archive was named: a node of the old cluster that still runs is not stopped by anything; see to it"
             .to_owned(),
         _ => "the old history is ended in every archive that was named; a node of it that still runs stops when it \
               ships"
             .to_owned(),
     };
-    let gap = plan.archives.iter().any(|archive| archive.joint == "gap");
-    let then = match gap || plan.archives.is_empty() {
-        true => "\nthen take a backup at once: no archive holds all of it yet: holdfast backup now",
-        false => "",
+    let behind = archives.iter().zip(ends).filter(|(_, end)| **end <= report.last.index);
+    let behind: Vec<&str> = behind.map(|(archive, _)| archive.destination.config().url.as_str()).collect();
+    let then = match (archives.is_empty(), behind.is_empty()) {
+        (true, _) => "\nthen take a backup at once, no archive holds any of it: holdfast backup now".to_owned(),
+        (false, false) => {
+            format!("\nthen take a backup at once, {} lacks the end of it: holdfast backup now", behind.join(" and "))
+        }
+        (false, true) => String::new(),
     };
     format!("{ended}\n{}{then}", target.done_in_words(report, took))
 }
