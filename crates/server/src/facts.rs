@@ -102,7 +102,8 @@ impl<'a> Answers<'a> {
         let labels = node.labels.clone().into_iter().collect();
         let digest =
             own.filter(|group| group.digest_index > 0).map(|group| (group.digest_index, group.digest.to_vec()));
-        Copy { running, digest, ..Copy::node(id, kind, labels, index) }
+        let is_heard_only = own.is_none() && index.is_some();
+        Copy { running, digest, is_heard_only, ..Copy::node(id, kind, labels, index) }
     }
 
     /// The thresholds that the nodes are configured with.
@@ -211,8 +212,10 @@ mod tests {
         let second = |asked_all| Answers { statuses: &statuses, asked_all }.facts().copies[1].running;
         assert_eq!(second(true), Running::Unknown);
         assert_eq!(second(false), Running::Up, "who was not asked need not answer");
-        let facts = Answers { statuses: &statuses, asked_all: true }.facts();
+        let mut facts = Answers { statuses: &statuses, asked_all: true }.facts();
         assert_eq!(facts.copies[2].running, Running::Down, "neither hears it");
+        facts.copies.retain(|copy| copy.kind.is_node());
+        assert_eq!(survive(&facts, &lost(&[1, 2])).loss, Loss::Heard(40), "60 is what the leader heard of it");
         let check =
             |check: &&Check| check.id == CheckId::ReplicaLag && check.evidence.starts_with("node 2 does not answer");
         let found = checks(&facts, &Limits::default());

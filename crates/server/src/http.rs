@@ -271,7 +271,7 @@ fn survey_metrics(out: &mut String, shared: &Shared) {
     );
     for survival in &survivals {
         let entries = match survival.loss {
-            Loss::Entries(count) | Loss::AtMost(count) => Some(count),
+            Loss::Entries(count) | Loss::Heard(count) | Loss::AtMost(count) => Some(count),
             Loss::Everything => facts.commit_index,
             Loss::Unknown => None,
         };

@@ -83,6 +83,8 @@ pub struct Copy {
     pub freshness: Freshness,
     /// Every entry up to here is durable there; `None` = not known.
     pub index: Option<u64>,
+    /// `index` is what it last acknowledged to its leader: it did not answer, and may hold what was on its way then.
+    pub is_heard_only: bool,
     /// State digest and the index it belongs to, of nodes that answered.
     pub digest: Option<(u64, Vec<u8>)>,
     /// How long the oldest committed entry that is missing there has been missing, in milliseconds; 0 = none is missing,
@@ -109,6 +111,7 @@ impl Copy {
             running: Running::Up,
             freshness: Freshness::Verified,
             index,
+            is_heard_only: false,
             digest: None,
             lag_ms: None,
         }

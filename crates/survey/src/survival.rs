@@ -26,7 +26,10 @@ pub enum Answer {
 pub enum Loss {
     /// So many log entries at the end; 0 = nothing.
     Entries(u64),
-    /// No more than so many: a copy that is left may hold some of them.
+    /// So many, as far as the leader heard of a node that does not answer: it may hold those of them that were on their
+    /// way when it was last heard.
+    Heard(u64),
+    /// No more than so many: a copy that is left may hold some of them, or all.
     AtMost(u64),
     /// No copy is left.
     Everything,
@@ -45,8 +48,9 @@ impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Entries(0) | Self::AtMost(0) => f.write_str("nothing"),
+            Self::Entries(1) => f.write_str("the last entry"),
             Self::Entries(count) => write!(f, "the last {count} entries"),
-            Self::AtMost(count) => write!(f, "at most the last {count} entries"),
+            Self::Heard(count) | Self::AtMost(count) => write!(f, "at most the last {count} entries"),
             Self::Everything => f.write_str("everything"),
             Self::Unknown => f.write_str("UNKNOWN"),
         }
@@ -141,6 +145,7 @@ fn loss(facts: &Facts, left: &[&Copy], holds_all: bool) -> Loss {
     match best {
         Some(best) if best >= commit => Loss::Entries(0),
         Some(best) if may_hold_more => Loss::AtMost(commit - best),
+        Some(best) if left.iter().any(|copy| copy.is_heard_only) => Loss::Heard(commit - best),
         Some(best) => Loss::Entries(commit - best),
         None => Loss::Unknown,
     }

@@ -136,6 +136,13 @@ fn what_is_not_known_is_said_to_be_unknown() {
     facts.copies[1].index = None;
     let lost = [domain("array=a1"), domain("array=a3")];
     assert_eq!(survive(&facts, &lost).loss, Loss::Unknown, "nothing is known of node 2");
+    facts.copies[1].index = Some(70);
+    assert_eq!(survive(&facts, &lost).loss, Loss::Entries(30));
+    facts.copies[1].is_heard_only = true;
+    assert_eq!(survive(&facts, &lost).loss, Loss::Heard(30), "it may hold what was on its way");
+    facts.copies[1].index = Some(100);
+    assert_eq!(survive(&facts, &lost).loss, Loss::Entries(0), "there is no more than that");
+    (facts.copies[1].index, facts.copies[1].is_heard_only) = (None, false);
     facts.copies[2].index = Some(90);
     facts.copies.push(Copy::node(4, Kind::Learner, labels("array=a4"), Some(80)));
     assert_eq!(survive(&facts, &lost).loss, Loss::AtMost(20), "node 2 may hold more than node 4");
@@ -250,7 +257,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
 /// How bad, as a number: worse is larger. What is unknown compares with nothing.
 fn cost(loss: Loss) -> Option<u64> {
     match loss {
-        Loss::Entries(count) | Loss::AtMost(count) => Some(count),
+        Loss::Entries(count) | Loss::Heard(count) | Loss::AtMost(count) => Some(count),
         Loss::Everything => Some(u64::MAX),
         Loss::Unknown => None,
     }

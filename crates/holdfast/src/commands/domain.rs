@@ -160,7 +160,7 @@ struct ScenarioAnswer {
     writes: &'static str,
     /// Acknowledged entries that would be gone; null = not known.
     loss_entries: Option<u64>,
-    /// The loss is no more than that.
+    /// The loss is no more than that: a copy that is left did not say how much it holds.
     loss_is_bound: bool,
     loss: String,
     copies_lost: Vec<String>,
@@ -201,7 +201,7 @@ fn scenario(facts: &Facts, survival: &Survival) -> ScenarioAnswer {
     let names = |ids: &[CopyId]| ids.iter().map(CopyId::to_string).collect();
     let (loss_entries, loss_is_bound) = match survival.loss {
         Loss::Entries(count) => (Some(count), false),
-        Loss::AtMost(count) => (Some(count), true),
+        Loss::Heard(count) | Loss::AtMost(count) => (Some(count), true),
         Loss::Everything => (facts.commit_index, false),
         Loss::Unknown => (None, false),
     };
@@ -229,7 +229,7 @@ fn scenario(facts: &Facts, survival: &Survival) -> ScenarioAnswer {
 
 fn exit_of(survivals: &[Survival]) -> Exit {
     let lost = |survival: &Survival| match survival.loss {
-        Loss::Entries(count) => count > 0,
+        Loss::Entries(count) | Loss::Heard(count) => count > 0,
         Loss::Everything => true,
         Loss::AtMost(_) | Loss::Unknown => false,
     };
@@ -276,6 +276,7 @@ mod tests {
         let exit = |all: &[Loss]| exit_of(&all.iter().copied().map(survival).collect::<Vec<_>>());
         assert_eq!(exit(&[Loss::Entries(0)]), Exit::Ok);
         assert_eq!(exit(&[Loss::Entries(0), Loss::AtMost(3)]), Exit::Unknown);
+        assert_eq!(exit(&[Loss::Heard(3)]), Exit::Unsafe, "what was on its way is not what was written since");
         assert_eq!(exit(&[Loss::Unknown, Loss::Entries(1)]), Exit::Unsafe);
         assert_eq!(exit(&[Loss::Everything]), Exit::Unsafe);
     }
