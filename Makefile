@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build demo test jepsen-kill conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen-kill conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -50,6 +50,12 @@ build: system ## Build the release binary and print its path
 	@mkdir -p $(dir $(BIN))
 	@if ! [ $(BIN_DIR)/holdfast -ef $(BIN) ] && ! cmp -s $(BIN_DIR)/holdfast $(BIN); then cp $(BIN_DIR)/holdfast $(BIN).new && mv -f $(BIN).new $(BIN); fi
 	@echo $(BIN)
+
+# Into a binary of its own, by a call of its own: no cargo feature of this call reaches the binary that is released.
+planted: system ## Build the binary with bugs in it that the fault suite must find
+	$(CARGO) build $(FLAGS) --features holdfast/planted --bin holdfast-planted
+	@! grep -q PLANTED_BUG $(BIN) 2>/dev/null || { echo "make planted: the release binary holds planted bugs" >&2; exit 1; }
+	@mkdir -p $(dir $(BIN)) && cp $(BIN_DIR)/holdfast-planted $(dir $(BIN))holdfast-planted
 
 demo: build ## The story in about a minute: kill the leader, lose every disk, restore, compare
 	$(BIN) demo $(DEMO_ARGS)

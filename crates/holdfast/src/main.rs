@@ -1,27 +1,5 @@
-//! `holdfast`: the one binary. Servers, operators' commands, and the demo.
+//! The binary as it is released.
 
-mod atomic_file;
-mod cli;
-mod clock;
-mod commands;
-mod demo;
-mod exit;
-mod interrupt;
-mod launch;
-mod output;
-mod portable;
-mod progress;
-
-use std::process::ExitCode;
-
-use clap::Parser;
-
-fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    let format = cli.output;
-    let exit = match commands::run(cli) {
-        Ok(exit) => exit,
-        Err(error) => exit::report(format, &error),
-    };
-    ExitCode::from(exit as u8)
+fn main() -> std::process::ExitCode {
+    holdfast::main()
 }

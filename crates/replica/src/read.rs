@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_model::id::Incarnation;
 use holdfast_store::View;
+use holdfast_store::planted::{self, Bug};
 use holdfast_wire::internal::v1 as pb;
 use openraft::ReadPolicy;
 use tokio::sync::{mpsc, oneshot};
@@ -177,6 +178,7 @@ impl Replica {
             return Err(ReadError::Diverged);
         }
         let index = match level {
+            Level::Linearizable if planted::is(Bug::StaleRead) => 0,
             Level::MaxStaleness(bound) => return self.read_within(bound, deadline).await,
             Level::Local(index) => index,
             Level::AtLeast(incarnation, index) => {

@@ -16,6 +16,7 @@ use holdfast_model::command::{Command, OffsiteFact, Proposal, SnapshotBarrier};
 use holdfast_model::id::{Millis, NodeId};
 use holdfast_model::state::History;
 use holdfast_replica::Replica;
+use holdfast_store::planted::{self, Bug};
 use holdfast_store::{LogPosition, StateStore, StoredEntry};
 use holdfast_wire::log::entry_chain;
 use tokio::sync::{oneshot, watch};
@@ -240,7 +241,11 @@ impl Shipper {
         }
         let mut waiting_since: Option<Instant> = None;
         while self.replica.is_leader() && self.same_history(&history) {
-            let applied = self.replica.state().applied().index();
+            let applied = if planted::is(Bug::ShippedBeforeCommit) {
+                self.replica.log().last().map_or(0, |last| last.index)
+            } else {
+                self.replica.state().applied().index()
+            };
             if applied < next {
                 waiting_since = None;
                 sleep(IDLE_PAUSE).await;

@@ -16,6 +16,7 @@ mod load;
 mod log;
 mod marker;
 mod options;
+pub mod planted;
 mod room;
 mod scan;
 mod scrub;

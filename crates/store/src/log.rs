@@ -31,6 +31,7 @@ pub use crate::log::types::{
     Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, OnFatal, StoredEntry, VoteRecord,
 };
 use crate::marker::DataDir;
+use crate::planted::{self, Bug};
 
 /// The log of one group. Cheap to clone; the last clone drains and closes it.
 #[derive(Clone)]
@@ -137,6 +138,10 @@ impl LogStore {
     pub fn save_vote(&self, vote: VoteRecord, done: Done) {
         let shared = self.shared();
         let _order = shared.lock_order();
+        if planted::is(Bug::VoteNotSaved) {
+            shared.tail.write(|tail| tail.vote = Some(vote));
+            return done(Ok(()));
+        }
         let mut batch = WriteBatch::default();
         let written = shared.db.put_vote(&mut batch, shared.group, vote).and_then(|()| shared.db.write(batch));
         match written {
@@ -195,7 +200,9 @@ impl LogStore {
         shared.floor.lower(last, old_last)?;
         let mut batch = WriteBatch::default();
         shared.db.delete_range(&mut batch, shared.group, last.map_or(0, |last| last.index + 1), u64::MAX)?;
-        shared.db.write(batch)?;
+        if !planted::is(Bug::TruncateNotDurable) {
+            shared.db.write(batch)?;
+        }
         shared.enqueue(last, None);
         Ok(())
     }

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use holdfast_model::state::{History, StateRead};
-use holdfast_store::{Applied, DataDir, StateLoader, StateStore, StoredEntry, apply_entry};
+use holdfast_store::planted::{self, Bug};
+use holdfast_store::{Applied, ApplyBatch, DataDir, StateLoader, StateStore, StoredEntry, apply_entry};
+use holdfast_wire::log::entry_chain;
 use tokio::sync::mpsc;
 
 use super::{Manifest, Part, RestorePlan};
@@ -53,7 +55,7 @@ pub(super) fn fill(
         match next {
             Some(Part::Entries(entries)) => {
                 replayed += entries.len() as u64;
-                replay(directory, &state, &entries)?;
+                replay(directory, &state, &entries, plan.last.index)?;
             }
             Some(Part::End) => break,
             Some(Part::Rows(_)) => return Err(ArchiveError::refused("rows after entries")),
@@ -97,13 +99,25 @@ fn differs(directory: &DataDir, from: &str, applied: &Applied) -> ArchiveError {
     ArchiveError::Target { path: directory.path().to_owned(), reason }
 }
 
-fn replay(directory: &DataDir, state: &StateStore, entries: &[StoredEntry]) -> Result<(), ArchiveError> {
+fn replay(directory: &DataDir, state: &StateStore, entries: &[StoredEntry], last: u64) -> Result<(), ArchiveError> {
     for entries in entries.chunks(BATCH_ENTRIES_MAX) {
         let mut batch = state.begin();
         for entry in entries {
+            if planted::is(Bug::RestoreShort) && entry.position.index + 5 > last {
+                leave_out(&mut batch, entry);
+                continue;
+            }
             apply_entry(&mut batch, entry).map_err(ArchiveError::store(directory.path()))?;
         }
         state.commit(batch).map_err(ArchiveError::store(directory.path()))?;
     }
     Ok(())
+}
+
+/// The planted bug: the state says that it holds the entry, and does not.
+fn leave_out(batch: &mut ApplyBatch, entry: &StoredEntry) {
+    batch.chain_effects(entry.position.index);
+    let applied = batch.applied().clone();
+    let chain = entry_chain(applied.entry_chain, &entry.bytes);
+    batch.set_applied(Applied { position: Some(entry.position), entry_chain: chain, ..applied });
 }

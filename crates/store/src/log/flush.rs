@@ -12,6 +12,7 @@ use std::{io, thread};
 use crate::error::StoreError;
 use crate::log::Shared;
 use crate::log::types::{Done, FSYNC_BUCKETS_MICROS, LogPosition, LogStats, VoteRecord};
+use crate::planted::{self, Bug};
 
 /// Jobs that may wait before writers do.
 const QUEUE_JOBS_MAX: usize = 16_384;
@@ -188,6 +189,9 @@ pub(crate) fn run_flush(shared: &Shared) -> Result<(), String> {
 pub(crate) fn run_floor(shared: &Shared) -> Result<(), String> {
     loop {
         let closing = shared.floor.wait(FLOOR_INTERVAL);
+        if planted::is(Bug::AckBeforeFsync) && !closing {
+            continue;
+        }
         let raised = shared.floor.raise(|| shared.tail.read(|tail| (tail.durable(), tail.durable_vote)));
         raised.map_err(|error| format!("the floor cannot be written: {error}"))?;
         if closing {

@@ -21,6 +21,7 @@ use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
 use crate::marker::DataDir;
 use crate::options::{self, Sizes};
+use crate::planted::{self, Bug};
 use crate::room::Room;
 
 const LOG: &str = "log";
@@ -185,7 +186,7 @@ impl LogDb {
 
     /// One `write` and one `fdatasync` for all that was written before.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.db.flush_wal(true).map_err(StoreError::rocks("fsync", &self.path))
+        self.db.flush_wal(!planted::is(Bug::AckBeforeFsync)).map_err(StoreError::rocks("fsync", &self.path))
     }
 
     pub(crate) fn put_entry(
