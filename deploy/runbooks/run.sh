@@ -14,8 +14,9 @@
 #   ```sh env           is said before each later block, on every machine
 #   ```text             after a block: each line stands in its output; … is anything, blanks are as good as one
 #   <!-- machines: node4 -->   more machines than node1, node2 and node3
+#   <!-- disks: 64 of 160 MiB -->   each machine's data lies on an ext4 of that size, on a volume that has grown to that one
 #
-# Needs what deploy/try-systemd.sh needs, and `ip`; else it says "SKIPPED: ..." and exits 0 (under CI or with
+# Needs what deploy/try-systemd.sh needs, `ip`, and for disks mkfs.ext4, resize2fs and loop devices; else it says "SKIPPED: ..." and exits 0 (under CI or with
 # REQUIRE_RUNBOOKS=1: 1). Exit 1: a command does not do what the runbook says. Takes about half a minute for each.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -34,6 +35,8 @@ skip() {
 
 declare -A enter pids
 loads=()
+disks=
+volumes=()
 
 # on NODE COMMAND...: runs it there.
 on() { ${enter[$1]} "${@:2}"; }
@@ -47,8 +50,18 @@ bad() {
     exit 1
 }
 
+# Mounts an ext4 of $disks (MiB, "of" MiB of the volume) at $2, from a file in $1. The kernel lets go of the volume once
+# nobody mounts it or has it open any more.
+give_disk() {
+    truncate -s "${disks#* of }M" "$1/disk"
+    mkfs.ext4 -q -F -m 0 "$1/disk" "${disks% of *}M" || skip "no ext4 can be made"
+    umount "$2"
+    mount -o loop "$1/disk" "$2" || skip "no loop device can be mounted"
+    volume=$(findmnt -n -o SOURCE "$2")
+}
+
 add_machine() {
-    local node=$1 place=$site/$1 number=${1#node}
+    local node=$1 place=$site/$1 number=${1#node} volume= kept
     local root=$place/layers/root
     mkdir "$place"
     mkdir "$group/$node"
@@ -57,6 +70,7 @@ add_machine() {
     # A share of another site's file server, as far as the machine can tell.
     mkdir "$root"/mnt/vault
     mount --bind "$site/vault" "$root"/mnt/vault
+    [ -z "$disks" ] || give_disk "$place" "$root"/var/lib/holdfast
     machine_start "$place" "$group/$node" "$node" || skip "no machine can be run here"
     enter[$node]=${machine_enter[*]}
     pids[$node]=$machine_pid
@@ -65,6 +79,13 @@ add_machine() {
     on "$node" ip addr add "10.74.0.$number/24" dev eth0
     on "$node" ip link set eth0 up
     on "$node" ip link set lo up
+    if [ -n "$volume" ]; then
+        # It is the machine's alone to unmount, and stays there while it does.
+        exec {kept}<"$volume"
+        volumes+=("$kept")
+        umount "$root"/var/lib/holdfast
+        on "$node" mknod -m 600 "$volume" b $(stat -c '0x%t 0x%T' "$volume")
+    fi
 }
 
 end_machines() {
@@ -75,7 +96,8 @@ end_machines() {
         umount -R "$site/$node/layers" 2>/dev/null || true
         ip link del "$node" 2>/dev/null || true
     done
-    enter=() pids=()
+    for node in "${volumes[@]}"; do exec {node}<&-; done
+    enter=() pids=() volumes=()
     [ -z "${group:-}" ] || machine_remove_groups "$group" || true
     [ -z "${site:-}" ] || rm -rf --one-file-system "$site"
 }
@@ -191,10 +213,11 @@ lose_disk() {
 }
 
 # Clients that write all the time, through all nodes, as a frontend does: its library tries again by itself. They end with
-# this process, however it ends, and after 5000 calls at the latest.
+# this process, however it ends, and after 5000 calls at the latest. What is refused with the reason $1 counts apart.
 start_load() {
     local w
     export site binary clients
+    export excused=${1:-none is}
     for w in 1 2 3; do
         setpriv --pdeathsig KILL bash -c '
             for ((n = 1; n <= 5000; n++)); do
@@ -202,11 +225,25 @@ start_load() {
                 if echo "$1 $n" | setpriv --pdeathsig KILL "$binary" record put --endpoint $clients --user "load-$1" \
                     --collection x-try --id "l$n" --file - >/dev/null 2>>"$site/load-errors-$1"; then
                     echo "l$n" >>"$site/load-ok-$1"
+                elif tail -n 1 "$site/load-errors-$1" | grep -q "$excused"; then
+                    echo "l$n" >>"$site/load-refused"
                 else
                     echo "l$n" >>"$site/load-failed"
                 fi
             done' load "$w" &
         loads+=($!)
+    done
+}
+
+# Each client gets so many more writes through, in a minute at most.
+load_goes_on() {
+    local w before until=$((SECONDS + 60))
+    for w in 1 2 3; do
+        before=$(wc -l <"$site/load-ok-$w")
+        until [ "$(wc -l <"$site/load-ok-$w")" -ge $((before + $1)) ]; do
+            [ "$SECONDS" -lt "$until" ] || bad "clients get no writes through: $(tail -n 3 "$site"/load-errors-*)"
+            sleep 0.2
+        done
     done
 }
 
@@ -261,6 +298,59 @@ before_quorum-loss() {
         cp -a "$site/$node/data" "$site/old-$node"
         on $node find /var/lib/holdfast -mindepth 1 -delete
         on $node systemctl start holdfast
+    done
+}
+# refusing NODE: what it says of its disk; 0 there is room, 1 nearly full, 2 full.
+refusing() { curl -fsS "http://$1:7473/metrics" | sed -n 's/^holdfast_storage_refusing //p'; }
+called_low() { holdfast cluster health --endpoint node1:7472,node2:7472,node3:7472 | grep -A 1 DISK_LOW | grep "node $1: "; }
+takes_all_room() { on "$1" dd if=/dev/zero of=/var/lib/holdfast/copy-of-the-old-array.tar bs=64k status=none 2>/dev/null || true; }
+before_disk-full() {
+    local node n said
+    touch "$site/load-ok-1" "$site/load-ok-2" "$site/load-ok-3"
+    start_load 'deletes are still taken\|nothing more is taken'
+    # One disk, to its last block: that stops nobody, and clears by itself.
+    takes_all_room node3
+    await "node3 is called low" 20 called_low 3
+    load_goes_on 50
+    [ ! -e "$site/load-refused" ] || bad "one full disk of three refused $(wc -l <"$site/load-refused") writes"
+    [ "$(refusing node3)" != 0 ] || bad "node3 takes data"
+    on node3 rm /var/lib/holdfast/copy-of-the-old-array.tar
+    await "one full disk stopped nobody, and there is room on it again" 30 eval '[ "$(refusing node3)" = 0 ]'
+    # Records fill all of them. What the log holds twice is given back before a patient client gives up.
+    head -c 200000 /dev/urandom >"$site/photo"
+    for ((n = 1; ; n++)); do
+        [ "$n" -le 400 ] || bad "$n photos of 200 kB fit on disks of $disks"
+        said=$(holdfast record put --endpoint $clients --user bob --collection photos --id "p$n" --file "$site/photo" 2>&1 >/dev/null) || break
+    done
+    case "$said" in *"MiB that are kept free"*"deletes are still taken"*"make room"*) ;; *) bad "photo $n is refused otherwise: $said" ;; esac
+    [ "$n" -gt 40 ] || bad "only $n photos fit on disks of $disks"
+    photos=$n
+    good "writes are refused after $n photos"
+    takes_all_room node2
+    await "node2 is called low" 20 called_low 2
+    said=$(refusing node1)$(refusing node2)$(refusing node3)
+    case "$said" in *2*2* | *0*0*) bad "refused too late or too early: $said" ;; esac
+    for n in 1 2 3; do
+        said=$(echo x | holdfast record put --endpoint $clients --deadline-ms 2000 --user bob --collection x-no --id no --file - 2>&1) &&
+            bad "a small record is taken"
+        holdfast record rm --endpoint $clients --user bob --collection photos --id "p$n" >/dev/null || bad "a delete is refused"
+    done
+    good "deletes are taken meanwhile"
+    said=$(wc -l <"$site/load-refused") || bad "no client was refused"
+    good "$said calls of clients were refused meanwhile"
+}
+after_disk-full() {
+    local n
+    load_goes_on 20
+    for ((n = 1; n <= photos + 100; n++)); do
+        holdfast record put --endpoint $clients --user bob --collection photos --id "q$n" --file "$site/photo" >/dev/null ||
+            bad "photo $n does not fit on the larger disks"
+    done
+    good "$((photos + 100)) photos fit on the larger disks"
+    end_load
+    records_there $clients
+    for n in node1 node2 node3; do
+        [ "$(on $n systemctl show -p NRestarts --value holdfast)" = 0 ] || bad "$n was started again"
     done
 }
 after_quorum-loss() {
@@ -323,6 +413,7 @@ try_runbook() {
     { echo "127.0.0.1 localhost"; for node in {1..6}; do echo "10.74.0.$node node$node"; done; } >"$site/hosts"
     mount --bind "$site/hosts" /etc/hosts
     more=$(sed -n 's/^<!-- machines: \(.*\) -->$/\1/p' "$here/$book.md")
+    disks=$(sed -n 's/^<!-- disks: \(.*\) MiB -->$/\1/p' "$here/$book.md")
     echo "$book.md"
     for node in node1 node2 node3 $more; do add_machine "$node"; done
     if [ "$book" = bootstrap ]; then
@@ -400,6 +491,7 @@ case "${1:-}" in
         fi
         for book in "${books[@]}"; do [ -e "$here/$book.md" ] || { say "no such runbook: $book" >&2; exit 2; }; done
         . "$deploy/machine.sh"
+        . "$deploy/trial.sh"
         main
         ;;
 esac
