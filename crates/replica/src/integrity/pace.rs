@@ -1,8 +1,10 @@
 //! The pace of all reading for the sake of soundness: one for the whole node, whoever reads.
 //!
 //! Invariants: in no span of time do all readers together pass more bytes than the rate allows, but for the credit of a
-//! moment; who was given up stops within a fifth of a second.
+//! moment; the oldest reading goes first, so that each one that began alone ends as soon as it would have alone; one that
+//! hangs holds up nobody for long; who was given up stops within a fifth of a second.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +13,10 @@ use std::time::{Duration, Instant};
 const CREDIT: Duration = Duration::from_millis(100);
 /// Longest sleep between two looks whether it was given up.
 const NAP: Duration = Duration::from_millis(200);
+/// Between two looks whose turn it is.
+const TURN_POLL: Duration = Duration::from_millis(20);
+/// A reading without a sign of life for so long loses its turn until it has one.
+const LATE: Duration = Duration::from_secs(5);
 
 /// Signs of life of one reading, and whether it is still wanted.
 pub struct Pulse {
@@ -53,6 +59,29 @@ pub struct Pacer {
     stopped: AtomicBool,
     /// When the bytes that passed so far are paid for.
     due: Mutex<Instant>,
+    /// Readings under way, the oldest first.
+    turns: Mutex<BTreeMap<u64, Arc<Pulse>>>,
+}
+
+/// A place among the readings under way.
+struct Turn {
+    pacer: Arc<Pacer>,
+    number: u64,
+    pulse: Arc<Pulse>,
+}
+
+impl Turn {
+    fn has_come(&self) -> bool {
+        let turns = self.pacer.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = turns.iter().find(|(_, pulse)| !pulse.is_given_up() && pulse.idle() < LATE);
+        first.is_none_or(|(number, _)| *number == self.number)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.pacer.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
 }
 
 impl Pacer {
@@ -62,6 +91,7 @@ impl Pacer {
             bytes_per_second: bytes_per_second.max(1),
             stopped: AtomicBool::new(false),
             due: Mutex::new(Instant::now()),
+            turns: Mutex::default(),
         })
     }
 
@@ -77,11 +107,26 @@ impl Pacer {
 
     /// The pace of one reading: it hears how many bytes were read, and sleeps until they are paid for. False: given up.
     pub fn pace(self: &Arc<Self>, pulse: Arc<Pulse>) -> impl FnMut(u64) -> bool + use<> {
-        let pacer = self.clone();
-        move |bytes| pacer.pass(bytes, &pulse)
+        let number = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = turns.last_key_value().map_or(0, |(number, _)| number + 1);
+            turns.insert(number, pulse.clone());
+            number
+        };
+        let turn = Turn { pacer: self.clone(), number, pulse };
+        move |bytes| turn.pacer.pass(bytes, &turn)
     }
 
-    fn pass(&self, bytes: u64, pulse: &Pulse) -> bool {
+    fn pass(&self, bytes: u64, turn: &Turn) -> bool {
+        let pulse = &turn.pulse;
+        pulse.beat();
+        while !turn.has_come() {
+            if pulse.is_given_up() || self.is_stopped() {
+                return false;
+            }
+            std::thread::sleep(TURN_POLL);
+            pulse.beat();
+        }
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let until = {
             let mut due = self.lock();
@@ -126,6 +171,29 @@ mod tests {
         });
         // 600 kB: 0.6 s, but for the credit.
         assert!(began.elapsed() >= Duration::from_millis(490), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn the_oldest_reading_goes_first_unless_nobody_wants_it() {
+        let pacer = Pacer::new(1 << 40);
+        let pulse = Arc::new(Pulse::default());
+        let mut first = pacer.pace(pulse.clone());
+        let (passed, passes) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            let mut second = pacer.pace(Arc::default());
+            threads.spawn(move || {
+                for _ in 0..2 {
+                    assert!(second(1), "nobody gave it up");
+                    passed.send(()).expect("counted");
+                }
+            });
+            assert!(first(1 << 20));
+            assert!(passes.try_recv().is_err(), "not before the first one is through");
+            pulse.give_up();
+            assert!((0..2).all(|_| passes.recv_timeout(Duration::from_secs(20)).is_ok()), "its turn never comes");
+        });
+        drop(first);
+        assert!(pacer.pace(Arc::default())(1));
     }
 
     #[test]
