@@ -104,7 +104,7 @@ impl Core {
     fn update_elect(&self) {
         let drained = self.drained.load(Ordering::Acquire);
         self.peers.withholds_state.store(self.integrity.is_fenced(), Ordering::Release);
-        self.raft.runtime_config().elect(!drained && !self.recovering() && !self.integrity.is_fenced());
+        self.raft.runtime_config().elect(!drained && !self.recovering() && self.integrity.may_lead());
     }
 
     pub(crate) fn is_fenced(&self) -> bool {
@@ -143,7 +143,7 @@ impl Replica {
         let hooks = Arc::new(hooks);
         let node_id = data.identity().node_id;
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
-        startup::remove_leftovers(&data)?;
+        startup::remove_leftovers(&data, options.group)?;
         let room = Arc::new(Room::open(data.path(), options.headroom_bytes, options.floor_bytes)?);
         let startup::Opened { log, state, report, mut recovering } =
             startup::open(&data, &options, &room, &hooks).await?;
@@ -175,7 +175,7 @@ impl Replica {
 
         let applied_index = state.applied().index();
         let others = membership.voter_ids().any(|id| id != node_id);
-        let integrity = Integrity::new(options.integrity, applied_index, others);
+        let integrity = Integrity::new(options.integrity, state.installation(), applied_index, others);
         if let Some(reason) = data.diverged()? {
             integrity.found_fenced(reason);
         }
@@ -522,7 +522,8 @@ impl Replica {
 
     /// A peer lost the end of its log: as leader, expect it to go back once.
     pub(crate) async fn help_recovering(&self, node: NodeId) {
-        if !self.is_leader() {
+        // Also while its state is damaged: who is filled up may lead in its place.
+        if !self.core.raft.is_leader() {
             return;
         }
         match self.core.raft.trigger().allow_next_revert(&node.0, true).await {

@@ -177,6 +177,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
         let snapshots = data.path().join("snapshots");
         let options = IntegrityOptions { interval: Duration::from_secs(60), scrub_bytes_per_second: 1 << 20 };
         let room = Arc::new(Room::open(data.path(), 0, 0).expect("room"));
+        let installation = state.installation();
         let machine = StateAdapter::new(
             state,
             log.clone(),
@@ -185,7 +186,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteState, Home> for Builder {
             applied_tx,
             Arc::new(hooks),
             Arc::default(),
-            Integrity::new(options, 0, false),
+            Integrity::new(options, installation, 0, false),
             room,
         );
         let home = Home { _durable: durable, _applied: applied, _data: data, _dir: dir };

@@ -122,6 +122,14 @@ impl Incoming {
         Self { path: data.join(format!("incoming-repair-{group}")) }
     }
 
+    /// Removes what was received and not sealed.
+    pub fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps files that match the offer, removes all others, answers which are needed.
     pub fn prepare(&self, files: &[pb::SnapshotFile]) -> io::Result<Vec<String>> {
         std::fs::create_dir_all(&self.path)?;

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use holdfast_model::id::GroupId;
 use holdfast_model::state::Sys;
 use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, Room, StateStore, StoreError, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 
 use crate::handle::{Hooks, StartError};
 use crate::options::Options;
+use crate::snapshot::Incoming;
 
 /// The stores of a group, opened.
 pub(crate) struct Opened {
@@ -161,8 +163,13 @@ pub(crate) fn adopt_members(state: &StateStore, members: pb::Membership) -> Resu
     state.flush()
 }
 
-/// Checkpoints of an earlier run are nobody's any more; half-received ones stay, to be resumed.
-pub(crate) fn remove_leftovers(data: &DataDir) -> Result<(), StoreError> {
+/// Checkpoints of an earlier run are nobody's any more; half-received ones stay, to be resumed: of a reinstallation as
+/// long as this node is to be reinstalled.
+pub(crate) fn remove_leftovers(data: &DataDir, group: GroupId) -> Result<(), StoreError> {
+    if data.diverged()?.is_none() {
+        let repair = Incoming::repair(data.path(), group.0);
+        repair.remove().map_err(|source| StoreError::Io { action: "clean", path: data.path().to_owned(), source })?;
+    }
     let dir = data.path().join("snapshots");
     let removed = match std::fs::read_dir(&dir) {
         Ok(entries) => entries.flatten().try_for_each(|entry| std::fs::remove_dir_all(entry.path())),

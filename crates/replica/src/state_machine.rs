@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use futures::{FutureExt, Stream, StreamExt};
-use holdfast_store::{LogStore, Room, StateStore, StoreError, StoredEntry, apply_entry};
+use holdfast_store::{AppliedEntry, ApplyBatch, LogStore, Room, StateStore, StoreError, StoredEntry, apply_entry};
 use openraft::entry::RaftEntry;
 use openraft::storage::{
     ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta,
@@ -94,13 +94,17 @@ impl StateAdapter {
 
     fn write(&self, items: Vec<(StoredEntry, Option<ApplyResponder<TypeConfig>>)>) -> Result<(), StoreError> {
         let Some(last) = items.last().map(|(entry, _)| entry.position.index) else { return Ok(()) };
-        let mut batch = self.state.begin();
-        let mut answers = Vec::with_capacity(items.len());
+        let (entries, responders): (Vec<_>, Vec<_>) = items.into_iter().unzip();
+        let (batch, all_done) = match self.prepare(&entries) {
+            // What was misread once may read well: a false alarm must not cost this node its state.
+            Err(error) if error.is_damaged_state() => self.prepare(&entries)?,
+            prepared => prepared?,
+        };
+        let mut answers = Vec::with_capacity(entries.len());
         let mut touched = Vec::new();
         let mut barrier = None;
-        for (entry, responder) in items {
+        for ((entry, responder), done) in entries.iter().zip(responders).zip(all_done) {
             let index = entry.position.index;
-            let done = apply_entry(&mut batch, &entry)?;
             touched.extend(done.touched);
             if done.barrier {
                 barrier = Some(index);
@@ -121,6 +125,15 @@ impl StateAdapter {
         }
         (self.hooks.on_touched)(&touched);
         Ok(())
+    }
+}
+
+impl StateAdapter {
+    /// What entries do, without doing it.
+    fn prepare(&self, entries: &[StoredEntry]) -> Result<(ApplyBatch, Vec<AppliedEntry>), StoreError> {
+        let mut batch = self.state.begin();
+        let done = entries.iter().map(|entry| apply_entry(&mut batch, entry)).collect::<Result<_, _>>()?;
+        Ok((batch, done))
     }
 }
 
@@ -202,7 +215,7 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         }
         if let Some(position) = applied.position {
             self.applied.send_replace(position.index);
-            self.integrity.replaced_by_leader(position.index);
+            self.integrity.replaced_by_leader(position.index, self.state.installation());
         }
         (self.hooks.on_installed)();
         if let Ok(mut current) = self.integrity.current.lock() {

@@ -205,12 +205,18 @@ fn integrity_metrics(out: &mut String, shared: &Shared) {
             "Index at which all rows were last read; 0 = not yet.",
             known.examined.map_or(0, |(index, _)| index),
         ),
+        (
+            "holdfast_integrity_unread",
+            "1 while the last reading of all rows came to nothing; it is tried again.",
+            u64::from(known.unread.is_some()),
+        ),
     ] {
         Family::new(out, name, "gauge", help).value("", value);
     }
     for (name, help, value) in [
         ("holdfast_integrity_failures_total", "Times that damage or doubt was found.", known.failures_total),
         ("holdfast_integrity_reinstalls_total", "Times that the state was reinstalled.", known.reinstalls_total),
+        ("holdfast_integrity_unread_total", "Times that a reading of all rows came to nothing.", known.unread_total),
     ] {
         Family::new(out, name, "counter", help).value("", value);
     }

@@ -387,6 +387,10 @@ impl Shipper {
         let total = self.destinations.len() as u64;
         for (done, destination) in self.destinations.iter().enumerate() {
             job.stage(&format!("shipping to {}", destination.name), done as u64, total).await;
+            let known = self.replica.integrity_status();
+            if let Some(reason) = known.damage.or(known.doubt) {
+                return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
+            }
             let shipped = async {
                 let lineage = self.open(destination, history).await?;
                 ship_snapshot(&lineage, self.replica.group_id(), checkpoint, &|_, _| {}).await

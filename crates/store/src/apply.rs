@@ -72,5 +72,5 @@ pub fn apply_entry(batch: &mut ApplyBatch, entry: &StoredEntry) -> Result<Applie
 }
 
 fn out_of_place(reason: String) -> StoreError {
-    StoreError::Corrupt { what: "log entry".to_owned(), path: "raft".into(), reason, hint: crate::error::HINT_LOG }
+    StoreError::Corrupt { what: "log entry".to_owned(), path: "raft".into(), reason, part: crate::error::Part::Log }
 }

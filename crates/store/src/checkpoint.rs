@@ -14,7 +14,7 @@ use holdfast_model::state::Sys;
 use rocksdb::ReadOptions;
 use rocksdb::checkpoint::Checkpoint;
 
-use crate::error::StoreError;
+use crate::error::{Part, StoreError};
 use crate::files;
 use crate::generation::Generation;
 use crate::keyspace::{Family, sys};
@@ -39,9 +39,12 @@ impl StateStore {
     /// caller in a hurry calls [`StateStore::flush`] in the background before.
     pub fn checkpoint(&self, into: &Path) -> Result<CheckpointInfo, StoreError> {
         let current = self.0.published.load_full();
-        let checkpoint =
-            Checkpoint::new(current.generation.db()).map_err(StoreError::rocks("begin checkpoint", into))?;
-        checkpoint.create_checkpoint(into).map_err(StoreError::rocks("take checkpoint", into))?;
+        let checkpoint = Checkpoint::new(current.generation.db()).map_err(StoreError::rocks(
+            Part::State,
+            "begin checkpoint",
+            into,
+        ))?;
+        checkpoint.create_checkpoint(into).map_err(StoreError::rocks(Part::State, "take checkpoint", into))?;
         let info = describe(into, self.0.group)?;
         for (name, _) in &info.files {
             files::sync_file(&into.join(name))?;
@@ -88,13 +91,25 @@ impl StateStore {
     pub fn keep_aside(&self, data: &DataDir) -> Result<PathBuf, StoreError> {
         let quarantine = data.path().join("quarantine");
         files::create_dir(&quarantine)?;
-        for name in files::names(&quarantine)?.into_iter().filter(|name| name.starts_with(ASIDE)) {
-            files::remove_dir(&quarantine.join(name))?;
-        }
+        forget_aside(data)?;
         let into = quarantine.join(format!("{ASIDE}{:020}", self.applied().index()));
         self.checkpoint(&into)?;
         Ok(into)
     }
+}
+
+/// Deletes what [`StateStore::keep_aside`] kept, and says whether there was anything.
+pub fn forget_aside(data: &DataDir) -> Result<bool, StoreError> {
+    let quarantine = data.path().join("quarantine");
+    let mut found = false;
+    if !quarantine.is_dir() {
+        return Ok(found);
+    }
+    for name in files::names(&quarantine)?.into_iter().filter(|name| name.starts_with(ASIDE)) {
+        files::remove_dir(&quarantine.join(name))?;
+        found = true;
+    }
+    Ok(found)
 }
 
 /// Opens a checkpoint and says what is in it.

@@ -27,11 +27,13 @@ pub enum StoreError {
         action: &'static str,
         /// Database.
         path: PathBuf,
+        /// What it holds.
+        part: Part,
         /// Why not.
         source: rocksdb::Error,
     },
     /// Bytes on disk are not what was written.
-    #[error("{what} in {path} is corrupt: {reason}; {hint}")]
+    #[error("{what} in {path} is corrupt: {reason}; {}", part.hint())]
     Corrupt {
         /// What was read.
         what: String,
@@ -39,8 +41,8 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
-        /// What to do.
-        hint: &'static str,
+        /// What it belongs to, and with it what to do.
+        part: Part,
     },
     /// The directory, checkpoint or call does not belong here.
     #[error("{what}; {hint}")]
@@ -69,15 +71,33 @@ pub enum StoreError {
     Halted(String),
 }
 
-/// What to do about a damaged log.
-pub(crate) const HINT_LOG: &str =
-    "move the node's raft/ to quarantine/ and restart: the node recovers its log from its peers";
+/// What of a data directory bytes belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The Raft log.
+    Log,
+    /// The state of a group, checkpoints of it included.
+    State,
+    /// A file that says what the directory is.
+    Marker,
+}
+
+impl Part {
+    /// What to do when it is damaged.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Log => "move the node's raft/ to quarantine/ and restart: the node recovers its log from its peers",
+            Self::State => HINT_STATE,
+            Self::Marker => {
+                "restore the file from a copy of this directory; without one this node's disk counts as lost"
+            }
+        }
+    }
+}
+
 /// What to do about damaged state.
 pub(crate) const HINT_STATE: &str =
     "reinstall this node's state from a peer: move its state/ to quarantine/ and restart";
-/// What to do about a damaged marker.
-pub(crate) const HINT_MARKER: &str =
-    "restore the file from a copy of this directory; without one this node's disk counts as lost";
 /// What to do about a misuse.
 pub(crate) const HINT_DEFECT: &str = "this is a defect: keep the log and report it";
 
@@ -96,16 +116,17 @@ impl StoreError {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
 
-    /// Wraps an error of RocksDB.
-    pub(crate) fn rocks(action: &'static str, path: &Path) -> impl FnOnce(rocksdb::Error) -> Self {
+    /// Wraps an error of the RocksDB that holds `part`. Whoever opened it knows; its path tells nothing, an operator may
+    /// have named any folder above it.
+    pub(crate) fn rocks(part: Part, action: &'static str, path: &Path) -> impl FnOnce(rocksdb::Error) -> Self {
         move |source| match source.kind() {
             rocksdb::ErrorKind::Corruption => Self::Corrupt {
                 what: "a database file".into(),
                 path: path.to_owned(),
                 reason: source.into_string(),
-                hint: if path.components().any(|part| part.as_os_str() == "raft") { HINT_LOG } else { HINT_STATE },
+                part,
             },
-            _ => Self::Rocks { action, path: path.to_owned(), source },
+            _ => Self::Rocks { action, path: path.to_owned(), part, source },
         }
     }
 
@@ -115,13 +136,25 @@ impl StoreError {
             what: format!("a row of `{family}` ({})", error.what),
             path: path.to_owned(),
             reason: error.reason,
-            hint: HINT_STATE,
+            part: Part::State,
         }
     }
 
     /// The rows of the state are damaged, not the log nor a marker: another copy of them makes it good.
     pub fn is_damaged_state(&self) -> bool {
-        matches!(self, Self::Corrupt { hint, .. } if *hint == HINT_STATE)
+        matches!(self, Self::Corrupt { part: Part::State, .. })
+    }
+
+    /// As [`StoreError::is_damaged_state`], or the disk does not give the rows back. Not so for what this process broke or
+    /// lacks, which says nothing of them.
+    pub fn is_unreadable_state(&self) -> bool {
+        match self {
+            Self::Rocks { source, part: Part::State, .. } => {
+                let lacks = ["Too many open files", "Cannot allocate memory"];
+                source.kind() == rocksdb::ErrorKind::IOError && !lacks.iter().any(|text| source.as_ref().contains(text))
+            }
+            other => other.is_damaged_state(),
+        }
     }
 
     /// A call that breaks a rule of this crate.

@@ -7,15 +7,16 @@
 //! - `CURRENT` missing beside a `db-<n>` never comes from a crash: it is refused, not taken for an empty state.
 //! - A replaced database stays on disk while a view still reads it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use holdfast_model::id::GroupId;
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, DBPinnableSlice, DBRawIterator, ReadOptions,
 };
 
-use crate::error::{HINT_STATE, StoreError};
+use crate::error::{HINT_STATE, Part, StoreError};
 use crate::files;
 use crate::keyspace::{Family, sys};
 use crate::options::{self, Sizes};
@@ -26,6 +27,8 @@ const CURRENT: &str = "CURRENT";
 pub(crate) struct Generation {
     db: DB,
     path: PathBuf,
+    /// Tells this opening of this database from every other one.
+    installation: u64,
     /// Delete the directory once nobody reads it.
     retired: AtomicBool,
 }
@@ -35,8 +38,8 @@ impl Generation {
     pub(crate) fn open(path: &Path, group: GroupId) -> Result<Self, StoreError> {
         let sizes = Sizes::at(&files::parent(path));
         let db = DB::open_cf_descriptors(&options::state_db(sizes), path, options::state_families(sizes))
-            .map_err(StoreError::rocks("open", path))?;
-        let generation = Self { db, path: path.to_owned(), retired: AtomicBool::new(false) };
+            .map_err(StoreError::rocks(Part::State, "open", path))?;
+        let generation = Self::new(db, path);
         if generation.group()?.is_none() && generation.db.latest_sequence_number() == 0 {
             let mut batch = rocksdb::WriteBatch::default();
             batch.put_cf(generation.family(Family::Sys)?, sys::GROUP, group.0.to_be_bytes());
@@ -54,8 +57,20 @@ impl Generation {
         options.create_if_missing(false);
         options.create_missing_column_families(false);
         let db = DB::open_cf_descriptors_read_only(&options, path, options::state_families(sizes), false)
-            .map_err(StoreError::rocks("open checkpoint", path))?;
-        Ok(Self { db, path: path.to_owned(), retired: AtomicBool::new(false) })
+            .map_err(StoreError::rocks(Part::State, "open checkpoint", path))?;
+        Ok(Self::new(db, path))
+    }
+
+    fn new(db: DB, path: &Path) -> Self {
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        // Its keys are random in each process: what was said of an earlier run's state is not taken for this one's.
+        let random = RandomState::new().hash_one(OPENED.fetch_add(1, Ordering::Relaxed));
+        Self { db, path: path.to_owned(), installation: random.max(1), retired: AtomicBool::new(false) }
+    }
+
+    /// Number of this installation of the state; never 0.
+    pub(crate) fn installation(&self) -> u64 {
+        self.installation
     }
 
     pub(crate) fn db(&self) -> &DB {
@@ -72,7 +87,7 @@ impl Generation {
             what: format!("column family `{}`", family.name()),
             path: self.path.clone(),
             reason: "it is missing".into(),
-            hint: HINT_STATE,
+            part: Part::State,
         })
     }
 
@@ -84,7 +99,7 @@ impl Generation {
         options: &ReadOptions,
     ) -> Result<Option<DBPinnableSlice<'_>>, StoreError> {
         let found = self.db.get_pinned_cf_opt(self.family(family)?, key, options);
-        found.map_err(StoreError::rocks("read", &self.path))
+        found.map_err(StoreError::rocks(Part::State, "read", &self.path))
     }
 
     /// Iterator over a family; the caller sets bounds and order in the options, and seeks.
@@ -94,14 +109,14 @@ impl Generation {
 
     /// Says why an iterator stopped, when it did not come to its end.
     pub(crate) fn finished(&self, iterator: &DBRawIterator<'_>) -> Result<(), StoreError> {
-        iterator.status().map_err(StoreError::rocks("scan", &self.path))
+        iterator.status().map_err(StoreError::rocks(Part::State, "scan", &self.path))
     }
 
     /// Writes without WAL: the Raft log is this database's WAL.
     pub(crate) fn write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
         let mut options = rocksdb::WriteOptions::default();
         options.disable_wal(true);
-        self.db.write_opt(batch, &options).map_err(StoreError::rocks("write", &self.path))
+        self.db.write_opt(batch, &options).map_err(StoreError::rocks(Part::State, "write", &self.path))
     }
 
     /// A figure that RocksDB keeps of a family; 0 when it does not say.
@@ -123,7 +138,7 @@ impl Generation {
         let cutoff = |share: f64| {
             let share = share.to_string();
             let set = self.db.set_options_cf(handle, &[("blob_garbage_collection_age_cutoff", share.as_str())]);
-            set.map_err(StoreError::rocks("tune", &self.path))
+            set.map_err(StoreError::rocks(Part::State, "tune", &self.path))
         };
         let has_blobs = family == Family::Rec;
         if has_blobs {
@@ -143,7 +158,7 @@ impl Generation {
         }
         let mut options = rocksdb::FlushOptions::default();
         options.set_wait(true);
-        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks("flush", &self.path))
+        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks(Part::State, "flush", &self.path))
     }
 
     /// A row that does not decode.
@@ -221,7 +236,7 @@ impl GroupDir {
                 what: "the state pointer".into(),
                 path: self.dir.join(CURRENT),
                 reason: format!("it names db-{number}, which is not there"),
-                hint: HINT_STATE,
+                part: Part::State,
             });
         }
         self.delete_orphans(Some(number))?;
@@ -261,7 +276,7 @@ impl GroupDir {
             what: "the state pointer".into(),
             path,
             reason: "it does not parse, or its checksum does not match".into(),
-            hint: HINT_STATE,
+            part: Part::State,
         })
     }
 

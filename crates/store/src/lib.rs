@@ -26,8 +26,8 @@ mod view;
 pub use apply::{AppliedEntry, apply_entry};
 pub use batch::ApplyBatch;
 pub use changes::{Change, Changes, FullChanges};
-pub use checkpoint::{CheckpointInfo, CheckpointStore, StateScan, open_checkpoint};
-pub use error::StoreError;
+pub use checkpoint::{CheckpointInfo, CheckpointStore, StateScan, forget_aside, open_checkpoint};
+pub use error::{Part, StoreError};
 pub use load::{RawRow, StateLoader};
 pub use log::{
     Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, LogStore, OnFatal, StoredEntry,

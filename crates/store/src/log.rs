@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 use holdfast_model::id::GroupId;
 use rocksdb::WriteBatch;
 
-use crate::error::{HINT_LOG, StoreError};
+use crate::error::{Part, StoreError};
 use crate::log::floor::FloorKeeper;
 use crate::log::flush::{Job, Queue};
 use crate::log::open::LogDb;
@@ -366,7 +366,7 @@ impl Shared {
             what: format!("log entry {}", position.index),
             path: self.db.path().to_owned(),
             reason: "it is missing".into(),
-            hint: HINT_LOG,
+            part: Part::Log,
         })?;
         same(position, entry.position).map(|()| crc)
     }

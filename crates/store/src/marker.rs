@@ -11,7 +11,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::{HINT_MARKER, StoreError};
+use crate::error::{Part, StoreError};
 use crate::files;
 
 /// Format of the directory that this build writes; it opens this one only.
@@ -259,7 +259,7 @@ fn parse_identity(text: &str) -> Result<Identity, &'static str> {
 }
 
 fn corrupt(path: &Path, reason: &str) -> StoreError {
-    StoreError::Corrupt { what: "a marker".into(), path: path.to_owned(), reason: reason.into(), hint: HINT_MARKER }
+    StoreError::Corrupt { what: "a marker".into(), path: path.to_owned(), reason: reason.into(), part: Part::Marker }
 }
 
 fn hex(bytes: &[u8]) -> String {

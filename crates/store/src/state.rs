@@ -148,6 +148,12 @@ impl StateStore {
         Applied::clone(&self.0.published.load().applied)
     }
 
+    /// Number of this installation: another one after every start and every install, also where both states are at one
+    /// index. Never 0.
+    pub fn installation(&self) -> u64 {
+        self.0.published.load().generation.installation()
+    }
+
     /// Group facts.
     pub fn sys(&self) -> Arc<Sys> {
         Arc::clone(&self.0.published.load().sys)

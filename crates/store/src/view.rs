@@ -13,7 +13,7 @@ use holdfast_model::state::{DeviceRow, RecordRow, Sys, UserRef, UserRow};
 use holdfast_wire::{DecodeError, durable};
 use rocksdb::{DB, ReadOptions, Snapshot};
 
-use crate::error::StoreError;
+use crate::error::{Part, StoreError};
 use crate::generation::Generation;
 use crate::keyspace::{Family, chg, cur, rec, sys, uid, user_prefix, usr};
 use crate::scan::{Bounds, Scan};
@@ -81,6 +81,11 @@ impl View {
         &self.applied
     }
 
+    /// Which installation of the state it is of; see [`crate::StateStore::installation`].
+    pub fn installation(&self) -> u64 {
+        self.generation.installation()
+    }
+
     /// Group facts.
     pub fn sys(&self) -> &Arc<Sys> {
         &self.sys
@@ -108,7 +113,7 @@ impl View {
         let family = self.generation.family(Family::Rec)?;
         let values = self.generation.db().batched_multi_get_cf_opt(family, &keys, false, &self.options());
         let decode = |value: Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>| {
-            let value = value.map_err(StoreError::rocks("read", self.generation.path()))?;
+            let value = value.map_err(StoreError::rocks(Part::State, "read", self.generation.path()))?;
             value.map(|value| stored_record(&value).map_err(self.generation.corrupt(Family::Rec))).transpose()
         };
         values.into_iter().map(decode).collect()

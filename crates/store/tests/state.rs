@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use holdfast_model::id::Version;
 use holdfast_model::state::{Effect, Effects, StateRead, Sys, UserRow};
 use holdfast_store::keyspace::{Family, sys};
-use holdfast_store::{Applied, ApplyBatch, RawRow, StateLoader, StateStore, StoreError, open_checkpoint};
+use holdfast_store::{Applied, ApplyBatch, RawRow, StateLoader, StateStore, StoreError, forget_aside, open_checkpoint};
 use holdfast_wire::durable;
 use support::{GROUP, data, image};
 
@@ -438,6 +438,52 @@ fn what_is_kept_aside_is_the_newest_state() {
     let names: Vec<_> = fs::read_dir(&data_dir).expect("list").map(|item| item.expect("item").file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");
     assert_eq!(open_checkpoint(&kept).expect("opened").applied(), &store.applied());
+    assert!(forget_aside(&held).expect("deleted"));
+    assert!(!kept.exists() && data_dir.join("state-by-hand").exists(), "what others put there stays");
+    assert!(!forget_aside(&held).expect("nothing left"));
+}
+
+/// The log's database lies in `raft/` too; what is damaged is told by who read it, not by what a folder is called.
+#[test]
+fn a_damaged_table_of_the_state_is_the_states_damage_wherever_it_lies() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("raft");
+    let store = open(&path);
+    founded(&store);
+    write(&store, 2, "a", 10);
+    store.flush().expect("flushed");
+    drop(store);
+    let tables = fs::read_dir(path.join("state/0/db-1")).expect("list").map(|item| item.expect("item").path());
+    for table in tables.filter(|path| path.extension().is_some_and(|ext| ext == "sst")) {
+        let mut bytes = fs::read(&table).expect("read");
+        // In the first block of rows; what opening reads lies behind it.
+        bytes[3] ^= 0x10;
+        fs::write(&table, bytes).expect("written");
+    }
+    let error = match StateStore::open(&data(&path), GROUP) {
+        Ok(store) => store.view().scrub().expect_err("a block does not match its checksum"),
+        Err(error) => error,
+    };
+    assert!(error.is_damaged_state() && error.is_unreadable_state(), "{error}");
+    assert!(error.to_string().contains("move its state/ to quarantine/"), "{error}");
+}
+
+#[test]
+fn every_start_and_every_install_has_a_number_of_its_own() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = open(dir.path());
+    founded(&store);
+    let path = dir.path().join("snapshots/one");
+    store.checkpoint(&path).expect("taken");
+    let (first, view) = (store.installation(), store.view());
+    write(&store, 2, "a", 10);
+    assert_eq!((store.installation(), store.view().installation()), (first, first), "writes change nothing of it");
+    store.install(&path).expect("installed");
+    let second = store.installation();
+    assert_eq!((store.view().installation(), view.installation()), (second, first));
+    drop((store, view));
+    let third = open(dir.path()).installation();
+    assert!(first != second && second != third && first != third && ![first, second, third].contains(&0));
 }
 
 #[test]

@@ -109,8 +109,27 @@ pub struct NodeAnswer {
     version: String,
     identity: String,
     draining: bool,
+    integrity: Option<IntegrityAnswer>,
     #[serde(flatten)]
     raft: Option<RaftAnswer>,
+}
+
+/// What a node knows of the soundness of its state.
+#[derive(Debug, Serialize)]
+struct IntegrityAnswer {
+    /// Why it is known to be damaged; empty = it is not.
+    diverged: String,
+    /// Why nobody can tell; empty = no doubt.
+    doubt: String,
+    /// It neither leads nor serves now.
+    fenced: bool,
+    /// Why its rows could not be read when that was last tried; empty = they could.
+    unread: String,
+    /// Index at which all its rows were last read; 0 = not since it started.
+    examined_index: u64,
+    examined_age_ms: Option<u64>,
+    failures_total: u64,
+    reinstalls_total: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -208,7 +227,36 @@ fn node_answer(status: Option<&v1::GetStatusResponse>, node: v1::Node) -> NodeAn
         version: node.version,
         identity: node.identity,
         draining: status.is_some_and(|status| status.draining),
+        integrity: status.and_then(|status| status.integrity.clone()).map(integrity),
         raft,
+    }
+}
+
+fn integrity(known: v1::IntegrityStatus) -> IntegrityAnswer {
+    IntegrityAnswer {
+        diverged: known.diverged,
+        doubt: known.doubt,
+        fenced: known.fenced,
+        unread: known.unread,
+        examined_index: known.examined_index,
+        examined_age_ms: known.examined_age.as_ref().map(duration_millis),
+        failures_total: known.failures_total,
+        reinstalls_total: known.reinstalls_total,
+    }
+}
+
+impl IntegrityAnswer {
+    /// For people, in a word or two.
+    fn summary(&self) -> String {
+        let word = match self {
+            Self { fenced: true, .. } => "diverged, reinstalled",
+            Self { diverged, .. } if !diverged.is_empty() => "diverged",
+            Self { doubt, .. } if !doubt.is_empty() => "in doubt",
+            Self { unread, .. } if !unread.is_empty() => "not read",
+            Self { examined_age_ms: None, .. } => "not read yet",
+            Self { examined_age_ms: Some(ms), .. } => return format!("read {} s ago", ms / 1000),
+        };
+        word.to_owned()
     }
 }
 
@@ -224,8 +272,19 @@ fn destination(status: &v1::DestinationStatus) -> DestinationAnswer {
 
 /// Members for people.
 pub fn node_table(nodes: &[NodeAnswer]) -> Table {
-    let mut table =
-        Table::new(&["node", "state", "client", "admin", "term", "last", "committed", "applied", "digest", "labels"]);
+    let mut table = Table::new(&[
+        "node",
+        "state",
+        "client",
+        "admin",
+        "term",
+        "last",
+        "committed",
+        "applied",
+        "digest",
+        "rows",
+        "labels",
+    ]);
     for node in nodes {
         let labels = render_labels(&node.labels);
         let addresses = [node.client.clone(), node.admin.clone()];
@@ -246,7 +305,8 @@ pub fn node_table(nodes: &[NodeAnswer]) -> Table {
             number(|raft| raft.applied_index),
         ];
         let cells = [node.node_id.to_string(), state.to_owned()].into_iter().chain(addresses).chain(numbers);
-        table.row(cells.chain([digest, labels]));
+        let rows = node.integrity.as_ref().map_or("-".to_owned(), IntegrityAnswer::summary);
+        table.row(cells.chain([digest, rows, labels]));
     }
     table
 }

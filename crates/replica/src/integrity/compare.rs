@@ -1,15 +1,22 @@
 //! A comparison: every member reads its state at one index, and one of them judges what they found.
+//!
+//! Members are asked side by side, this node first of all, and each for itself: who does not answer in time is unknown to
+//! this comparison, and holds up nobody else.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use holdfast_wire::internal::v1 as pb;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::handle::Replica;
 use crate::integrity::ASK_TIMEOUT;
-use crate::integrity::examine::{Findings, Stage};
+use crate::integrity::examine::{Findings, Question, Stage};
 use crate::integrity::verdict::{Verdict, judge};
+use crate::transport::client::Peer;
 
 /// Attempts to have all members at one index; in every other one the index is so many entries ahead, and more each time.
 const ATTEMPTS: u32 = 7;
@@ -20,6 +27,8 @@ const POLL: Duration = Duration::from_millis(20);
 const READING_POLL: Duration = Duration::from_millis(200);
 /// A member that reads and does not answer any more is left out.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Why a fenced member is not compared.
+const FENCED: &str = "its state is being reinstalled";
 
 /// What came of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,19 +44,28 @@ pub struct Comparison {
 }
 
 /// A member's answer.
-#[derive(Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Stage(Stage),
     /// Why there is none.
     Not(String),
 }
 
+/// Who is asked; `None` = this node itself.
+type Members = BTreeMap<u64, Option<Peer>>;
+
+/// Number of a comparison, or of a reading of one's own.
+pub fn new_round() -> u64 {
+    RandomState::new().hash_one(0).max(1)
+}
+
 fn array(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
-fn stage_of(reply: pb::ExamineReply) -> Answer {
+fn answer_of(reply: pb::ExamineReply) -> Answer {
     let findings = Findings {
+        installation: reply.installation,
         heads: array(&reply.heads),
         entry_chain: array(&reply.entry_chain),
         effect_chain: array(&reply.effect_chain),
@@ -57,11 +75,12 @@ fn stage_of(reply: pb::ExamineReply) -> Answer {
         faults: reply.faults.clone(),
     };
     match reply.examination() {
-        _ if reply.fenced => Answer::Not("its state is being reinstalled".into()),
+        _ if reply.fenced => Answer::Not(FENCED.into()),
         pb::Examination::Waiting => Answer::Stage(Stage::Waiting),
         pb::Examination::Reading => Answer::Stage(Stage::Reading(findings)),
         pb::Examination::Done => Answer::Stage(Stage::Done(findings)),
         pb::Examination::Missed => Answer::Stage(Stage::Missed),
+        pb::Examination::Failed => Answer::Stage(Stage::Failed(reply.failure)),
         pb::Examination::Unspecified => Answer::Not("it does not compare".into()),
     }
 }
@@ -77,15 +96,21 @@ pub fn reply(replica: &Replica, request: &pb::ExamineRequest) -> pb::ExamineRepl
     if request.index == 0 || reply.fenced {
         return reply;
     }
-    let (examination, findings) = match integrity.exams.ask(request.index, request.rows, replica.state()) {
+    let question = Question { index: request.index, rows: request.rows, round: request.round };
+    let (examination, findings) = match integrity.exams.ask(question, replica.state()) {
         Stage::Waiting => (pb::Examination::Waiting, None),
         Stage::Missed => (pb::Examination::Missed, None),
         Stage::Reading(findings) => (pb::Examination::Reading, Some(findings)),
         Stage::Done(findings) => (pb::Examination::Done, Some(findings)),
+        Stage::Failed(why) => {
+            reply.failure = why;
+            (pb::Examination::Failed, None)
+        }
     };
     reply.examination = examination.into();
     if let Some(findings) = findings {
         let bytes = |hash: [u8; 32]| bytes::Bytes::copy_from_slice(&hash);
+        reply.installation = findings.installation;
         reply.heads = bytes(findings.heads);
         reply.entry_chain = bytes(findings.entry_chain);
         reply.effect_chain = bytes(findings.effect_chain);
@@ -97,54 +122,72 @@ pub fn reply(replica: &Replica, request: &pb::ExamineRequest) -> pb::ExamineRepl
     reply
 }
 
-async fn ask_all(replica: &Replica, index: u64, rows: bool) -> BTreeMap<u64, Answer> {
-    let request = pb::ExamineRequest { group_id: replica.group_id().0, index, rows };
-    let calls = replica.peers().all().into_iter().map(|(id, mut client)| async move {
-        let answer = match timeout(ASK_TIMEOUT, client.examine(request)).await {
-            Ok(Ok(reply)) => stage_of(reply.into_inner()),
-            Ok(Err(status)) => Answer::Not(format!("it does not answer: {}", status.message())),
-            Err(_) => Answer::Not("it does not answer".into()),
-        };
-        (id, answer)
-    });
-    let mut answers: BTreeMap<u64, Answer> = futures::future::join_all(calls).await.into_iter().collect();
-    answers.insert(replica.node_id(), stage_of(reply(replica, &request)));
-    answers
+async fn ask(replica: &Replica, client: Option<Peer>, request: pb::ExamineRequest) -> Answer {
+    let Some(mut client) = client else { return answer_of(reply(replica, &request)) };
+    match timeout(ASK_TIMEOUT, client.examine(request)).await {
+        Ok(Ok(reply)) => answer_of(reply.into_inner()),
+        Ok(Err(status)) => Answer::Not(format!("it does not answer: {}", status.message())),
+        Err(_) => Answer::Not("it does not answer".into()),
+    }
+}
+
+async fn ask_all(replica: &Replica, members: &Members, request: pb::ExamineRequest) -> BTreeMap<u64, Answer> {
+    // First of all this node: under load its state is soon beyond the index.
+    let own = members.iter().filter(|(_, client)| client.is_none());
+    let others = members.iter().filter(|(_, client)| client.is_some());
+    let calls = own.chain(others).map(|(id, client)| async move { (*id, ask(replica, client.clone(), request).await) });
+    futures::future::join_all(calls).await.into_iter().collect()
+}
+
+/// Asks a member until it has read its rows, or does not answer any more.
+async fn follow(replica: &Replica, client: Option<Peer>, request: pb::ExamineRequest, first: Answer) -> Answer {
+    let mut last = first;
+    let mut heard = Instant::now();
+    while matches!(last, Answer::Stage(Stage::Reading(_))) && !replica.is_stopping() {
+        sleep(READING_POLL).await;
+        match ask(replica, client.clone(), request).await {
+            // It may answer again; what it has read so far is not lost with one call.
+            Answer::Not(why) if why != FENCED && heard.elapsed() < SILENCE_MAX => {}
+            answer => {
+                heard = Instant::now();
+                last = answer;
+            }
+        }
+    }
+    last
 }
 
 /// Compares all members that answer at one index. With `rows`, every row is read.
 pub async fn compare(replica: &Replica, rows: bool) -> Comparison {
     let configs = replica.status().configs;
-    let (index, mut answers) = meet(replica, rows).await;
-    let mut heard = Instant::now();
+    let (request, mut answers) = meet(replica, rows).await;
+    let index = request.index;
     let is_reading = |answer: &Answer| matches!(answer, Answer::Stage(Stage::Reading(_)));
-    let mut heads_told = false;
-    while answers.values().any(is_reading) && !replica.is_stopping() {
-        sleep(READING_POLL).await;
-        let silent_for = heard.elapsed();
-        let mut all_answer = true;
-        for (id, answer) in ask_all(replica, index, rows).await {
-            match (&answer, answers.get(&id)) {
-                // It may answer again; what it has read so far is not lost with one call.
-                (Answer::Not(_), Some(Answer::Stage(Stage::Reading(_)))) if silent_for < SILENCE_MAX => {
-                    all_answer = false;
-                }
-                (Answer::Not(_), Some(Answer::Stage(Stage::Done(_)))) => {}
-                _ => drop(answers.insert(id, answer)),
-            }
-        }
-        if all_answer {
-            heard = Instant::now();
-        }
+    if answers.values().any(is_reading) {
         // What is kept of the whole is known long before the rows are.
-        if !heads_told {
-            heads_told = true;
-            let early = concluded(index, &configs, &answers, true);
-            tell(replica, &early, false).await;
+        tell(replica, &concluded(index, &configs, &answers, true), false).await;
+    }
+    let mut clients = members(replica);
+    let reading = answers.iter().filter(|(_, answer)| is_reading(answer)).filter_map(|(id, answer)| {
+        // Nothing for who is no member any more.
+        let (id, client, answer) = (*id, clients.remove(id)?, answer.clone());
+        Some(async move { (id, follow(replica, client, request, answer).await) })
+    });
+    let mut reading: FuturesUnordered<_> = reading.collect();
+    while let Some((id, answer)) = reading.next().await {
+        answers.insert(id, answer);
+        if !reading.is_empty() {
+            // A majority proves a third one wrong, also while a fourth one still reads.
+            tell(replica, &concluded(index, &configs, &answers, !rows), false).await;
         }
     }
     // A member may have read its rows at this index for another comparison; here they are not compared.
     concluded(index, &configs, &answers, !rows)
+}
+
+fn members(replica: &Replica) -> Members {
+    let own = std::iter::once((replica.node_id(), None));
+    replica.peers().all().into_iter().map(|(id, client)| (id, Some(client))).chain(own).collect()
 }
 
 fn concluded(
@@ -164,40 +207,59 @@ fn concluded(
             Answer::Stage(Stage::Reading(_)) => drop(comparison.missing.insert(*id, "it is still reading".into())),
             Answer::Stage(Stage::Waiting) => drop(comparison.missing.insert(*id, "it is behind".into())),
             Answer::Stage(Stage::Missed) => drop(comparison.missing.insert(*id, "it was beyond that index".into())),
+            Answer::Stage(Stage::Failed(why)) => {
+                comparison.missing.insert(*id, format!("its rows could not be read: {why}"));
+            }
             Answer::Not(why) => drop(comparison.missing.insert(*id, why.clone())),
         }
     }
     comparison.verdict = judge(index, configs, &comparison.found);
-    // Who is here and was only not at that index may make a majority: the next comparison tells.
-    if answers.values().any(|answer| matches!(answer, Answer::Stage(Stage::Waiting | Stage::Missed))) {
+    // Who is here and only was not at that index, or has not read its rows yet, may make a majority.
+    let may_tell = |stage: &Stage| match stage {
+        Stage::Waiting | Stage::Missed => true,
+        Stage::Reading(_) => !heads_only,
+        Stage::Done(_) | Stage::Failed(_) => false,
+    };
+    if answers.values().any(|answer| matches!(answer, Answer::Stage(stage) if may_tell(stage))) {
         comparison.verdict.doubt = None;
     }
     comparison
 }
 
 /// Finds an index that all members who answer read their state at.
-async fn meet(replica: &Replica, rows: bool) -> (u64, BTreeMap<u64, Answer>) {
-    let mut last = (0, BTreeMap::new());
-    for attempt in 0..ATTEMPTS {
+async fn meet(replica: &Replica, rows: bool) -> (pb::ExamineRequest, BTreeMap<u64, Answer>) {
+    let mut request = pb::ExamineRequest { group_id: replica.group_id().0, index: 0, rows, round: new_round() };
+    let mut members = members(replica);
+    let mut silent: BTreeMap<u64, Answer> = BTreeMap::new();
+    let mut answers = BTreeMap::new();
+    'attempts: for attempt in 0..ATTEMPTS {
         // Where nothing is written all stand at one index; under load nobody stands still, and one ahead is met.
         let ahead = if attempt % 2 == 0 { 0 } else { AHEAD << attempt };
-        let index = replica.state().applied().index() + ahead;
-        let end = Instant::now() + REACH_TIMEOUT;
+        request.index = replica.state().applied().index() + ahead;
+        let mut end = Instant::now() + REACH_TIMEOUT;
         loop {
-            let answers = ask_all(replica, index, rows).await;
+            answers = ask_all(replica, &members, request).await;
+            // Who does not answer is unknown to this comparison: asked again, it would hold up the others each time.
+            let is_gone = |answer: &Answer| matches!(answer, Answer::Not(_));
+            let gone: Vec<u64> = answers.iter().filter(|(_, one)| is_gone(one)).map(|(id, _)| *id).collect();
+            if !gone.is_empty() {
+                members.retain(|id, _| !gone.contains(id));
+                silent.extend(gone.iter().filter_map(|id| answers.remove_entry(id)));
+                end = Instant::now() + REACH_TIMEOUT;
+            }
             let any = |stage: &Stage| answers.values().any(|one| matches!(one, Answer::Stage(at) if at == stage));
             let (waiting, missed) = (any(&Stage::Waiting), any(&Stage::Missed));
-            last = (index, answers);
-            if !waiting && !missed {
-                return last;
+            if replica.is_stopping() || !waiting && !missed {
+                break 'attempts;
             }
-            if missed || Instant::now() >= end || replica.is_stopping() {
+            if missed || Instant::now() >= end {
                 break;
             }
             sleep(POLL).await;
         }
     }
-    last
+    answers.append(&mut silent);
+    (request, answers)
 }
 
 /// Tells every member that took part. A comparison of less than all rows, or of less than a majority, tells bad news
@@ -210,8 +272,9 @@ pub async fn tell(replica: &Replica, comparison: &Comparison, rows: bool) {
     }
     let own = replica.node_id();
     let index = comparison.index;
+    let installation = |id: &u64| comparison.found.get(id).map_or(0, |found| found.installation);
     if comparison.found.contains_key(&own) && (rows || diverged.contains_key(&own) || doubt.is_some()) {
-        replica.integrity().judged(index, diverged.get(&own).cloned(), doubt.clone());
+        replica.integrity().judged(installation(&own), diverged.get(&own).cloned(), doubt.clone());
     }
     let calls = replica.peers().all().into_iter().filter(|(id, _)| comparison.found.contains_key(id));
     let calls = calls.map(|(id, mut client)| async move {
@@ -220,6 +283,7 @@ pub async fn tell(replica: &Replica, comparison: &Comparison, rows: bool) {
             index,
             diverged: diverged.get(&id).cloned().unwrap_or_default(),
             doubt: doubt.clone().unwrap_or_default(),
+            installation: installation(&id),
         };
         if rows || !request.diverged.is_empty() || !request.doubt.is_empty() {
             // Who does not hear it is told by the next comparison.

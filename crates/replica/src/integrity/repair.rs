@@ -3,17 +3,24 @@
 //! Order: the damaged state is set aside, a snapshot is fetched file by file, verified and read in whole; it is installed
 //! once openraft has handed over everything that is in it; what was handed over beyond it is applied from this node's
 //! own log; then the fence falls. openraft's own idea of what is applied stays right throughout.
+//!
+//! When nobody who answers is sound, a state that only its own node called damaged is read once more: read well in whole, it
+//! was a false alarm. When all voters answer and all are damaged, a defect that they share is likelier than so much
+//! damage, and the fence is lifted: they go on, and say so. While a voter is silent that may be sound, that takes longer.
 
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use holdfast_store::{Applied, Room, StoredEntry, apply_entry, open_checkpoint};
+use futures::StreamExt;
+use holdfast_store::{Applied, Room, StateStore, StoreError, StoredEntry, apply_entry, forget_aside, open_checkpoint};
 use holdfast_wire::internal::v1 as pb;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::handle::Replica;
-use crate::integrity::{ask_how, lock, nobody_is_sound};
+use crate::integrity::{Hope, Witness, ask_how, hope, lock};
+use crate::rooms::DiskLevel;
 use crate::snapshot::{Incoming, SnapshotDir};
 use crate::transport::service::write_chunk;
 use crate::types::{log_id_from, position_of};
@@ -25,8 +32,11 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 /// For openraft to hand over what the snapshot holds.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Tries in a row in which nobody who answered was sound, before the fence is lifted: a sound member may only be slow.
-const HOPELESS_TRIES: u32 = 10;
+/// For so long nobody who answers is sound before the fence is lifted: all voters answer, or some may come back sound.
+const GONE_MAX: Duration = Duration::from_secs(10);
+const FAINT_MAX: Duration = Duration::from_secs(5 * 60);
+/// Between two readings of one's own state while nobody else has a sound one.
+const REREAD_PAUSE: Duration = Duration::from_secs(30);
 /// Bytes of entries in one write batch.
 const REPLAY_BYTES: usize = 4 << 20;
 
@@ -41,10 +51,31 @@ async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
     }
 }
 
+/// What became of a damaged state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cure {
+    /// Another one took its place.
+    Reinstalled,
+    /// It is sound after all.
+    FalseAlarm,
+    /// None: it goes on as it is.
+    None,
+}
+
 /// Goes on until the state is sound again, or no member's is.
 pub(crate) async fn run(replica: &Replica) {
     set_aside(replica).await;
-    let mut hopeless = 0;
+    repair_all(replica).await;
+    // Half fetched, and of no use to the next repair: that one may be from another peer.
+    let incoming = Incoming::repair(replica.data().path(), replica.group_id().0);
+    if let Err(error) = blocking(move || incoming.remove()).await {
+        tracing::warn!(event = "integrity.leftover", error, "what was fetched in part goes at the next start");
+    }
+}
+
+async fn repair_all(replica: &Replica) {
+    let mut hopeless: Option<Instant> = None;
+    let mut reread: Option<Instant> = None;
     loop {
         if replica.is_stopping() {
             return;
@@ -53,10 +84,25 @@ pub(crate) async fn run(replica: &Replica) {
             Ok(()) => return,
             Err(error) => tracing::warn!(event = "integrity.not_reinstalled", error, "trying again"),
         }
-        hopeless = if nobody_is_sound(replica).await { hopeless + 1 } else { 0 };
-        if hopeless >= HOPELESS_TRIES {
+        let answers: BTreeMap<u64, Option<bool>> = ask_how(replica).collect().await;
+        let patience = match hope(replica.node_id(), &replica.status().voters, &answers) {
+            Hope::Good => None,
+            Hope::Faint => Some(FAINT_MAX),
+            Hope::Gone => Some(GONE_MAX),
+        };
+        let is_alone = !answers.values().any(|damaged| *damaged == Some(false));
+        if is_alone && reread.is_none_or(|at| at.elapsed() >= REREAD_PAUSE) && is_own_word_alone(replica) {
+            match was_false_alarm(replica).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(event = "integrity.not_read", error, "it is read once more"),
+            }
+            reread = Some(Instant::now());
+        }
+        hopeless = patience.and(hopeless.or(Some(Instant::now())));
+        if hopeless.zip(patience).is_some_and(|(since, patience)| since.elapsed() >= patience) {
             tracing::error!(event = "integrity.no_sound_peer", "no member's state is sound: the fence is lifted");
-            match resume(replica, false).await {
+            match resume(replica, Cure::None).await {
                 Ok(()) => return replica.update_elect(),
                 Err(error) => tracing::error!(event = "integrity.not_resumed", error, "this state cannot go on"),
             }
@@ -65,20 +111,50 @@ pub(crate) async fn run(replica: &Replica) {
     }
 }
 
+/// No other member, and no earlier run, called this state damaged.
+fn is_own_word_alone(replica: &Replica) -> bool {
+    lock(&replica.integrity().known).damage.as_ref().is_some_and(|(_, witness)| *witness == Witness::Itself)
+}
+
+/// Reads the state once more; read well in whole and brought up to its log, it goes on.
+async fn was_false_alarm(replica: &Replica) -> Result<bool, String> {
+    if !is_sound(replica).await? {
+        return Ok(false);
+    }
+    resume(replica, Cure::FalseAlarm).await?;
+    replica.update_elect();
+    (replica.hooks().on_installed)();
+    tracing::warn!(event = "integrity.false_alarm", "this node's state was read once more, in whole, and is sound");
+    Ok(true)
+}
+
 /// Keeps the damaged state for a look, and notes that it must not be served after a restart either.
 async fn set_aside(replica: &Replica) {
     let reason = replica.integrity().status().damage.unwrap_or_default();
     let (state, data) = (replica.state().clone(), replica.data_dir());
+    let has_room = replica.disk().level == DiskLevel::Ample;
     let kept = blocking(move || {
         data.set_diverged(Some(&reason))?;
-        state.keep_aside(&data)
+        // What it holds, the state that takes its place takes once more.
+        has_room.then(|| state.keep_aside(&data)).transpose()
     });
     match kept.await {
-        Ok(path) => {
+        Ok(None) => tracing::warn!(event = "integrity.not_kept", "no room: the damaged state is not kept for a look"),
+        Ok(Some(path)) => {
             let path = path.display();
             tracing::warn!(event = "integrity.quarantined", %path, "the damaged state is kept here, the newest one only");
         }
         Err(error) => tracing::warn!(event = "integrity.not_kept", error, "the damaged state is not kept for a look"),
+    }
+}
+
+/// The disk is nearly full: what was kept for a look goes first.
+pub(crate) async fn forget_kept(replica: &Replica) {
+    let data = replica.data_dir();
+    match blocking(move || forget_aside(&data)).await {
+        Ok(true) => tracing::warn!(event = "integrity.kept_no_longer", "the damaged state in quarantine/ made room"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(event = "integrity.leftover", error, "delete what quarantine/ holds by hand"),
     }
 }
 
@@ -87,7 +163,7 @@ async fn repair(replica: &Replica) -> Result<(), String> {
     // A state that the leader sent whole is as good as one that was fetched, once it was read.
     let from_leader = std::mem::take(&mut lock(&integrity.known).replaced_by_leader);
     let from = if from_leader && is_sound(replica).await? { None } else { Some(fetch(replica).await?) };
-    resume(replica, true).await?;
+    resume(replica, Cure::Reinstalled).await?;
     replica.update_elect();
     (replica.hooks().on_installed)();
     let index = replica.state().applied().index();
@@ -96,17 +172,17 @@ async fn repair(replica: &Replica) -> Result<(), String> {
 }
 
 async fn is_sound(replica: &Replica) -> Result<bool, String> {
-    let state = replica.state().clone();
-    Ok(blocking(move || state.view().scrub()).await?.is_clean())
+    let (state, pacer) = (replica.state().clone(), replica.integrity().exams.pacer().clone());
+    let read = blocking(move || state.view().scrub_at(&mut pacer.pace(Arc::default()))).await?;
+    Ok(read.ok_or("this node is stopping")?.is_clean())
 }
 
 /// Fetches and installs a state; gives the node that it is from.
 async fn fetch(replica: &Replica) -> Result<u64, String> {
-    let damaged: Vec<u64> =
-        ask_how(replica).await.into_iter().filter(|(_, damaged)| *damaged != Some(false)).map(|(id, _)| id).collect();
+    let answers: BTreeMap<u64, Option<bool>> = ask_how(replica).collect().await;
     let leader = replica.leader_hint();
     let mut peers: Vec<Peer> = replica.peers().all();
-    peers.retain(|(id, _)| !damaged.contains(id));
+    peers.retain(|(id, _)| answers.get(id) == Some(&Some(false)));
     // The leader has enough to do.
     peers.sort_by_key(|(id, _)| Some(*id) == leader);
     let mut failed = Vec::new();
@@ -151,12 +227,10 @@ async fn fetch_from(replica: &Replica, mut client: crate::transport::client::Pee
     // Removed again when this is dropped.
     let dir = SnapshotDir::received(path, Applied { position: Some(position), ..Applied::default() });
     let path = dir.path().to_owned();
-    let rate = replica.options().integrity.scrub_bytes_per_second;
-    let stopped = replica.integrity().exams.stopped();
+    let mut pace = replica.integrity().exams.pacer().pace(Arc::default());
     let read = blocking(move || {
         let checkpoint = open_checkpoint(&path)?;
-        let mut pace = crate::integrity::examine::pace(rate, stopped);
-        Ok::<_, holdfast_store::StoreError>((checkpoint.applied().position, checkpoint.view().scrub_at(&mut pace)?))
+        Ok::<_, StoreError>((checkpoint.applied().position, checkpoint.view().scrub_at(&mut pace)?))
     });
     let (applied, report) = read.await?;
     if applied != Some(position) {
@@ -189,24 +263,28 @@ async fn install(replica: &Replica, dir: &SnapshotDir) -> Result<(), String> {
     integrity.exams.clear();
     let (state, path) = (replica.state().clone(), dir.path().to_owned());
     blocking(move || state.install(&path)).await?;
-    lock(&integrity.known).replaced_at = index;
+    lock(&integrity.known).replaced(replica.state().installation());
     Ok(())
 }
 
-/// Applies what was handed over meanwhile, and lets the fence fall when nothing is left. `healed`: the state was replaced,
-/// so what was found of it is forgotten in the same moment: damage found later is new, and fences anew.
-async fn resume(replica: &Replica, healed: bool) -> Result<(), String> {
+/// Applies what was handed over meanwhile, and lets the fence fall when nothing is left. Once cured, what was found of the
+/// state is forgotten in the same moment: damage found later is new, and fences anew.
+async fn resume(replica: &Replica, cure: Cure) -> Result<(), String> {
     let integrity = replica.integrity();
     loop {
         let _gate = integrity.gate.lock().await;
         let (from, to) = (replica.state().applied().index(), integrity.handed_over.load(Ordering::Acquire));
         if from < to {
             let (log, state, room) = (replica.log().clone(), replica.state().clone(), replica.room().clone());
-            blocking(move || {
+            let barrier = blocking(move || {
                 let entries = log.read(from + 1, to + 1, REPLAY_BYTES)?;
                 replay(&state, &room, &entries)
             })
             .await?;
+            if let Some(index) = barrier.filter(|_| cure != Cure::None) {
+                // A backup of this node may wait for it.
+                (replica.hooks().on_barrier)(index, replica.state());
+            }
         }
         let applied = replica.state().applied().index();
         if applied <= from && from < to {
@@ -215,17 +293,17 @@ async fn resume(replica: &Replica, healed: bool) -> Result<(), String> {
         replica.note_applied(applied);
         if applied >= to {
             // What openraft has to offer was taken of the damaged state, and it takes having none for fatal.
-            let (state, snapshots) = (replica.state().clone(), replica.snapshots_dir());
-            let current = blocking(move || SnapshotDir::checkpoint(&state, &snapshots)).await?;
+            let (state, snapshots, room) = (replica.state().clone(), replica.snapshots_dir(), replica.room().clone());
+            let current = blocking(move || room.retry(|| SnapshotDir::checkpoint(&state, &snapshots))).await?;
             *integrity.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
-            if healed {
+            if cure != Cure::None {
                 // While the fence stands: a crash or a failure here repairs once more, and serves nothing.
                 let data = replica.data_dir();
                 blocking(move || data.set_diverged(None)).await?;
                 let mut known = lock(&integrity.known);
                 known.damage = None;
                 known.doubt = None;
-                known.reinstalls_total += 1;
+                known.reinstalls_total += u64::from(cure == Cure::Reinstalled);
             }
             integrity.fenced.store(false, Ordering::Release);
             return Ok(());
@@ -233,14 +311,16 @@ async fn resume(replica: &Replica, healed: bool) -> Result<(), String> {
     }
 }
 
-fn replay(
-    state: &holdfast_store::StateStore,
-    room: &Room,
-    entries: &[StoredEntry],
-) -> Result<(), holdfast_store::StoreError> {
+/// Applies entries, up to a snapshot barrier among them, and gives its index.
+fn replay(state: &StateStore, room: &Room, entries: &[StoredEntry]) -> Result<Option<u64>, StoreError> {
     let mut batch = state.begin();
+    let mut barrier = None;
     for entry in entries {
-        apply_entry(&mut batch, entry)?;
+        if apply_entry(&mut batch, entry)?.barrier {
+            barrier = Some(entry.position.index);
+            break;
+        }
     }
-    state.commit_in(room, batch)
+    state.commit_in(room, batch)?;
+    Ok(barrier)
 }

@@ -400,10 +400,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let _ = option;
         let peers = self.peers.clone();
-        if peers.withholds_state.load(Ordering::Acquire) {
-            let why = "this node's state is damaged and is not sent on";
-            return Err(RPCError::Unreachable(Unreachable::from_string(why)).into());
-        }
+        self.refuse_damaged()?;
         let index = snapshot.meta.last_log_id.as_ref().map_or(0, |id| id.index());
         let _under_way = peers.transfers.begin(self.target, index);
         tokio::select! {
@@ -451,6 +448,12 @@ impl Network {
         Ok(VoteResponse::new(vote_from(&vote), response.last_log_id.as_ref().map(log_id_from), response.granted))
     }
 
+    fn refuse_damaged(&self) -> Result<(), RPCError<TypeConfig>> {
+        let why = "this node's state is damaged and is not sent on";
+        let withholds = self.peers.withholds_state.load(Ordering::Acquire);
+        if withholds { Err(RPCError::Unreachable(Unreachable::from_string(why))) } else { Ok(()) }
+    }
+
     async fn send_snapshot(
         &mut self,
         vote: Vote,
@@ -489,6 +492,8 @@ impl Network {
         let sent = self.client.send_snapshot(chunks).await;
         sent.map_err(|status| unreachable(&status))?;
         reader.await.map_err(broken)?.map_err(broken)?;
+        // Damage that was found meanwhile is in what was sent.
+        self.refuse_damaged()?;
         let mut commit = tonic::Request::new(pb::SnapshotCommit { offer: Some(offer) });
         commit.set_timeout(Duration::from_secs(120));
         let reply = self.client.commit_snapshot(commit).await.map_err(|status| unreachable(&status))?.into_inner();
@@ -523,5 +528,39 @@ pub fn read_chunks<E>(
             return Ok(true);
         }
         offset += n as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::storage::SnapshotMeta;
+
+    use super::*;
+    use crate::types::StoredMembership;
+
+    #[tokio::test]
+    async fn a_damaged_state_is_sent_to_nobody() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let peer_address = listener.local_addr().expect("an address").to_string();
+        let peers = Arc::new(Peers::new(0));
+        let member = Member { peer_address, ..Member::default() };
+        let send = async |path: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir(&path).expect("a directory");
+            let meta = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
+            let snapshot = Snapshot { meta, snapshot: SnapshotDir::received(path, Default::default()) };
+            let mut network = Factory::new(peers.clone()).new_snapshot_client(2, &member).await;
+            let never = std::future::pending();
+            network.full_snapshot(Vote::new(1, 1), snapshot, never, RPCOption::new(Duration::from_secs(20))).await
+        };
+        peers.withholds_state.store(true, Ordering::Release);
+        let refused = send("damaged").await.expect_err("it must not be sent");
+        assert!(refused.to_string().contains("is damaged"), "{refused}");
+        peers.withholds_state.store(false, Ordering::Release);
+        tokio::select! {
+            asked = listener.accept() => drop(asked.expect("a connection")),
+            ended = send("sound") => panic!("the peer was not asked: {ended:?}"),
+        }
     }
 }

@@ -362,7 +362,7 @@ impl PeerService for Service {
         let message = request.into_inner();
         self.check_group(message.group_id)?;
         let said = |text: String| Some(text).filter(|text| !text.is_empty());
-        self.replica.integrity().judged(message.index, said(message.diverged), said(message.doubt));
+        self.replica.integrity().judged(message.installation, said(message.diverged), said(message.doubt));
         Ok(Response::new(pb::VerdictReply {}))
     }
 
@@ -378,8 +378,11 @@ impl PeerService for Service {
             return Err(Status::failed_precondition("its own state is damaged"));
         }
         let (state, snapshots) = (self.replica.state().clone(), self.replica.snapshots_dir());
+        let (room, known) = (self.replica.room().clone(), integrity.offers.at(state.applied().position));
+        let is_new = known.is_none();
         let taken = tokio::task::spawn_blocking(move || {
-            let dir = SnapshotDir::checkpoint(&state, &snapshots).map_err(std::io::Error::other)?;
+            let take = || room.retry(|| SnapshotDir::checkpoint(&state, &snapshots));
+            let dir = known.map_or_else(take, Ok).map_err(std::io::Error::other)?;
             let files = dir.files()?.to_vec();
             std::io::Result::Ok((dir, files))
         });
@@ -395,7 +398,9 @@ impl PeerService for Service {
             membership: None,
             files,
         };
-        *integrity.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((dir, Instant::now()));
+        if is_new {
+            integrity.offers.add(dir);
+        }
         tracing::info!(event = "integrity.offered", index = position.index, "a peer reinstalls its state from here");
         Ok(Response::new(offer))
     }
@@ -410,15 +415,9 @@ impl PeerService for Service {
         let message = request.into_inner();
         self.check_group(message.group_id)?;
         let wanted = message.last_log_id.as_ref().map(|id| position_of(&log_id_from(id)));
-        let dir = {
-            let mut offered =
-                self.replica.integrity().offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let held = offered.as_mut().filter(|(dir, _)| dir.applied().position == wanted);
-            let Some((dir, used)) = held else {
-                return Err(Status::failed_precondition("this snapshot is not offered any more"));
-            };
-            *used = Instant::now();
-            dir.clone()
+        let integrity = self.replica.integrity();
+        let Some(dir) = integrity.offers.at(wanted).filter(|_| !integrity.is_damaged()) else {
+            return Err(Status::failed_precondition("this snapshot is not offered any more"));
         };
         // Names are those of its own offer, never paths.
         let files = dir.files().map_err(fatal)?;

@@ -16,6 +16,8 @@ pub(super) fn status(known: &IntegrityStatus) -> v1::IntegrityStatus {
         examined_age: known.examined.map(|(_, age)| holdfast_wire::reply::duration(age)),
         failures_total: known.failures_total,
         reinstalls_total: known.reinstalls_total,
+        unread: known.unread.clone().unwrap_or_default(),
+        unread_total: known.unread_total,
     }
 }
 
@@ -42,7 +44,8 @@ fn node(id: u64, comparison: &Comparison) -> v1::ComparedNode {
         let why = comparison.missing.get(&id).cloned().unwrap_or_else(|| "it was not asked".to_owned());
         return v1::ComparedNode { node_id: id, not_compared: why, ..Default::default() };
     };
-    let Findings { heads: _, entry_chain, effect_chain, digest, families: _, fault_count, faults } = found;
+    let Findings { installation: _, heads: _, entry_chain, effect_chain, digest, families: _, fault_count, faults } =
+        found;
     let own_fault = || format!("its rows do not agree with its digests ({fault_count}): {}", faults.join("; "));
     let diverged = comparison.verdict.diverged.get(&id).cloned();
     v1::ComparedNode {

@@ -165,6 +165,14 @@ impl Shared {
                 "start the nodes that are down, so that a majority can tell; see `holdfast integrity compare`",
             );
         }
+        if let Some(reason) = integrity.unread {
+            check(
+                "STATE_NOT_READ",
+                v1::HealthSeverity::Warning,
+                format!("the rows of this node's state could not be read, so that nothing is known of them: {reason}"),
+                "look at this node's disk and log (`integrity.not_read`); it is tried again, and clears by itself",
+            );
+        }
         if status.recovering {
             check(
                 "LOG_RECOVERING",

@@ -13,7 +13,7 @@ use bytes::BufMut;
 use holdfast_model::id::GroupId;
 use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch};
 
-use crate::error::{HINT_LOG, StoreError};
+use crate::error::{Part, StoreError};
 use crate::files;
 use crate::log::floor::{Floor, FloorFile, FloorKeeper, Found};
 use crate::log::frame;
@@ -136,8 +136,11 @@ impl LogDb {
     fn open(path: &Path, room: Option<Arc<Room>>) -> Result<Self, StoreError> {
         let sizes = Sizes::at(&files::parent(path));
         let families = options::log_families(&[LOG, META, "default"], sizes);
-        let db = DB::open_cf_descriptors(&options::log_db(sizes), path, families)
-            .map_err(StoreError::rocks("open", path))?;
+        let db = DB::open_cf_descriptors(&options::log_db(sizes), path, families).map_err(StoreError::rocks(
+            Part::Log,
+            "open",
+            path,
+        ))?;
         Ok(Self { db, path: path.to_owned(), room })
     }
 
@@ -158,12 +161,12 @@ impl LogDb {
     /// there is some. A flush of its own that finds none it makes up for later, and refuses writes until then.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         let Some(room) = &self.room else {
-            return self.db.write(batch).map_err(StoreError::rocks("write", &self.path));
+            return self.db.write(batch).map_err(StoreError::rocks(Part::Log, "write", &self.path));
         };
         room.wait_for(batch.size_in_bytes());
         room.retry(|| {
             let again = WriteBatch::from_data(batch.data());
-            self.db.write(again).map_err(StoreError::rocks("write", &self.path))
+            self.db.write(again).map_err(StoreError::rocks(Part::Log, "write", &self.path))
         })
     }
 
@@ -176,17 +179,19 @@ impl LogDb {
         }
         let mut options = FlushOptions::default();
         options.set_wait(true);
-        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks("flush", &self.path))?;
+        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks(Part::Log, "flush", &self.path))?;
         let (first, last) = (entry_key(group, 0), entry_key(group, purged));
         let log = self.family(LOG)?;
-        self.db.delete_file_in_range_cf(log, first, last).map_err(StoreError::rocks("tidy", &self.path))?;
+        self.db.delete_file_in_range_cf(log, first, last).map_err(StoreError::rocks(Part::Log, "tidy", &self.path))?;
         self.db.compact_range_cf(log, Some(first), Some(last));
         Ok(())
     }
 
     /// One `write` and one `fdatasync` for all that was written before.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.db.flush_wal(!planted::is(Bug::AckBeforeFsync)).map_err(StoreError::rocks("fsync", &self.path))
+        self.db
+            .flush_wal(!planted::is(Bug::AckBeforeFsync))
+            .map_err(StoreError::rocks(Part::Log, "fsync", &self.path))
     }
 
     pub(crate) fn put_entry(
@@ -263,7 +268,7 @@ impl LogDb {
         let mut bytes = 0;
         for index in start..end {
             let Some((key, value)) = rows.item() else {
-                rows.status().map_err(StoreError::rocks("scan", &self.path))?;
+                rows.status().map_err(StoreError::rocks(Part::Log, "scan", &self.path))?;
                 return Err(self.bad_entry(index, "it is missing"));
             };
             if key != entry_key(group, index) {
@@ -283,7 +288,7 @@ impl LogDb {
     /// One entry and its checksum.
     pub(crate) fn read_one(&self, group: GroupId, index: u64) -> Result<Option<(StoredEntry, u32)>, StoreError> {
         let value = self.db.get_pinned_cf(self.family(LOG)?, entry_key(group, index));
-        let Some(value) = value.map_err(StoreError::rocks("read", &self.path))? else { return Ok(None) };
+        let Some(value) = value.map_err(StoreError::rocks(Part::Log, "read", &self.path))? else { return Ok(None) };
         let framed = frame::decode(index, &value).map_err(|reason| self.bad_entry(index, reason))?;
         Ok(Some((framed.entry, framed.crc)))
     }
@@ -311,7 +316,7 @@ impl LogDb {
             walked.step(parse_entry_key(key), value);
             rows.next();
         }
-        rows.status().map_err(StoreError::rocks("walk", &self.path))?;
+        rows.status().map_err(StoreError::rocks(Part::Log, "walk", &self.path))?;
         Ok(walked)
     }
 
@@ -324,7 +329,7 @@ impl LogDb {
 
     fn fact(&self, group: GroupId, tag: u8) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.db.get_cf(self.family(META)?, fact_key(group, tag));
-        let Some(value) = value.map_err(StoreError::rocks("read", &self.path))? else { return Ok(None) };
+        let Some(value) = value.map_err(StoreError::rocks(Part::Log, "read", &self.path))? else { return Ok(None) };
         match value.split_last_chunk::<4>() {
             Some((body, crc)) if crc32c::crc32c(body) == u32::from_be_bytes(*crc) => Ok(Some(body.to_vec())),
             _ => Err(self.bad_fact("fact")),
@@ -340,7 +345,7 @@ impl LogDb {
             what: format!("log entry {index}"),
             path: self.path.clone(),
             reason: reason.into(),
-            hint: HINT_LOG,
+            part: Part::Log,
         }
     }
 
@@ -349,7 +354,7 @@ impl LogDb {
             what: format!("a {what} of the log"),
             path: self.path.clone(),
             reason: "it does not decode".into(),
-            hint: HINT_LOG,
+            part: Part::Log,
         }
     }
 }
