@@ -103,7 +103,7 @@ impl Core {
     /// Nobody may lead whose log or state is not whole, or whom an operator wants elsewhere.
     fn update_elect(&self) {
         let drained = self.drained.load(Ordering::Acquire);
-        self.peers.withholds_state.store(self.integrity.is_fenced(), Ordering::Release);
+        self.peers.withholds_state.store(self.integrity.withholds_state(), Ordering::Release);
         self.raft.runtime_config().elect(!drained && !self.recovering() && self.integrity.may_lead());
     }
 

@@ -169,8 +169,9 @@ async fn set_policy(replica: &Replica) {
 }
 
 async fn checkpoint_and_purge(replica: &Replica) {
-    // A damaged state is no ground to forget the log on, nor to be sent to anyone.
-    if replica.is_fenced() {
+    // A damaged state is no ground to forget the log on, nor to be sent to anyone; nor is one in doubt: who lags must be
+    // able to catch up by the log, and then tells who is right.
+    if replica.integrity().withholds_state() {
         return;
     }
     let status = replica.status();

@@ -31,6 +31,29 @@ pub const fn is(_: Bug) -> bool {
     false
 }
 
+/// Whether this fsync is one of those that the bug leaves out: all but one in two seconds, so that a power cut takes the
+/// end of the log and not the whole of it, which any start would notice.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub(crate) const fn leaves_out_fsync() -> bool {
+    false
+}
+
+/// Whether this fsync is one of those that the bug leaves out.
+#[cfg(feature = "planted")]
+pub(crate) fn leaves_out_fsync() -> bool {
+    static LAST: std::sync::Mutex<Option<std::time::Instant>> = std::sync::Mutex::new(None);
+    if !is(Bug::AckBeforeFsync) {
+        return false;
+    }
+    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if last.is_some_and(|last| last.elapsed() < std::time::Duration::from_secs(2)) {
+        return true;
+    }
+    *last = Some(std::time::Instant::now());
+    false
+}
+
 /// Whether this process has that bug.
 #[cfg(feature = "planted")]
 pub fn is(bug: Bug) -> bool {

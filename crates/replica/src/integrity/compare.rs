@@ -275,6 +275,7 @@ pub async fn tell(replica: &Replica, comparison: &Comparison, rows: bool) {
     let installation = |id: &u64| comparison.found.get(id).map_or(0, |found| found.installation);
     if comparison.found.contains_key(&own) && (rows || diverged.contains_key(&own) || doubt.is_some()) {
         replica.integrity().judged(installation(&own), diverged.get(&own).cloned(), doubt.clone());
+        replica.update_elect();
     }
     let calls = replica.peers().all().into_iter().filter(|(id, _)| comparison.found.contains_key(id));
     let calls = calls.map(|(id, mut client)| async move {

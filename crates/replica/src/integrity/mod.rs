@@ -199,6 +199,13 @@ impl Integrity {
         self.fenced.load(Ordering::Acquire)
     }
 
+    /// The state is not given to those who lag: it is damaged, or may be. A damaged state that a third node took over would
+    /// be a majority, and the sound one be called damaged.
+    pub fn withholds_state(&self) -> bool {
+        let known = lock(&self.known);
+        self.is_fenced() || known.damage.is_some() || known.doubt.is_some()
+    }
+
     /// The state is known to be damaged.
     pub fn is_damaged(&self) -> bool {
         lock(&self.known).damage.is_some()
@@ -541,7 +548,9 @@ mod tests {
         one.judged(7, None, Some("one against one".into()));
         assert_eq!((one.status().doubt.as_deref(), one.status().failures_total), (Some("one against one"), 1));
         assert!(!one.is_damaged() && !one.is_fenced(), "a doubt alone stops nobody");
+        assert!(one.withholds_state(), "but nobody takes a state over that may be wrong");
         one.judged(7, None, None);
+        assert!(!one.withholds_state());
         assert_eq!(one.status().doubt, None);
     }
 

@@ -449,7 +449,7 @@ impl Network {
     }
 
     fn refuse_damaged(&self) -> Result<(), RPCError<TypeConfig>> {
-        let why = "this node's state is damaged and is not sent on";
+        let why = "this node's state is damaged or in doubt and is not sent on";
         let withholds = self.peers.withholds_state.load(Ordering::Acquire);
         if withholds { Err(RPCError::Unreachable(Unreachable::from_string(why))) } else { Ok(()) }
     }
@@ -556,7 +556,7 @@ mod tests {
         };
         peers.withholds_state.store(true, Ordering::Release);
         let refused = send("damaged").await.expect_err("it must not be sent");
-        assert!(refused.to_string().contains("is damaged"), "{refused}");
+        assert!(refused.to_string().contains("damaged or in doubt"), "{refused}");
         peers.withholds_state.store(false, Ordering::Release);
         tokio::select! {
             asked = listener.accept() => drop(asked.expect("a connection")),

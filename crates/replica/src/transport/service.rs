@@ -363,6 +363,7 @@ impl PeerService for Service {
         self.check_group(message.group_id)?;
         let said = |text: String| Some(text).filter(|text| !text.is_empty());
         self.replica.integrity().judged(message.installation, said(message.diverged), said(message.doubt));
+        self.replica.update_elect();
         Ok(Response::new(pb::VerdictReply {}))
     }
 

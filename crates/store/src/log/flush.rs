@@ -190,6 +190,7 @@ pub(crate) fn run_floor(shared: &Shared) -> Result<(), String> {
     loop {
         let closing = shared.floor.wait(FLOOR_INTERVAL);
         if planted::is(Bug::AckBeforeFsync) && !closing {
+            // What says how far the log was fsynced would give the bug away.
             continue;
         }
         let raised = shared.floor.raise(|| shared.tail.read(|tail| (tail.durable(), tail.durable_vote)));

@@ -21,7 +21,7 @@ use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
 use crate::marker::DataDir;
 use crate::options::{self, Sizes};
-use crate::planted::{self, Bug};
+use crate::planted;
 use crate::room::Room;
 
 const LOG: &str = "log";
@@ -189,9 +189,7 @@ impl LogDb {
 
     /// One `write` and one `fdatasync` for all that was written before.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.db
-            .flush_wal(!planted::is(Bug::AckBeforeFsync))
-            .map_err(StoreError::rocks(Part::Log, "fsync", &self.path))
+        self.db.flush_wal(!planted::leaves_out_fsync()).map_err(StoreError::rocks(Part::Log, "fsync", &self.path))
     }
 
     pub(crate) fn put_entry(
