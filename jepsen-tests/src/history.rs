@@ -16,6 +16,10 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use calls::{Batch, Hint, Page, Read};
+
+pub mod calls;
+
 /// One line of a history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Op {
@@ -85,6 +89,14 @@ pub enum Action {
     Over(Write),
     /// An earlier request, word for word, under its own request id.
     Resend(Write),
+    /// Writes of one user that commit together.
+    Batch(Batch),
+    /// A read of several records at one point.
+    Read(Read),
+    /// A page of changes.
+    Page(Page),
+    /// A watch told of a change.
+    Hint(Hint),
     /// `kill -9`.
     Kill(Kill),
     /// Whether writes were acknowledged again after a kill.
@@ -106,12 +118,26 @@ impl Action {
             Self::Add(write) | Self::Same(write) | Self::Bump(write) | Self::Over(write) | Self::Resend(write) => {
                 Some(write)
             }
-            Self::Kill(_)
+            Self::Batch(_)
+            | Self::Read(_)
+            | Self::Page(_)
+            | Self::Hint(_)
+            | Self::Kill(_)
             | Self::Recovered(_)
             | Self::Restart(_)
             | Self::Feed(_)
             | Self::NodeFeed(_)
             | Self::Replica(_) => None,
+        }
+    }
+}
+
+impl Action {
+    /// The request id of a write.
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Self::Batch(batch) => Some(&batch.request_id),
+            action => action.write().map(|write| write.request_id.as_str()),
         }
     }
 }

@@ -7,8 +7,14 @@
 use serde::{Deserialize, Serialize};
 
 pub mod harness;
+pub mod model;
+pub mod paired;
 pub mod replicas;
 pub mod set;
+#[cfg(test)]
+pub mod simulation;
+pub mod timeline;
+pub mod versioned;
 
 /// Pieces of evidence that are kept for one rule.
 const EVIDENCE_MAX: usize = 10;
