@@ -70,7 +70,8 @@ pub struct Founding<'a> {
 }
 
 impl Surroundings {
-    pub(super) fn apply(&self, command: &mut Command) {
+    /// Has a command start in them.
+    pub(crate) fn apply(&self, command: &mut Command) {
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(network) = self.network.clone() {
             // SAFETY: between fork and exec only one system call is made, on a descriptor that the closure keeps open.

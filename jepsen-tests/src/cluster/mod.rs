@@ -27,6 +27,12 @@ use ports::Ports;
 pub use process::is_alive;
 use process::{Orphan, signal_group};
 
+/// Starts a child that the kernel kills when this process ends.
+#[cfg(test)]
+pub(crate) fn spawn_bound(command: Command) -> std::io::Result<Child> {
+    process::spawn(command, Orphan::Killed)
+}
+
 /// How long anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
