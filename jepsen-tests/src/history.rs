@@ -103,6 +103,10 @@ pub enum Action {
     Recovered(Recovered),
     /// A killed node was started again.
     Restart(Restart),
+    /// Any fault: `invoke` before it is made, `info` with what was really installed.
+    Fault(FaultNote),
+    /// The same fault, taken away again: `invoke` before, `info` with what is still there.
+    Heal(FaultNote),
     /// All records of one user, read through any node, linearizable.
     Feed(Feed),
     /// The same, read from one node's own state.
@@ -125,6 +129,8 @@ impl Action {
             | Self::Kill(_)
             | Self::Recovered(_)
             | Self::Restart(_)
+            | Self::Fault(_)
+            | Self::Heal(_)
             | Self::Feed(_)
             | Self::NodeFeed(_)
             | Self::Replica(_) => None,
@@ -223,6 +229,21 @@ pub struct Restart {
     pub pid: i32,
     /// It answered a linearizable read.
     pub serves: bool,
+}
+
+/// One fault, from the moment it was made to the moment it was gone; its four lines share the round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultNote {
+    /// Counts from 1, over all faults of a run.
+    pub round: u32,
+    /// Which fault, by its name on the command line.
+    pub fault: String,
+    /// The nodes it was meant for.
+    pub nodes: Vec<u64>,
+    /// It was seen to be there; in a `heal`, that it was seen to be there still.
+    pub installed: bool,
+    /// What was done and by what it was seen, for people.
+    pub detail: String,
 }
 
 /// All records of one user.

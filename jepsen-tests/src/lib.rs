@@ -16,5 +16,6 @@ pub mod cluster;
 pub mod folder;
 pub mod history;
 pub mod nemesis;
+pub mod network;
 pub mod run;
 pub mod workload;

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use jepsen_tests::checker::Verdict;
+use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// sysexits.h, EX_USAGE.
 const USAGE: u8 = 64;
 
-/// Faults against a real cluster of three nodes, and checkers of what its clients saw.
+/// Faults against a real cluster, and checkers of what its clients saw.
 #[derive(Debug, Parser)]
 #[command(version, after_help = "Exit codes: 0 valid, 1 invalid, 2 unknown, 64 usage.")]
 struct Cli {
@@ -37,25 +38,32 @@ struct TestArgs {
     /// What clients do.
     #[arg(short, long, value_enum, default_value_t = Workload::Set)]
     workload: Workload,
-    /// What goes wrong.
-    #[arg(short, long, value_enum, default_value_t = Nemesis::Kill)]
-    nemesis: Nemesis,
+    /// What goes wrong; several, comma-separated, strike in turn and two at once.
+    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Fault::Kill])]
+    nemesis: Vec<Fault>,
+    /// Nodes of the cluster.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = ["3", "5"])]
+    nodes: String,
     /// The binary under test.
     #[arg(long, value_name = "FILE")]
     holdfast: PathBuf,
     /// Clients that write.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1000))]
     clients: u32,
-    /// Kills of the leader.
+    /// Writes a second of all clients together [default: as fast as they are answered].
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// With `-n kill` alone: kills of the leader.
     #[arg(long, value_name = "N", default_value_t = 10)]
     kills: u32,
-    /// After them, kill all nodes in one moment.
+    /// With `-n kill` alone: after them, kill all nodes in one moment.
     #[arg(long)]
     kill_all: bool,
     /// Everything random follows from it; printed, so that a run can be made again [default: another each time].
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// Seconds; the load ends when the faults are done, at the latest after this.
+    /// Seconds. With `-n kill` alone the load ends when the kills are done, at the latest after this; else faults are
+    /// made for this long.
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     time_limit: u64,
     /// Any key of the nodes' configuration; may be repeated.
@@ -70,12 +78,6 @@ struct TestArgs {
 enum Workload {
     /// Records that no one else writes; all acknowledged ones must be there, each written once.
     Set,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Nemesis {
-    /// kill -9.
-    Kill,
 }
 
 fn main() -> ExitCode {
@@ -103,14 +105,17 @@ fn main() -> ExitCode {
 }
 
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
-    // With more workloads and faults these choose; the match makes sure that a new one is not taken for an old one.
-    let (Workload::Set, Nemesis::Kill) = (args.workload, args.nemesis);
+    // With more workloads this chooses; the match makes sure that a new one is not taken for an old one.
+    let Workload::Set = args.workload;
     let options = Options {
         holdfast: args.holdfast,
         set: args.set,
         out: args.out,
         seed: args.seed.unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0)),
         clients: args.clients,
+        nodes: if args.nodes == "5" { 5 } else { 3 },
+        faults: args.nemesis,
+        rate: args.rate,
         kills: args.kills,
         kill_all: args.kill_all,
         time_limit: Duration::from_secs(args.time_limit),

@@ -13,16 +13,19 @@ use anyhow::{Context, ensure};
 use holdfast_client::{Client, v1};
 use tokio::time::Instant;
 
+use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{Report, Verdict, harness, replicas, set, worst};
-use crate::cluster::{Cluster, NODES, comes_true, wait_for};
+use crate::cluster::{Cluster, Founding, comes_true, wait_for};
 use crate::folder::{Folder, Results, Test, Versions};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
-use crate::nemesis::kill;
+use crate::nemesis::{self, Fault, Storm, World, kill};
 use crate::workload::set::{self as set_workload, Load, Shared};
 
 /// From the last write to equal nodes.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
+/// The nemesis' stream of chance; those of clients are their numbers.
+const NEMESIS: u64 = u64::MAX;
 /// Fewer acknowledgements before or after a kill say little about it.
 const ACKNOWLEDGED_BETWEEN: usize = 200;
 
@@ -39,23 +42,41 @@ pub struct Options {
     pub seed: u64,
     /// Clients that write.
     pub clients: u32,
-    /// Kills of the leader.
+    /// Nodes of the cluster.
+    pub nodes: usize,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// Writes a second of all clients together; `None` = as fast as they are answered.
+    pub rate: Option<u32>,
+    /// Kills of the leader, where kills are all that goes wrong.
     pub kills: u32,
     /// Then all nodes in one moment.
     pub kill_all: bool,
-    /// The load ends when the faults are done, at the latest after this.
+    /// Kills alone: the load ends when they are done, at the latest after this; else faults are made for this long.
     pub time_limit: Duration,
     /// The command line, for the folder.
     pub args: Vec<String>,
 }
 
-/// Runs the set workload under kills and judges it.
+impl Options {
+    /// So many kills and no other fault, one after the other: the one run whose length is not a time.
+    fn counts_kills(&self) -> bool {
+        self.faults == [Fault::Kill]
+    }
+
+    fn nemesis(&self) -> String {
+        let names: Vec<String> = self.faults.iter().map(Fault::to_string).collect();
+        names.join("+")
+    }
+}
+
+/// Runs the set workload under faults and judges it.
 ///
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
 pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
     let began = crate::folder::timestamp();
-    let default = || PathBuf::from(format!("runs/{began}-set-kill-{}", options.seed));
+    let default = || PathBuf::from(format!("runs/{began}-set-{}-{}", options.nemesis(), options.seed));
     let binary = options.holdfast.canonicalize();
     let binary = binary.with_context(|| format!("find {}", options.holdfast.display()))?;
     let versions = Versions {
@@ -64,23 +85,41 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
         binary: binary.clone(),
     };
     let folder = Folder::create(&options.out.clone().unwrap_or_else(default))?;
+    let counted = options.counts_kills();
     let expected = Expected {
-        nodes: NODES,
+        nodes: options.nodes,
         clients: options.clients,
-        kills: options.kills,
-        kill_all: options.kill_all,
+        kills: if counted { options.kills } else { 0 },
+        kill_all: counted && options.kill_all,
         acknowledged_between: ACKNOWLEDGED_BETWEEN,
+        faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
-    let (args, workload, nemesis) = (options.args.clone(), "set".to_owned(), "kill".to_owned());
-    folder.write_test(&Test { began, seed: options.seed, args, workload, nemesis, versions, expected })?;
+    let (args, workload, nemesis) = (options.args.clone(), "set".to_owned(), options.nemesis());
+    folder.write_test(&Test {
+        began,
+        seed: options.seed,
+        args,
+        workload,
+        nemesis,
+        versions,
+        expected: expected.clone(),
+    })?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
-    let set: Vec<&str> = options.set.iter().flat_map(|pair| ["--set", pair.as_str()]).collect();
-    let mut cluster = Cluster::start(&binary, &folder.cluster(), &set)?;
-    let outcome = drive(&mut cluster, options, &expected, &recorder).await;
-    cluster.stop();
-    folder.keep_logs(&cluster)?;
+    let founding = Founding {
+        binary: &binary,
+        dir: &folder.cluster(),
+        nodes: options.nodes,
+        seats: Vec::new(),
+        labels: (1..=options.nodes).map(|n| format!("array=a{n},site=s{n}")).collect(),
+        set: options.set.clone(),
+        env: Vec::new(),
+    };
+    let mut world = World::new(Cluster::found(founding).await?, recorder.clone());
+    let outcome = drive(&mut world, options, &expected).await;
+    world.cluster.stop();
+    folder.keep_logs(&world.cluster)?;
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
@@ -111,32 +150,34 @@ fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
 }
 
 /// From the founded cluster to the last read.
-async fn drive(
-    cluster: &mut Cluster,
-    options: &Options,
-    expected: &Expected,
-    recorder: &Arc<Recorder>,
-) -> anyhow::Result<()> {
-    // The kernel tells only a parent how a process ended; without that no kill would be proved.
-    cluster.take_over();
+async fn drive(world: &mut World, options: &Options, expected: &Expected) -> anyhow::Result<()> {
+    let recorder = world.recorder.clone();
     let mut incarnation = 0;
     let founded = wait_for("every node to answer", async || {
-        for place in 0..NODES {
-            let Some(status) = cluster.status(place).await else { return false };
+        for place in world.cluster.members() {
+            let Some(status) = world.cluster.status(place).await else { return false };
             incarnation = status.incarnation;
         }
-        cluster.leader_now().await.is_some()
+        world.cluster.leader_now().await.is_some()
     });
     founded.await;
     ensure!(incarnation != 0, "the cluster names no incarnation");
-    let clients: Vec<Client> = (0..options.clients).map(|_| patient(cluster)).collect::<anyhow::Result<_>>()?;
-    let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone() };
-    println!("{} clients write; each knows all {NODES} nodes", options.clients);
+    let clients: Vec<Client> = (0..options.clients).map(|_| patient(&world.cluster)).collect::<anyhow::Result<_>>()?;
+    let pause = options.rate.map(|rate| Duration::from_secs_f64(f64::from(options.clients) / f64::from(rate)));
+    let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone(), pause };
+    println!("{} clients write; each knows all {} nodes", options.clients, options.nodes);
     let load = Load::start(&shared, clients);
-    kill::run(cluster, recorder, expected, Instant::now() + options.time_limit).await;
+    let until = Instant::now() + options.time_limit;
+    if options.counts_kills() {
+        kill::run(&mut world.cluster, &recorder, expected, until).await;
+    } else {
+        let faults = options.faults.clone();
+        let storm = Storm { faults, until, acknowledged_between: expected.acknowledged_between };
+        nemesis::run(world, &mut Chance::new(options.seed, NEMESIS), &storm).await?;
+    }
     load.finish().await?;
     println!("all clients ended; reading everything back");
-    read_back(cluster, recorder, options.clients, incarnation).await
+    read_back(&world.cluster, &recorder, options.clients, incarnation).await
 }
 
 /// A client with connections of its own and the default deadline.
@@ -150,7 +191,7 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
     let converged = comes_true(CONVERGE_WITHIN, async || {
         replicas = self::replicas(cluster).await;
         let first = replicas.first().map(|replica| replica.digest_index);
-        replicas.len() == NODES && replicas.iter().all(|replica| Some(replica.digest_index) == first)
+        replicas.len() == cluster.members().len() && replicas.iter().all(|replica| Some(replica.digest_index) == first)
     });
     if !converged.await {
         println!("the nodes do not come to one index within {} s", CONVERGE_WITHIN.as_secs());
@@ -163,7 +204,8 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
     for user in set_workload::users(clients) {
         let (records, _) = set_workload::read_back(&any, &user, None).await?;
         recorder.note(Named::Reader, Stage::Ok, Action::Feed(Feed { user: user.clone(), records }));
-        for (place, node) in cluster.nodes.iter().enumerate() {
+        for place in cluster.members() {
+            let node = &cluster.nodes[place];
             let at_least = v1::AtLeast { incarnation, applied_index: newest, group_id: 0 };
             let own = set_workload::read_back(&cluster.client_of(place), &user, Some(at_least)).await;
             let (records, answered_by) = own.with_context(|| format!("ask node {}", node.id))?;
@@ -177,7 +219,8 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
 
 async fn replicas(cluster: &Cluster) -> Vec<Replica> {
     let mut replicas = Vec::new();
-    for (place, node) in cluster.nodes.iter().enumerate() {
+    for place in cluster.members() {
+        let node = &cluster.nodes[place];
         let Some(group) = cluster.status(place).await.and_then(|status| status.groups.into_iter().next()) else {
             continue;
         };

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checker::Report;
+use crate::checker::{Report, faults};
 use crate::history::{Action, Kill, Op, Stage};
 
 /// What a run had to do to prove anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
     /// Nodes of the cluster.
     pub nodes: usize,
@@ -25,6 +25,9 @@ pub struct Expected {
     pub kill_all: bool,
     /// Writes acknowledged before each kill and after the one before it.
     pub acknowledged_between: usize,
+    /// Faults that must each have been there, by name.
+    #[serde(default)]
+    pub faults: Vec<String>,
 }
 
 /// A node's log.
@@ -48,6 +51,7 @@ const SIGKILL: i32 = 9;
 pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     let mut report = Report::new("harness");
     check_kills(history, expected, &mut report);
+    faults::check(history, &expected.faults, &mut report);
     check_load(history, expected, &mut report);
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
     for op in history {
@@ -108,7 +112,7 @@ fn check_load(history: &[Op], expected: &Expected, report: &mut Report) {
             acknowledged += 1;
             since += 1;
             clients.insert(op.process);
-        } else if matches!(op.action, Action::Kill(_)) && op.stage == Stage::Invoke {
+        } else if matches!(op.action, Action::Kill(_)) && op.stage == Stage::Invoke && expected.faults.is_empty() {
             least = least.min(since);
             since = 0;
         }
@@ -157,7 +161,8 @@ mod tests {
     use crate::checker::Verdict;
     use crate::history::{Failure, Named, Process, Recovered, Reply, Restart, Target, Write};
 
-    const EXPECTED: Expected = Expected { nodes: 3, clients: 2, kills: 1, kill_all: true, acknowledged_between: 2 };
+    const EXPECTED: Expected =
+        Expected { nodes: 3, clients: 2, kills: 1, kill_all: true, acknowledged_between: 2, faults: Vec::new() };
 
     fn nemesis(stage: Stage, action: Action) -> Op {
         Op { process: Process::Named(Named::Nemesis), stage, time_ns: 0, action, reply: None, error: None }

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+mod faults;
 pub mod harness;
 pub mod model;
 pub mod paired;

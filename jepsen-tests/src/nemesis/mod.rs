@@ -1,5 +1,82 @@
 //! What goes wrong. A nemesis makes faults and writes down what it really did; it judges nothing.
 //!
+//! Each fault is a module with `strike`, which makes it, and `heal`, which takes it away. Both say by what they saw that
+//! it is there, or gone: a fault that was not installed must not count as one that was survived. [`Fault`] names them
+//! all, and `drive` draws which of them strike when, two at once too.
+//!
 //! Invariant: one intact quorum is left unless the fault is meant to take it, and everything is healed at the end.
 
+mod drive;
 pub mod kill;
+mod pause;
+mod world;
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use crate::chance::Chance;
+pub use drive::{Storm, run};
+pub use world::{Harm, Struck, World};
+
+/// All faults, by their names on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Fault {
+    /// kill -9, and a new start.
+    Kill,
+    /// SIGSTOP, and SIGCONT.
+    Pause,
+}
+
+/// What a fault needs of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// To be root.
+    Root,
+}
+
+impl Fault {
+    /// What it needs of the machine.
+    pub fn needs(self) -> &'static [Need] {
+        match self {
+            Self::Kill | Self::Pause => &[],
+        }
+    }
+
+    /// Makes the fault; `None` = not now, for example because no more nodes may be taken away.
+    ///
+    /// # Errors
+    /// When the machine fails the harness: the run then proves nothing.
+    pub async fn strike(self, world: &mut World, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
+        let struck = match self {
+            Self::Kill => kill::strike(world, chance).await,
+            Self::Pause => pause::strike(world, chance).await,
+        }?;
+        if let Some(struck) = &struck {
+            world.struck(struck);
+        }
+        Ok(struck)
+    }
+}
+
+impl Struck {
+    /// Takes the fault away; afterwards `installed` says whether it was seen to be there still.
+    ///
+    /// # Errors
+    /// As [`Fault::strike`].
+    pub async fn heal(mut self, world: &mut World) -> anyhow::Result<()> {
+        world.begin_heal(&self);
+        match self.fault {
+            Fault::Kill => kill::heal(world, &mut self).await,
+            Fault::Pause => pause::heal(world, &mut self).await,
+        }?;
+        world.healed(&self);
+        Ok(())
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
+}

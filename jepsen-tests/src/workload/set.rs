@@ -58,6 +58,8 @@ pub struct Shared {
     pub incarnation: u64,
     /// Where the history goes.
     pub recorder: Arc<Recorder>,
+    /// From one write of a client to its next, at least; `None` = it sends the next when the last one ended.
+    pub pause: Option<Duration>,
 }
 
 /// Clients at work.
@@ -163,7 +165,13 @@ impl Writer {
     }
 
     async fn run(mut self, stop: Arc<AtomicBool>) {
+        let mut next = Instant::now();
         while !stop.load(Ordering::Acquire) {
+            if let Some(pause) = self.shared.pause {
+                tokio::time::sleep_until(next).await;
+                // A client that was held up does not catch up: the rate is a limit.
+                next = (next + pause).max(Instant::now());
+            }
             self.step().await;
         }
         self.client = self.client.with_deadline(LAST_DEADLINE);
