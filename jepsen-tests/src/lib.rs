@@ -17,5 +17,6 @@ pub mod folder;
 pub mod history;
 pub mod nemesis;
 pub mod network;
+pub mod report;
 pub mod run;
 pub mod workload;
