@@ -17,9 +17,10 @@ use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{Report, Verdict, harness, replicas, set, worst};
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
+use crate::disk::Mounts;
 use crate::folder::{Folder, Results, Test, Versions};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
-use crate::nemesis::{self, Fault, Storm, World, kill};
+use crate::nemesis::{self, Disks, Fault, Need, Storm, World, kill};
 use crate::workload::set::{self as set_workload, Load, Shared};
 
 /// From the last write to equal nodes.
@@ -54,6 +55,12 @@ pub struct Options {
     pub kill_all: bool,
     /// Kills alone: the load ends when they are done, at the latest after this; else faults are made for this long.
     pub time_limit: Duration,
+    /// Arrays that the nodes' disks lie in, in turn.
+    pub arrays: usize,
+    /// Faults may take a majority.
+    pub may_take_quorum: bool,
+    /// Proof that this process has mounts of its own, where faults need disks.
+    pub mounts: Option<Mounts>,
     /// The command line, for the folder.
     pub args: Vec<String>,
 }
@@ -62,6 +69,11 @@ impl Options {
     /// So many kills and no other fault, one after the other: the one run whose length is not a time.
     fn counts_kills(&self) -> bool {
         self.faults == [Fault::Kill]
+    }
+
+    /// A fault of this run needs this.
+    pub fn needs(&self, need: Need) -> bool {
+        self.faults.iter().any(|fault| fault.needs().contains(&need))
     }
 
     fn nemesis(&self) -> String {
@@ -107,19 +119,26 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
     })?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
+    let disks = disks(options, &folder.cluster())?;
     let founding = Founding {
         binary: &binary,
         dir: &folder.cluster(),
         nodes: options.nodes,
         seats: Vec::new(),
-        labels: (1..=options.nodes).map(|n| format!("array=a{n},site=s{n}")).collect(),
-        set: options.set.clone(),
+        labels: (0..options.nodes)
+            .map(|place| format!("array=a{},site=s{}", Disks::array_of(place, options.arrays), place + 1))
+            .collect(),
+        set: keys(options, &folder.cluster()),
         env: Vec::new(),
     };
     let mut world = World::new(Cluster::found(founding).await?, recorder.clone());
+    (world.disks, world.may_take_quorum) = (disks, options.may_take_quorum);
     let outcome = drive(&mut world, options, &expected).await;
+    world.release();
     world.cluster.stop();
     folder.keep_logs(&world.cluster)?;
+    // Its disks are unmounted.
+    drop(world);
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
@@ -147,6 +166,24 @@ pub fn check(path: &Path) -> anyhow::Result<Verdict> {
 
 fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
     vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
+}
+
+/// Disks for the nodes to be, where a fault of this run needs them.
+fn disks(options: &Options, cluster: &Path) -> anyhow::Result<Option<Disks>> {
+    if !options.needs(Need::Disk) {
+        return Ok(None);
+    }
+    let mounts = options.mounts.context("no mounts of its own: run it as root")?;
+    Disks::create(mounts, cluster, options.nodes, options.arrays).map(Some)
+}
+
+/// The nodes' configuration.
+fn keys(options: &Options, cluster: &Path) -> Vec<String> {
+    let mut keys = options.set.clone();
+    if options.needs(Need::Floor) {
+        keys.push(format!("raft.floor_dir={}/floor{{place}}", cluster.display()));
+    }
+    keys
 }
 
 /// From the founded cluster to the last read.

@@ -9,12 +9,16 @@ use std::sync::Arc;
 
 use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
-use crate::nemesis::Fault;
+use crate::nemesis::bit_flip::Whole;
+use crate::nemesis::{Disks, Fault};
 
 /// The cluster under faults.
 #[derive(Debug)]
 pub struct World {
+    /// Disks whose writers sleep, by round. Before the nodes: one that sleeps there cannot be killed.
+    pub(super) hangs: BTreeMap<u32, Hang>,
     /// The nodes.
     pub cluster: Cluster,
     /// The history.
@@ -23,6 +27,12 @@ pub struct World {
     pub may_take_quorum: bool,
     /// Nodes that were started again and did not show yet that they serve.
     pub restarted: BTreeSet<usize>,
+    /// The nodes' disks, where faults of this run need them. After the nodes: they use them.
+    pub disks: Option<Disks>,
+    /// Files as they were before they were damaged, by round.
+    pub(super) whole: BTreeMap<u32, Whole>,
+    /// Bits flipped so far.
+    pub(super) flips: usize,
     standing: BTreeMap<u32, Standing>,
     rounds: u32,
 }
@@ -63,13 +73,22 @@ impl World {
     /// A world without faults.
     pub fn new(cluster: Cluster, recorder: Arc<Recorder>) -> Self {
         Self {
+            hangs: BTreeMap::new(),
             cluster,
             recorder,
             may_take_quorum: false,
             restarted: BTreeSet::new(),
+            disks: None,
+            whole: BTreeMap::new(),
+            flips: 0,
             standing: BTreeMap::new(),
             rounds: 0,
         }
+    }
+
+    /// Ends what keeps nodes from being ended.
+    pub fn release(&mut self) {
+        self.hangs.clear();
     }
 
     /// Members that no fault has taken away.
