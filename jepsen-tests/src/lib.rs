@@ -12,6 +12,7 @@
 
 pub mod chance;
 pub mod checker;
+pub mod clock;
 pub mod cluster;
 pub mod folder;
 pub mod history;

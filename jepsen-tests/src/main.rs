@@ -121,18 +121,19 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         time_limit: Duration::from_secs(args.time_limit),
         args: std::env::args().skip(1).collect(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
-    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(interruptible(&options))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run::test(&options, told_to_end())));
     outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
 }
 
-/// Ends all processes in order when this one is told to end.
-async fn interruptible(options: &Options) -> anyhow::Result<Verdict> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        verdict = run::test(options) => verdict,
-        _ = interrupt.recv() => anyhow::bail!("interrupted"),
-        _ = terminate.recv() => anyhow::bail!("told to end"),
+/// Ends when this process is told to end, so that all others are ended in order.
+async fn told_to_end() -> anyhow::Error {
+    let both = || Ok::<_, std::io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));
+    match both() {
+        Ok((mut interrupt, mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => anyhow::anyhow!("interrupted"),
+            _ = terminate.recv() => anyhow::anyhow!("told to end"),
+        },
+        Err(error) => error.into(),
     }
 }

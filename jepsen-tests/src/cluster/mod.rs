@@ -88,6 +88,8 @@ pub struct Cluster {
     surroundings: BTreeMap<usize, Surroundings>,
     /// Where further nodes go; empty = to the ports of the row.
     seats: Vec<Seat>,
+    /// Environment variables, by place.
+    env: Vec<Vec<(String, String)>>,
 }
 
 /// How a killed node ended.
@@ -175,6 +177,7 @@ impl Cluster {
             retired: BTreeSet::new(),
             surroundings: BTreeMap::new(),
             seats: Vec::new(),
+            env: Vec::new(),
         };
         let end = Instant::now() + PATIENCE;
         while !ready.exists() {

@@ -6,9 +6,14 @@
 //!
 //! Invariant: one intact quorum is left unless the fault is meant to take it, and everything is healed at the end.
 
+mod clock;
 mod drive;
 pub mod kill;
+mod links;
+mod membership;
+mod partition;
 mod pause;
+mod transfer;
 mod world;
 
 use std::fmt;
@@ -26,6 +31,18 @@ pub enum Fault {
     Kill,
     /// SIGSTOP, and SIGCONT.
     Pause,
+    /// Links between nodes that carry nothing: one node or half of them alone, one direction only, two overlapping sides.
+    Partition,
+    /// Links that lose, double and mix up packets.
+    Lossy,
+    /// Links that are late and slow.
+    Slow,
+    /// Leadership handed over, also to nodes that other faults have hit.
+    Transfer,
+    /// A new node joins, and another one is taken out.
+    Membership,
+    /// Wall clocks that jump and drift.
+    Clock,
 }
 
 /// What a fault needs of the machine.
@@ -33,13 +50,19 @@ pub enum Fault {
 pub enum Need {
     /// To be root.
     Root,
+    /// Network namespaces and TUN devices.
+    Network,
+    /// A C compiler, and binaries that heed LD_PRELOAD.
+    Clocks,
 }
 
 impl Fault {
     /// What it needs of the machine.
     pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::Kill | Self::Pause => &[],
+            Self::Kill | Self::Pause | Self::Transfer | Self::Membership => &[],
+            Self::Partition | Self::Lossy | Self::Slow => &[Need::Root, Need::Network],
+            Self::Clock => &[Need::Clocks],
         }
     }
 
@@ -51,6 +74,12 @@ impl Fault {
         let struck = match self {
             Self::Kill => kill::strike(world, chance).await,
             Self::Pause => pause::strike(world, chance).await,
+            Self::Partition => partition::strike(world, chance).await,
+            Self::Lossy => links::lossy(world, chance).await,
+            Self::Slow => links::slow(world, chance).await,
+            Self::Transfer => transfer::strike(world, chance).await,
+            Self::Membership => membership::strike(world, chance).await,
+            Self::Clock => clock::strike(world, chance).await,
         }?;
         if let Some(struck) = &struck {
             world.struck(struck);
@@ -69,6 +98,11 @@ impl Struck {
         match self.fault {
             Fault::Kill => kill::heal(world, &mut self).await,
             Fault::Pause => pause::heal(world, &mut self).await,
+            Fault::Partition => partition::heal(world, &mut self).await,
+            Fault::Lossy | Fault::Slow => links::heal(world, &mut self).await,
+            Fault::Transfer => transfer::heal(world, &mut self).await,
+            Fault::Membership => membership::heal(world, &mut self).await,
+            Fault::Clock => clock::heal(world, &mut self).await,
         }?;
         world.healed(&self);
         Ok(())
