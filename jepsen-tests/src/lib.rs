@@ -12,10 +12,12 @@
 
 pub mod chance;
 pub mod checker;
+pub mod clock;
 pub mod cluster;
 pub mod disk;
 pub mod folder;
 pub mod history;
 pub mod nemesis;
+pub mod network;
 pub mod run;
 pub mod workload;

@@ -9,9 +9,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
-use jepsen_tests::disk::Mounts;
 use jepsen_tests::disk::corrupt::{Damage, Part};
-use jepsen_tests::nemesis::{Fault, Need};
+use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -153,7 +152,7 @@ fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
     // With more workloads this chooses; the match makes sure that a new one is not taken for an old one.
     let Workload::Set = args.workload;
-    let mut options = Options {
+    let options = Options {
         holdfast: args.holdfast,
         set: args.set,
         out: args.out,
@@ -167,25 +166,21 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         time_limit: Duration::from_secs(args.time_limit),
         arrays: args.arrays.unwrap_or(if args.nodes == "5" { 5 } else { 3 }),
         may_take_quorum: args.may_take_quorum,
-        mounts: None,
         args: std::env::args().skip(1).collect(),
     };
-    if options.needs(Need::Disk) {
-        // Before there is a second thread: all of them and all nodes see the same mounts.
-        options.mounts = Some(Mounts::private().context("mounts of its own: run it as root")?);
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
-    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(interruptible(&options))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run::test(&options, told_to_end())));
     outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
 }
 
-/// Ends all processes in order when this one is told to end.
-async fn interruptible(options: &Options) -> anyhow::Result<Verdict> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        verdict = run::test(options) => verdict,
-        _ = interrupt.recv() => anyhow::bail!("interrupted"),
-        _ = terminate.recv() => anyhow::bail!("told to end"),
+/// Ends when this process is told to end, so that all others are ended in order.
+async fn told_to_end() -> anyhow::Error {
+    let both = || Ok::<_, std::io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));
+    match both() {
+        Ok((mut interrupt, mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => anyhow::anyhow!("interrupted"),
+            _ = terminate.recv() => anyhow::anyhow!("told to end"),
+        },
+        Err(error) => error.into(),
     }
 }

@@ -42,15 +42,6 @@ pub struct Log {
 /// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows, or what was left
 /// of a deadline after all attempts was too little for one more.
 const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT"];
-
-/// Further errors that a fault explains.
-fn explained_by(fault: &str) -> &'static [&'static str] {
-    match fault {
-        "disk-full" => &["DISK_FULL"],
-        _ => &[],
-    }
-}
-
 /// What a panic leaves in a log, whatever wrote it.
 const PANIC: &str = "panicked";
 /// A node that ends in the middle of a line, or of a log, is normal here.
@@ -63,10 +54,11 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     faults::check(history, &expected.faults, &mut report);
     check_load(history, expected, &mut report);
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
+    let further: Vec<&str> = expected.faults.iter().flat_map(|fault| faults::reasons(fault)).copied().collect();
     for op in history {
         if let (Some(write), Some(error)) = (op.action.write(), &op.error)
             && !REASONS.contains(&error.reason.as_str())
-            && !expected.faults.iter().any(|fault| explained_by(fault).contains(&error.reason.as_str()))
+            && !further.contains(&error.reason.as_str())
         {
             let stage = if op.stage == Stage::Fail { "fail" } else { "info" };
             let seen = unexpected.entry((&error.reason, stage)).or_insert((0, &write.request_id));

@@ -30,6 +30,12 @@ use process::signal_group;
 #[cfg(test)]
 pub(crate) use process::spawn;
 
+/// Starts a child that the kernel kills when this process ends.
+#[cfg(test)]
+pub(crate) fn spawn_bound(command: Command) -> std::io::Result<Child> {
+    process::spawn(command, Orphan::Killed)
+}
+
 /// How long anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -85,6 +91,8 @@ pub struct Cluster {
     surroundings: BTreeMap<usize, Surroundings>,
     /// Where further nodes go; empty = to the ports of the row.
     seats: Vec<Seat>,
+    /// Environment variables, by place.
+    env: Vec<Vec<(String, String)>>,
 }
 
 /// How a killed node ended.
@@ -172,6 +180,7 @@ impl Cluster {
             retired: BTreeSet::new(),
             surroundings: BTreeMap::new(),
             seats: Vec::new(),
+            env: Vec::new(),
         };
         let end = Instant::now() + PATIENCE;
         while !ready.exists() {

@@ -8,14 +8,19 @@
 
 mod array;
 mod bit_flip;
+mod clock;
 mod disk_full;
 mod disks;
 mod drive;
 mod fsync;
 pub mod kill;
+mod links;
+mod membership;
+mod partition;
 mod pause;
 mod power;
 mod rollback;
+mod transfer;
 mod world;
 
 use std::fmt;
@@ -61,6 +66,18 @@ pub enum Fault {
     /// As rollback-alone, with the floor on the same disk: the limit that Holdfast states. Such a run is expected to be
     /// invalid: acknowledged writes are lost.
     RollbackBlind,
+    /// Links between nodes that carry nothing: one node or half of them alone, one direction only, two overlapping sides.
+    Partition,
+    /// Links that lose, double and mix up packets.
+    Lossy,
+    /// Links that are late and slow.
+    Slow,
+    /// Leadership handed over, also to nodes that other faults have hit.
+    Transfer,
+    /// A new node joins, and another one is taken out.
+    Membership,
+    /// Wall clocks that jump and drift.
+    Clock,
 }
 
 /// What a fault needs of the machine.
@@ -74,13 +91,16 @@ pub enum Need {
     Floor,
     /// strace.
     Trace,
+    /// Network namespaces and TUN devices.
+    Network,
+    /// A C compiler, and binaries that heed LD_PRELOAD.
+    Clocks,
 }
 
 impl Fault {
     /// What it needs of the machine.
     pub fn needs(self) -> &'static [Need] {
         match self {
-            Self::Kill | Self::Pause | Self::BitFlip => &[],
             Self::Eio | Self::SlowFsync => &[Need::Trace],
             Self::RollbackAlone => &[Need::Root, Need::Disk, Need::Floor],
             Self::Power
@@ -92,6 +112,9 @@ impl Fault {
             | Self::ArrayScramble
             | Self::ArrayRollback
             | Self::RollbackBlind => &[Need::Root, Need::Disk],
+            Self::Kill | Self::Pause | Self::Transfer | Self::Membership | Self::BitFlip => &[],
+            Self::Partition | Self::Lossy | Self::Slow => &[Need::Root, Need::Network],
+            Self::Clock => &[Need::Clocks],
         }
     }
 
@@ -113,6 +136,12 @@ impl Fault {
                 array::strike(world, self, chance).await
             }
             Self::RollbackAlone | Self::RollbackBlind => rollback::strike(world, self, chance).await,
+            Self::Partition => partition::strike(world, chance).await,
+            Self::Lossy => links::lossy(world, chance).await,
+            Self::Slow => links::slow(world, chance).await,
+            Self::Transfer => transfer::strike(world, chance).await,
+            Self::Membership => membership::strike(world, chance).await,
+            Self::Clock => clock::strike(world, chance).await,
         }?;
         if let Some(struck) = &struck {
             world.struck(struck);
@@ -139,6 +168,11 @@ impl Struck {
                 array::heal(world, &mut self).await
             }
             Fault::RollbackAlone | Fault::RollbackBlind => rollback::heal(world, &mut self).await,
+            Fault::Partition => partition::heal(world, &mut self).await,
+            Fault::Lossy | Fault::Slow => links::heal(world, &mut self).await,
+            Fault::Transfer => transfer::heal(world, &mut self).await,
+            Fault::Membership => membership::heal(world, &mut self).await,
+            Fault::Clock => clock::heal(world, &mut self).await,
         }?;
         world.healed(&self);
         Ok(())
