@@ -93,6 +93,11 @@ impl Folder {
         self.path.join("cluster")
     }
 
+    /// The nodes' clocks, where a run sets them.
+    pub fn clocks(&self) -> PathBuf {
+        self.path.join("clocks")
+    }
+
     /// The history.
     pub fn history(&self) -> PathBuf {
         self.path.join("history.jsonl")

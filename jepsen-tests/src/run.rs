@@ -16,14 +16,21 @@ use tokio::time::Instant;
 use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{Report, Verdict, harness, replicas, set, worst};
+use crate::clock::Clocks;
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
+use crate::disk::Mounts;
 use crate::folder::{Folder, Results, Test, Versions};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
-use crate::nemesis::{self, Fault, Storm, World, kill};
+use crate::nemesis::{self, Disks, Fault, Need, Storm, World, kill};
+use crate::network::Network;
 use crate::workload::set::{self as set_workload, Load, Shared};
 
 /// From the last write to equal nodes.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
+/// For one page of what is read back.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+/// Nodes that may join a cluster one after the other.
+const FURTHER: usize = 12;
 /// The nemesis' stream of chance; those of clients are their numbers.
 const NEMESIS: u64 = u64::MAX;
 /// Fewer acknowledgements before or after a kill say little about it.
@@ -54,6 +61,10 @@ pub struct Options {
     pub kill_all: bool,
     /// Kills alone: the load ends when they are done, at the latest after this; else faults are made for this long.
     pub time_limit: Duration,
+    /// Arrays that the nodes' disks lie in, in turn.
+    pub arrays: usize,
+    /// Faults may take a majority.
+    pub may_take_quorum: bool,
     /// The command line, for the folder.
     pub args: Vec<String>,
 }
@@ -64,17 +75,38 @@ impl Options {
         self.faults == [Fault::Kill]
     }
 
+    fn needs(&self, need: Need) -> bool {
+        self.faults.iter().any(|fault| fault.needs().contains(&need))
+    }
+
     fn nemesis(&self) -> String {
         let names: Vec<String> = self.faults.iter().map(Fault::to_string).collect();
         names.join("+")
     }
 }
 
-/// Runs the set workload under faults and judges it.
+/// Makes a run on a runtime of its own. The calling thread may end up in a network of the run: use it for nothing else.
 ///
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
-pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
+pub fn test(options: &Options, stopped: impl Future<Output = anyhow::Error>) -> anyhow::Result<Verdict> {
+    // Before there is a second thread: all of them, and all nodes, see the same mounts.
+    let mounts = options.needs(Need::Disk).then(|| Mounts::private().context("mounts of its own: run it as root"));
+    let mounts = mounts.transpose()?;
+    let network = options.needs(Need::Network).then(|| Network::create(options.nodes + FURTHER, options.seed));
+    let network = network.transpose()?;
+    // Its threads start where this one is, and so their sockets are in the run's network.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            verdict = run(options, mounts, network) => verdict,
+            error = stopped => Err(error),
+        }
+    })
+}
+
+/// Runs the set workload under faults and judges it.
+async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>) -> anyhow::Result<Verdict> {
     let began = crate::folder::timestamp();
     let default = || PathBuf::from(format!("runs/{began}-set-{}-{}", options.nemesis(), options.seed));
     let binary = options.holdfast.canonicalize();
@@ -107,19 +139,32 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
     })?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
+    // Nodes that join later need disks, too.
+    let places = options.nodes + if options.faults.contains(&Fault::Membership) { FURTHER } else { 0 };
+    let disks = mounts.map(|mounts| Disks::create(mounts, &folder.cluster(), places, options.arrays)).transpose()?;
+    let clocks = options.needs(Need::Clocks).then(|| Clocks::create(&folder.clocks(), options.nodes + FURTHER));
+    let clocks = clocks.transpose()?;
+    let env = |place| clocks.as_ref().map(|clocks| clocks.env(place)).unwrap_or_default();
     let founding = Founding {
         binary: &binary,
         dir: &folder.cluster(),
         nodes: options.nodes,
-        seats: Vec::new(),
-        labels: (1..=options.nodes).map(|n| format!("array=a{n},site=s{n}")).collect(),
-        set: options.set.clone(),
-        env: Vec::new(),
+        seats: network.as_ref().map(Network::seats).unwrap_or_default(),
+        labels: (0..options.nodes)
+            .map(|place| format!("array=a{},site=s{}", Disks::array_of(place, options.arrays), place + 1))
+            .collect(),
+        set: keys(options, &folder.cluster()),
+        env: (0..options.nodes + FURTHER).map(env).collect(),
     };
     let mut world = World::new(Cluster::found(founding).await?, recorder.clone());
+    (world.network, world.clocks, world.disks) = (network, clocks, disks);
+    world.may_take_quorum = options.may_take_quorum;
     let outcome = drive(&mut world, options, &expected).await;
+    world.release();
     world.cluster.stop();
     folder.keep_logs(&world.cluster)?;
+    // Its disks are unmounted.
+    drop(world);
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
@@ -149,12 +194,21 @@ fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
     vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
 }
 
+/// The nodes' configuration.
+fn keys(options: &Options, cluster: &Path) -> Vec<String> {
+    let mut keys = options.set.clone();
+    if options.needs(Need::Floor) {
+        keys.push(format!("raft.floor_dir={}/floor{{place}}", cluster.display()));
+    }
+    keys
+}
+
 /// From the founded cluster to the last read.
 async fn drive(world: &mut World, options: &Options, expected: &Expected) -> anyhow::Result<()> {
     let recorder = world.recorder.clone();
     let mut incarnation = 0;
     let founded = wait_for("every node to answer", async || {
-        for place in world.cluster.members() {
+        for place in 0..world.cluster.nodes.len() {
             let Some(status) = world.cluster.status(place).await else { return false };
             incarnation = status.incarnation;
         }
@@ -162,7 +216,9 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
     });
     founded.await;
     ensure!(incarnation != 0, "the cluster names no incarnation");
-    let clients: Vec<Client> = (0..options.clients).map(|_| patient(&world.cluster)).collect::<anyhow::Result<_>>()?;
+    let further = options.faults.contains(&Fault::Membership);
+    let clients = (0..options.clients).map(|_| patient(&world.cluster, further));
+    let clients: Vec<Client> = clients.collect::<anyhow::Result<_>>()?;
     let pause = options.rate.map(|rate| Duration::from_secs_f64(f64::from(options.clients) / f64::from(rate)));
     let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone(), pause };
     println!("{} clients write; each knows all {} nodes", options.clients, options.nodes);
@@ -181,8 +237,10 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
 }
 
 /// A client with connections of its own and the default deadline.
-fn patient(cluster: &Cluster) -> anyhow::Result<Client> {
-    Ok(Client::builder().endpoints(cluster.nodes.iter().map(|node| node.client.clone())).build()?)
+fn patient(cluster: &Cluster, further: bool) -> anyhow::Result<Client> {
+    let all = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let endpoints: Vec<String> = if further { cluster.endpoints() } else { all };
+    Ok(Client::builder().endpoints(endpoints).build()?)
 }
 
 /// Waits until the nodes are equal, or never will be, and writes down what they hold.
@@ -200,7 +258,7 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
     for replica in replicas {
         recorder.note(Named::Reader, Stage::Ok, Action::Replica(replica));
     }
-    let any = cluster.client();
+    let any = patient(cluster, true)?.with_deadline(READ_WITHIN);
     for user in set_workload::users(clients) {
         let (records, _) = set_workload::read_back(&any, &user, None).await?;
         recorder.note(Named::Reader, Stage::Ok, Action::Feed(Feed { user: user.clone(), records }));

@@ -12,6 +12,16 @@ struct Life<'a> {
     healed: Option<&'a FaultNote>,
 }
 
+/// Further errors that clients may see under a fault.
+pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
+    match fault {
+        // Who was taken out serves nobody, and says so.
+        "membership" => &["DRAINING"],
+        "disk-full" => &["DISK_FULL"],
+        _ => &[],
+    }
+}
+
 /// Judges the faults of a run; `expected` are those that must each have been there.
 pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
     let mut lives: BTreeMap<u32, Life<'_>> = BTreeMap::new();

@@ -54,9 +54,11 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     faults::check(history, &expected.faults, &mut report);
     check_load(history, expected, &mut report);
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
+    let further: Vec<&str> = expected.faults.iter().flat_map(|fault| faults::reasons(fault)).copied().collect();
     for op in history {
         if let (Some(write), Some(error)) = (op.action.write(), &op.error)
             && !REASONS.contains(&error.reason.as_str())
+            && !further.contains(&error.reason.as_str())
         {
             let stage = if op.stage == Stage::Fail { "fail" } else { "info" };
             let seen = unexpected.entry((&error.reason, stage)).or_insert((0, &write.request_id));

@@ -22,6 +22,8 @@ const FOUND_WITHIN: Duration = Duration::from_secs(20);
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// A record that nobody has.
 const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "founded" };
+/// What stands for a node's place in its configuration.
+const PLACE: &str = "{place}";
 /// Flags that make a node the one it is.
 const OWN: &[&str] =
     &["--node-id", "--data-dir", "--listen-client", "--listen-peer", "--listen-admin", "--listen-http", "--label"];
@@ -35,7 +37,7 @@ pub struct Surroundings {
     pub env: Vec<(String, String)>,
 }
 
-/// Where a node listens, and what it is started in.
+/// Where a node listens, and in which network.
 #[derive(Debug, Clone)]
 pub struct Seat {
     /// Address for clients.
@@ -46,8 +48,8 @@ pub struct Seat {
     pub admin: String,
     /// Address for probes and metrics.
     pub http: String,
-    /// The rest.
-    pub surroundings: Surroundings,
+    /// Its network namespace; `None` = that of this process.
+    pub network: Option<Arc<OwnedFd>>,
 }
 
 /// A cluster to be.
@@ -63,10 +65,10 @@ pub struct Founding<'a> {
     pub seats: Vec<Seat>,
     /// Failure domains of the first voters, `KEY=VALUE,…` each; may be shorter than `nodes`.
     pub labels: Vec<String>,
-    /// Keys of all nodes' configuration, `KEY=VALUE`.
+    /// Keys of all nodes' configuration, `KEY=VALUE`; `{place}` in them is each node's place.
     pub set: Vec<String>,
-    /// Further environment variables of nodes on loopback.
-    pub env: Vec<(String, String)>,
+    /// Further environment variables, by place; may be longer than `nodes`, for further ones.
+    pub env: Vec<Vec<(String, String)>>,
 }
 
 impl Surroundings {
@@ -110,11 +112,11 @@ impl Cluster {
             retired: BTreeSet::new(),
             surroundings: BTreeMap::new(),
             seats: founding.seats,
+            env: founding.env,
         };
         for place in 0..founding.nodes {
-            let surroundings = Surroundings { network: None, env: founding.env.clone() };
             let labels = founding.labels.get(place).map_or("", String::as_str);
-            cluster.seat(place as u64 + 1, labels, &base, surroundings);
+            cluster.seat(place as u64 + 1, labels, &base);
         }
         cluster.init().await.inspect_err(|_| cluster.show_logs())?;
         Ok(cluster)
@@ -160,8 +162,7 @@ impl Cluster {
                 base.push(word.clone());
             }
         }
-        let env = self.surroundings.get(&0).map(|first| first.env.clone()).unwrap_or_default();
-        self.seat(id, labels, &base, Surroundings { network: None, env })
+        self.seat(id, labels, &base)
     }
 
     /// Whether there is room for a further node.
@@ -169,20 +170,31 @@ impl Cluster {
         self.nodes.len() < if self.seats.is_empty() { 2 * NODES } else { self.seats.len() }
     }
 
-    /// Starts a node at the next place.
-    fn seat(&mut self, id: u64, labels: &str, base: &[String], on_loopback: Surroundings) -> usize {
-        let place = self.nodes.len();
-        assert!(self.has_room(), "there is no room for a node at place {place}");
-        let seat = self.seats.get(place).cloned().unwrap_or_else(|| {
+    /// Addresses for clients of all nodes that are here, and of those that there is room for: who asks them all goes on
+    /// when members come and go.
+    pub fn endpoints(&self) -> Vec<String> {
+        let room = if self.seats.is_empty() { 2 * NODES } else { self.seats.len() };
+        (0..room).map(|place| self.seat_at(place).client).collect()
+    }
+
+    fn seat_at(&self, place: usize) -> Seat {
+        self.seats.get(place).cloned().unwrap_or_else(|| {
             // The first three nodes use the first four of each ten ports; others those that they leave free.
             let first =
                 usize::from(self.ports.base) + if place < NODES { place * 10 } else { (place - NODES) * 10 + 4 };
             let address = |offset: usize| format!("127.0.0.1:{}", first + offset);
             let [client, peer, admin, http] = [0, 1, 2, 3].map(address);
-            Seat { client, peer, admin, http, surroundings: on_loopback }
-        });
+            Seat { client, peer, admin, http, network: None }
+        })
+    }
+
+    /// Starts a node at the next place.
+    fn seat(&mut self, id: u64, labels: &str, base: &[String]) -> usize {
+        let place = self.nodes.len();
+        assert!(self.has_room(), "there is no room for a node at place {place}");
+        let seat = self.seat_at(place);
         let data_dir = self.dir.join(format!("n{place}"));
-        let mut argv = base.to_vec();
+        let mut argv: Vec<String> = base.iter().map(|word| word.replace(PLACE, &place.to_string())).collect();
         let mut add = |flag: &str, value: &str| argv.extend([flag.to_owned(), value.to_owned()]);
         add("--node-id", &id.to_string());
         add("--data-dir", &data_dir.to_string_lossy());
@@ -194,7 +206,8 @@ impl Cluster {
             add("--label", label);
         }
         self.nodes.push(Node { id, pid: 0, data_dir, client: seat.client, admin: seat.admin, http: seat.http, argv });
-        self.surroundings.insert(place, seat.surroundings);
+        let env = self.env.get(place).cloned().unwrap_or_default();
+        self.surroundings.insert(place, Surroundings { network: seat.network, env });
         self.restart(place);
         place
     }

@@ -24,8 +24,11 @@ use holdfast_client::{AdminClient, Client, RecordRef, v1};
 
 pub use found::{Founding, Seat, Surroundings};
 use ports::Ports;
+pub(crate) use process::Orphan;
 pub use process::is_alive;
-use process::{Orphan, signal_group};
+use process::signal_group;
+#[cfg(test)]
+pub(crate) use process::spawn;
 
 /// Starts a child that the kernel kills when this process ends.
 #[cfg(test)]
@@ -88,6 +91,8 @@ pub struct Cluster {
     surroundings: BTreeMap<usize, Surroundings>,
     /// Where further nodes go; empty = to the ports of the row.
     seats: Vec<Seat>,
+    /// Environment variables, by place.
+    env: Vec<Vec<(String, String)>>,
 }
 
 /// How a killed node ended.
@@ -175,6 +180,7 @@ impl Cluster {
             retired: BTreeSet::new(),
             surroundings: BTreeMap::new(),
             seats: Vec::new(),
+            env: Vec::new(),
         };
         let end = Instant::now() + PATIENCE;
         while !ready.exists() {

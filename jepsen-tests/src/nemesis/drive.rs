@@ -64,6 +64,10 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         tokio::time::sleep(held).await;
         let mut goes_on = !world.must_serve() || recovered(world, round, storm).await;
         chance.shuffle(&mut standing);
+        if !world.must_serve() {
+            // A change of members ends only where a majority can agree.
+            standing.sort_by_key(|struck| struck.fault == Fault::Membership);
+        }
         for struck in standing {
             struck.heal(world).await?;
         }

@@ -7,22 +7,42 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use crate::chance::Chance;
+use crate::clock::Clocks;
 use crate::cluster::Cluster;
+use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
-use crate::nemesis::Fault;
+use crate::nemesis::bit_flip::Whole;
+use crate::nemesis::{Disks, Fault};
+use crate::network::Network;
 
 /// The cluster under faults.
 #[derive(Debug)]
 pub struct World {
+    /// Disks whose writers sleep, by round. Before the nodes: one that sleeps there cannot be killed.
+    pub(super) hangs: BTreeMap<u32, Hang>,
     /// The nodes.
     pub cluster: Cluster,
+    /// What its nodes reach one another by; `None` = this machine's loopback, which nobody disturbs.
+    pub network: Option<Network>,
+    /// Its nodes' wall clocks; `None` = the machine's.
+    pub clocks: Option<Clocks>,
     /// The history.
     pub recorder: Arc<Recorder>,
     /// Faults may take the quorum, because the run is about that.
     pub may_take_quorum: bool,
     /// Nodes that were started again and did not show yet that they serve.
     pub restarted: BTreeSet<usize>,
+    /// The nodes' disks, where faults of this run need them. After the nodes: they use them.
+    pub disks: Option<Disks>,
+    /// Files as they were before they were damaged, by round.
+    pub(super) whole: BTreeMap<u32, Whole>,
+    /// Bits flipped so far.
+    pub(super) flips: usize,
+    /// Nodes on their way into the cluster, by round: the operation, if one was accepted, and the draw of who goes.
+    pub(super) joining: BTreeMap<u32, (Option<String>, u64)>,
     standing: BTreeMap<u32, Standing>,
     rounds: u32,
 }
@@ -32,8 +52,11 @@ pub struct World {
 pub enum Harm {
     /// They are of no use to the others: dead, paused, cut off, without a disk.
     Taken,
-    /// All work, yet worse or not with all others: nobody can say how well the cluster serves until it is healed.
+    /// They work, but not with all others: nobody can say how well the cluster serves until it is healed. They count as
+    /// taken away where a quorum is to be left.
     Hampered,
+    /// They work, and with all others, but badly: as little can be said, and no quorum is in question.
+    Slowed,
     /// None; they are merely asked to do something.
     None,
 }
@@ -63,13 +86,33 @@ impl World {
     /// A world without faults.
     pub fn new(cluster: Cluster, recorder: Arc<Recorder>) -> Self {
         Self {
+            hangs: BTreeMap::new(),
             cluster,
+            network: None,
+            clocks: None,
             recorder,
             may_take_quorum: false,
             restarted: BTreeSet::new(),
+            disks: None,
+            whole: BTreeMap::new(),
+            flips: 0,
+            joining: BTreeMap::new(),
             standing: BTreeMap::new(),
             rounds: 0,
         }
+    }
+
+    /// Ends what keeps nodes from being ended.
+    pub fn release(&mut self) {
+        self.hangs.clear();
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// When this run has none.
+    pub fn network(&self) -> anyhow::Result<&Network> {
+        self.network.as_ref().context("this run has no network of its own")
     }
 
     /// Members that no fault has taken away.
@@ -87,7 +130,7 @@ impl World {
 
     /// A majority runs, and nothing hampers anyone: what clients ask for must be answered.
     pub fn must_serve(&self) -> bool {
-        let hampered = self.standing.values().any(|one| one.harm == Harm::Hampered);
+        let hampered = self.standing.values().any(|one| matches!(one.harm, Harm::Hampered | Harm::Slowed));
         !hampered && self.whole().len() > self.cluster.members().len() / 2
     }
 
@@ -132,7 +175,7 @@ impl World {
     }
 
     fn taken(&self) -> BTreeSet<usize> {
-        let taken = self.standing.values().filter(|one| one.harm == Harm::Taken);
+        let taken = self.standing.values().filter(|one| matches!(one.harm, Harm::Taken | Harm::Hampered));
         taken.flat_map(|one| one.places.iter().copied()).collect()
     }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::cluster::{Seat, Surroundings};
+use crate::cluster::Seat;
 use namespace::{Device, enter_new, in_new, tun};
 use wire::Wire;
 pub use wire::{Counts, Rule};
@@ -110,7 +110,7 @@ impl Network {
     }
 
     /// A seat for each node, in the order of their places.
-    pub fn seats(&self, env: &[(String, String)]) -> Vec<Seat> {
+    pub fn seats(&self) -> Vec<Seat> {
         let seat = |(at, place): (usize, &Place)| {
             let control = |port: u16| SocketAddrV4::new(control_of(at as u8 + 1), port).to_string();
             Seat {
@@ -118,7 +118,7 @@ impl Network {
                 peer: SocketAddrV4::new(peers_of(at as u8 + 1), 7471).to_string(),
                 admin: control(7472),
                 http: control(7473),
-                surroundings: Surroundings { network: Some(place.namespace.clone()), env: env.to_vec() },
+                network: Some(place.namespace.clone()),
             }
         };
         self.seats.iter().enumerate().map(seat).collect()
@@ -135,6 +135,11 @@ impl Network {
     /// Takes all rules of this number away.
     pub fn clear(&self, number: u32) {
         self.wire.remove(number);
+    }
+
+    /// The rules that stand on a link, with their numbers.
+    pub fn rules(&self, from: usize, to: usize) -> Vec<(u32, Rule)> {
+        self.wire.rules(self.peer(from), self.peer(to))
     }
 
     /// What a link did so far.

@@ -104,7 +104,7 @@ fn a_slow_link_is_slow_and_a_doubling_one_doubles() {
 fn nodes_talk_by_peers_and_the_harness_reaches_each_by_control() {
     on_a_network(2, |network| {
         let listen = |address: String| move || Ok(TcpListener::bind(address)?);
-        let [first, second] = &network.seats(&[])[..] else { panic!("two seats") };
+        let [first, second] = &network.seats()[..] else { panic!("two seats") };
         let by_peers = network.inside(1, listen(second.peer.clone())).expect("it listens");
         let by_control = network.inside(1, listen(second.client.clone())).expect("it listens");
         let echo = |listener: TcpListener| {
@@ -177,7 +177,8 @@ fn hold() {
     let network = Network::create(2, 1).expect("a network");
     let mut command = Command::new("cat");
     command.stdin(Stdio::piped()).stdout(Stdio::null());
-    network.seats(&[])[0].surroundings.apply(&mut command);
+    let network_of = network.seats()[0].network.clone();
+    crate::cluster::Surroundings { network: network_of, env: Vec::new() }.apply(&mut command);
     let child = crate::cluster::spawn_bound(command).expect("started");
     let of = |path: String| std::fs::read_link(path).expect("a namespace").to_string_lossy().into_owned();
     let places = network.seats.iter().map(|place| of(format!("/proc/self/fd/{}", place.namespace.as_raw_fd())));

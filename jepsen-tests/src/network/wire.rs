@@ -159,6 +159,11 @@ impl Wire {
         }
     }
 
+    /// The rules on a link, with their numbers.
+    pub(super) fn rules(&self, from: usize, to: usize) -> Vec<(u32, Rule)> {
+        self.shared.link(from, to).rules.clone()
+    }
+
     /// What a link did so far.
     pub(super) fn counts(&self, from: usize, to: usize) -> Counts {
         self.shared.link(from, to).counts
