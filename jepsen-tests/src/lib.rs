@@ -21,4 +21,7 @@ pub mod nemesis;
 pub mod network;
 pub mod report;
 pub mod run;
+pub mod scenario;
+pub mod serve;
+pub mod suite;
 pub mod workload;

@@ -23,6 +23,7 @@ use crate::folder::{Folder, Results, Test, Versions};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
 use crate::nemesis::{self, Disks, Fault, Need, Storm, World, kill};
 use crate::network::Network;
+use crate::report;
 use crate::workload::set::{self as set_workload, Load, Shared};
 
 /// From the last write to equal nodes.
@@ -132,8 +133,8 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         began,
         seed: options.seed,
         args,
-        workload,
-        nemesis,
+        workload: workload.clone(),
+        nemesis: nemesis.clone(),
         versions,
         expected: expected.clone(),
     })?;
@@ -168,9 +169,12 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
-    let reports = judge(&history?, &folder.logs(), &expected);
+    let history = history?;
+    let reports = judge(&history, &folder.logs(), &expected);
     let verdict = worst(&reports);
     folder.write_results(&Results { verdict, checkers: &reports })?;
+    let title = format!("{workload} × {nemesis}, seed {}: {verdict:?}", options.seed).to_lowercase();
+    report::write(folder.path(), &title, &history, &reports)?;
     if verdict == Verdict::Valid {
         folder.drop_data()?;
     }

@@ -27,7 +27,6 @@ use ports::Ports;
 pub(crate) use process::Orphan;
 pub use process::is_alive;
 use process::signal_group;
-#[cfg(test)]
 pub(crate) use process::spawn;
 
 /// Starts a child that the kernel kills when this process ends.

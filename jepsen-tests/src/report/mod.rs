@@ -45,7 +45,7 @@ fn evidence(reports: &[Report]) -> Vec<String> {
 }
 
 /// Text as it may stand in HTML and SVG.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -50,6 +50,7 @@ impl<'a> Run<'a> {
         let mut open: BTreeMap<Process, (usize, &Op)> = BTreeMap::new();
         let mut faults: BTreeMap<u32, usize> = BTreeMap::new();
         let mut killed: BTreeMap<u64, usize> = BTreeMap::new();
+        let is_driven = history.iter().any(|op| matches!(op.action, Action::Fault(_)));
         for (place, op) in history.iter().enumerate() {
             match (&op.action, op.stage, op.process) {
                 (Action::Fault(note), Stage::Info, _) => {
@@ -62,7 +63,8 @@ impl<'a> Run<'a> {
                         run.bands[band].end_ns = op.time_ns;
                     }
                 }
-                (Action::Kill(kill), Stage::Invoke, _) => {
+                // Under a driver of many faults, each kill is also one of those.
+                (Action::Kill(kill), Stage::Invoke, _) if !is_driven => {
                     for target in &kill.targets {
                         killed.insert(target.node, run.begin(format!("kill {}", target.node), op.time_ns));
                     }

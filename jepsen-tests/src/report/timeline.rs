@@ -1,7 +1,7 @@
 //! The timeline: a column for each client, time downwards, one box an operation; it opens at the first operation that
 //! the evidence names. One file that needs nothing else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use super::escaped;
@@ -47,7 +47,7 @@ pub fn html(title: &str, run: &Run<'_>, evidence: &[String]) -> String {
     let _ = writeln!(
         page,
         "<div class=\"m\">{} operations{}; blue: took effect, yellow: nobody knows, red: had no effect; dashed: faults. \
-         Point at a box for all of it; its line in history.jsonl comes first.</div></header><div id=\"p\">",
+         Point at a box for all of it; lines are those of history.jsonl.</div></header><div id=\"p\">",
         run.spans.len(),
         if left_out > 0 {
             format!(", {left_out} of them too far from what is to be seen and left out")
@@ -106,11 +106,9 @@ fn boxes(
     named: &BTreeMap<usize, usize>,
     shown: &[usize],
 ) {
-    let mut columns: BTreeMap<Process, usize> = BTreeMap::new();
-    for place in shown {
-        let next = columns.len();
-        columns.entry(run.spans[*place].process).or_insert(next);
-    }
+    let processes: BTreeSet<Process> = shown.iter().map(|place| run.spans[*place].process).collect();
+    let columns: BTreeMap<Process, usize> =
+        processes.into_iter().enumerate().map(|(n, process)| (process, n)).collect();
     for (process, column) in &columns {
         let Process::Client(number) = process else { continue };
         let _ = writeln!(page, "<div class=\"c\" style=\"left:{}px\">client {number}</div>", column * COLUMN);
@@ -134,13 +132,21 @@ fn boxes(
             span.end_ns.map_or("no end".to_owned(), |end| format!("{:.1} ms", (end - span.begin_ns) as f64 / 1e6));
         let _ = writeln!(
             page,
-            "<div id=\"o{place}\" class=\"o {kind}{bad}\" style=\"left:{}px;top:{top:.0}px;height:{height:.0}px\">{name} · {} · \
-             {:.3} s · {took}\n{}</div>",
+            "<div id=\"o{place}\" class=\"o {kind}{bad}\" style=\"left:{}px;top:{top:.0}px;height:{height:.0}px\">{name} · {took}\n\
+             line {}, at {:.4} s\n{}</div>",
             column * COLUMN,
             span.line,
             span.begin_ns as f64 / 1e9,
             escaped(all)
         );
+    }
+    let mut marked = 0.0;
+    for place in shown {
+        let (at, y) = (run.spans[*place].begin_ns, scale.y(run.spans[*place].begin_ns));
+        if y >= marked {
+            marked = y + 60.0;
+            let _ = writeln!(page, "<div class=\"k\" style=\"top:{y:.0}px\">{:.3} s</div>", at as f64 / 1e9);
+        }
     }
     let (from, to) = scale.range();
     for band in run.bands.iter().filter(|band| band.end_ns >= from && band.begin_ns <= to) {
