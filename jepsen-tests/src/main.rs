@@ -26,6 +26,8 @@ struct Cli {
 enum Command {
     /// Make a run: found a cluster, put load and faults on it, judge what clients saw.
     Test(TestArgs),
+    /// Try what each fault needs of this machine, and say what is missing. Exit 0 when nothing is, 2 when something is.
+    Doctor,
     /// Judge an earlier run again, from its folder.
     Check {
         /// The run's folder.
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
     };
     let verdict = match cli.command {
         Command::Test(args) => test(args),
+        Command::Doctor => Ok(doctor()),
         Command::Check { run } => run::check(&run),
     };
     match verdict {
@@ -102,6 +105,21 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// One line a fault.
+fn doctor() -> Verdict {
+    let mut verdict = Verdict::Valid;
+    for fault in Fault::all() {
+        let lacks = fault.lacks();
+        if lacks.is_empty() {
+            println!("{:<12} available", fault.to_string());
+        } else {
+            verdict = Verdict::Unknown;
+            println!("{:<12} NOT AVAILABLE: {}", fault.to_string(), lacks.join("; "));
+        }
+    }
+    verdict
 }
 
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {

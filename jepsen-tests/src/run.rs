@@ -85,6 +85,10 @@ impl Options {
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
 pub fn test(options: &Options, stopped: impl Future<Output = anyhow::Error>) -> anyhow::Result<Verdict> {
+    for fault in &options.faults {
+        let lacks = fault.lacks();
+        ensure!(lacks.is_empty(), "{fault} cannot be made on this machine: {}", lacks.join("; "));
+    }
     let network = options.needs(Need::Network).then(|| Network::create(options.nodes + FURTHER, options.seed));
     let network = network.transpose()?;
     // Its threads start where this one is, and so their sockets are in the run's network.

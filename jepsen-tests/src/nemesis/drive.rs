@@ -22,7 +22,7 @@ const PROBE_WITHIN: Duration = Duration::from_millis(500);
 /// A record that nobody has.
 const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "serves" };
 /// A second fault strikes while the first one stands in so many of a hundred cases.
-const OVERLAP_PERCENT: usize = 40;
+const OVERLAP_PERCENT: usize = 60;
 /// How long faults stand, at least and at most.
 const HOLD_MS: (usize, usize) = (500, 5_000);
 
@@ -52,9 +52,11 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
             return Ok(());
         }
         let mut standing: Vec<Struck> = Vec::new();
-        let second = chance.percent(OVERLAP_PERCENT);
-        for _ in 0..=usize::from(second) {
-            let Some(fault) = turn.pop() else { break };
+        let second = usize::from(chance.percent(OVERLAP_PERCENT));
+        let mut drawn = turn.split_off(turn.len().saturating_sub(1 + second));
+        // A transfer is over in a moment: it meets another fault only where that one stands already.
+        drawn.sort_by_key(|fault| *fault == Fault::Transfer);
+        for fault in drawn {
             standing.extend(fault.strike(world, chance).await?);
         }
         let Some(round) = standing.last().map(|struck| struck.round) else { continue };

@@ -11,6 +11,7 @@ mod drive;
 pub mod kill;
 mod links;
 mod membership;
+mod need;
 mod partition;
 mod pause;
 mod transfer;
@@ -22,6 +23,7 @@ use clap::ValueEnum;
 
 use crate::chance::Chance;
 pub use drive::{Storm, run};
+pub use need::Need;
 pub use world::{Harm, Struck, World};
 
 /// All faults, by their names on the command line.
@@ -43,17 +45,6 @@ pub enum Fault {
     Membership,
     /// Wall clocks that jump and drift.
     Clock,
-}
-
-/// What a fault needs of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
-    /// To be root.
-    Root,
-    /// Network namespaces and TUN devices.
-    Network,
-    /// A C compiler, and binaries that heed LD_PRELOAD.
-    Clocks,
 }
 
 impl Fault {
