@@ -14,6 +14,7 @@ pub mod chance;
 pub mod checker;
 pub mod clock;
 pub mod cluster;
+pub mod disk;
 pub mod folder;
 pub mod history;
 pub mod nemesis;

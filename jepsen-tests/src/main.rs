@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
+use jepsen_tests::disk::corrupt::{Damage, Part};
 use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +36,28 @@ enum Command {
         /// The run's folder.
         run: PathBuf,
     },
+    /// Damage a file of a stopped node, or an object of an archive; print what was done as JSON.
+    #[command(after_help = "Example, a flipped bit in the write-ahead log of a stopped node:\n  \
+        jepsen-tests corrupt flip /tmp/hf/1 --part log-wal --seed 7")]
+    Corrupt(CorruptArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CorruptArgs {
+    /// What happens to the bytes.
+    #[arg(value_enum)]
+    damage: Damage,
+    /// The file; or the directory of a node, or of a destination, of which one file is drawn.
+    path: PathBuf,
+    /// Which files of the directory.
+    #[arg(long, value_enum, default_value_t = Part::Any)]
+    part: Part,
+    /// Where in the file, in bytes from its beginning [default: drawn].
+    #[arg(long, value_name = "BYTE")]
+    at: Option<u64>,
+    /// What is drawn follows from it.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,6 +71,12 @@ struct TestArgs {
     /// Nodes of the cluster.
     #[arg(long, value_name = "N", default_value = "3", value_parser = ["3", "5"])]
     nodes: String,
+    /// Arrays that the nodes' disks lie in, in turn; whole arrays are lost [default: one for each node].
+    #[arg(long, value_name = "N")]
+    arrays: Option<usize>,
+    /// Faults may take a majority: writes stop then, and must go on afterwards.
+    #[arg(long)]
+    may_take_quorum: bool,
     /// The binary under test.
     #[arg(long, value_name = "FILE")]
     holdfast: PathBuf,
@@ -95,6 +126,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test(args),
         Command::Doctor => Ok(doctor()),
         Command::Check { run } => run::check(&run),
+        Command::Corrupt(args) => corrupt(&args).map(|()| Verdict::Valid),
     };
     match verdict {
         Ok(Verdict::Valid) => ExitCode::SUCCESS,
@@ -122,6 +154,19 @@ fn doctor() -> Verdict {
     verdict
 }
 
+fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {
+    let mut chance = Chance::new(args.seed, 0);
+    let file = if args.path.is_dir() {
+        let drawn = args.part.any_file(&args.path, &mut chance)?;
+        drawn.with_context(|| format!("{} holds no such file", args.path.display()))?
+    } else {
+        args.path.clone()
+    };
+    let done = args.damage.strike(&file, args.at, &mut chance)?;
+    println!("{}", serde_json::to_string(&done)?);
+    Ok(())
+}
+
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
     // With more workloads this chooses; the match makes sure that a new one is not taken for an old one.
     let Workload::Set = args.workload;
@@ -137,6 +182,8 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         kills: args.kills,
         kill_all: args.kill_all,
         time_limit: Duration::from_secs(args.time_limit),
+        arrays: args.arrays.unwrap_or(if args.nodes == "5" { 5 } else { 3 }),
+        may_take_quorum: args.may_take_quorum,
         args: std::env::args().skip(1).collect(),
     };
     // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.

@@ -18,9 +18,10 @@ use crate::checker::harness::{Expected, Log};
 use crate::checker::{Report, Verdict, harness, replicas, set, worst};
 use crate::clock::Clocks;
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
+use crate::disk::Mounts;
 use crate::folder::{Folder, Results, Test, Versions};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
-use crate::nemesis::{self, Fault, Need, Storm, World, kill};
+use crate::nemesis::{self, Disks, Fault, Need, Storm, World, kill};
 use crate::network::Network;
 use crate::workload::set::{self as set_workload, Load, Shared};
 
@@ -60,6 +61,10 @@ pub struct Options {
     pub kill_all: bool,
     /// Kills alone: the load ends when they are done, at the latest after this; else faults are made for this long.
     pub time_limit: Duration,
+    /// Arrays that the nodes' disks lie in, in turn.
+    pub arrays: usize,
+    /// Faults may take a majority.
+    pub may_take_quorum: bool,
     /// The command line, for the folder.
     pub args: Vec<String>,
 }
@@ -85,24 +90,26 @@ impl Options {
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
 pub fn test(options: &Options, stopped: impl Future<Output = anyhow::Error>) -> anyhow::Result<Verdict> {
-    for fault in &options.faults {
-        let lacks = fault.lacks();
-        ensure!(lacks.is_empty(), "{fault} cannot be made on this machine: {}", lacks.join("; "));
+    for need in Need::all().iter().filter(|need| options.needs(**need)) {
+        need.probe().with_context(|| format!("{} cannot be made on this machine", options.nemesis()))?;
     }
+    // Before there is a second thread: all of them, and all nodes, see the same mounts.
+    let mounts = options.needs(Need::Disk).then(|| Mounts::private().context("mounts of its own: run it as root"));
+    let mounts = mounts.transpose()?;
     let network = options.needs(Need::Network).then(|| Network::create(options.nodes + FURTHER, options.seed));
     let network = network.transpose()?;
     // Its threads start where this one is, and so their sockets are in the run's network.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
-            verdict = run(options, network) => verdict,
+            verdict = run(options, mounts, network) => verdict,
             error = stopped => Err(error),
         }
     })
 }
 
 /// Runs the set workload under faults and judges it.
-async fn run(options: &Options, network: Option<Network>) -> anyhow::Result<Verdict> {
+async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>) -> anyhow::Result<Verdict> {
     let began = crate::folder::timestamp();
     let default = || PathBuf::from(format!("runs/{began}-set-{}-{}", options.nemesis(), options.seed));
     let binary = options.holdfast.canonicalize();
@@ -119,7 +126,11 @@ async fn run(options: &Options, network: Option<Network>) -> anyhow::Result<Verd
         clients: options.clients,
         kills: if counted { options.kills } else { 0 },
         kill_all: counted && options.kill_all,
-        acknowledged_between: ACKNOWLEDGED_BETWEEN,
+        // A second's worth of a slow load; kills alone are counted, and what is between them is, too.
+        acknowledged_between: match options.rate {
+            Some(rate) if !counted => ACKNOWLEDGED_BETWEEN.min(rate as usize),
+            _ => ACKNOWLEDGED_BETWEEN,
+        },
         faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
@@ -135,6 +146,9 @@ async fn run(options: &Options, network: Option<Network>) -> anyhow::Result<Verd
     })?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
+    // Nodes that join later need disks, too.
+    let places = options.nodes + if options.faults.contains(&Fault::Membership) { FURTHER } else { 0 };
+    let disks = mounts.map(|mounts| Disks::create(mounts, &folder.cluster(), places, options.arrays)).transpose()?;
     let clocks = options.needs(Need::Clocks).then(|| Clocks::create(&folder.clocks(), options.nodes + FURTHER));
     let clocks = clocks.transpose()?;
     let env = |place| clocks.as_ref().map(|clocks| clocks.env(place)).unwrap_or_default();
@@ -143,15 +157,21 @@ async fn run(options: &Options, network: Option<Network>) -> anyhow::Result<Verd
         dir: &folder.cluster(),
         nodes: options.nodes,
         seats: network.as_ref().map(Network::seats).unwrap_or_default(),
-        labels: (1..=options.nodes).map(|n| format!("array=a{n},site=s{n}")).collect(),
-        set: options.set.clone(),
+        labels: (0..options.nodes)
+            .map(|place| format!("array=a{},site=s{}", Disks::array_of(place, options.arrays), place + 1))
+            .collect(),
+        set: keys(options, &folder.cluster()),
         env: (0..options.nodes + FURTHER).map(env).collect(),
     };
     let mut world = World::new(Cluster::found(founding).await?, recorder.clone());
-    (world.network, world.clocks) = (network, clocks);
+    (world.network, world.clocks, world.disks) = (network, clocks, disks);
+    world.may_take_quorum = options.may_take_quorum;
     let outcome = drive(&mut world, options, &expected).await;
+    world.release();
     world.cluster.stop();
     folder.keep_logs(&world.cluster)?;
+    // Its disks are unmounted.
+    drop(world);
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
@@ -179,6 +199,15 @@ pub fn check(path: &Path) -> anyhow::Result<Verdict> {
 
 fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
     vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
+}
+
+/// The nodes' configuration.
+fn keys(options: &Options, cluster: &Path) -> Vec<String> {
+    let mut keys = options.set.clone();
+    if options.needs(Need::Floor) {
+        keys.push(format!("raft.floor_dir={}/floor{{place}}", cluster.display()));
+    }
+    keys
 }
 
 /// From the founded cluster to the last read.

@@ -17,6 +17,7 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
     match fault {
         // Who was taken out serves nobody, and says so.
         "membership" => &["DRAINING"],
+        "disk-full" => &["DISK_FULL"],
         _ => &[],
     }
 }

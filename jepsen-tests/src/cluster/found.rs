@@ -22,6 +22,8 @@ const FOUND_WITHIN: Duration = Duration::from_secs(20);
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
 /// A record that nobody has.
 const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "founded" };
+/// What stands for a node's place in its configuration.
+const PLACE: &str = "{place}";
 /// Flags that make a node the one it is.
 const OWN: &[&str] =
     &["--node-id", "--data-dir", "--listen-client", "--listen-peer", "--listen-admin", "--listen-http", "--label"];
@@ -63,7 +65,7 @@ pub struct Founding<'a> {
     pub seats: Vec<Seat>,
     /// Failure domains of the first voters, `KEY=VALUE,…` each; may be shorter than `nodes`.
     pub labels: Vec<String>,
-    /// Keys of all nodes' configuration, `KEY=VALUE`.
+    /// Keys of all nodes' configuration, `KEY=VALUE`; `{place}` in them is each node's place.
     pub set: Vec<String>,
     /// Further environment variables, by place; may be longer than `nodes`, for further ones.
     pub env: Vec<Vec<(String, String)>>,
@@ -192,7 +194,7 @@ impl Cluster {
         assert!(self.has_room(), "there is no room for a node at place {place}");
         let seat = self.seat_at(place);
         let data_dir = self.dir.join(format!("n{place}"));
-        let mut argv = base.to_vec();
+        let mut argv: Vec<String> = base.iter().map(|word| word.replace(PLACE, &place.to_string())).collect();
         let mut add = |flag: &str, value: &str| argv.extend([flag.to_owned(), value.to_owned()]);
         add("--node-id", &id.to_string());
         add("--data-dir", &data_dir.to_string_lossy());

@@ -24,8 +24,11 @@ use holdfast_client::{AdminClient, Client, RecordRef, v1};
 
 pub use found::{Founding, Seat, Surroundings};
 use ports::Ports;
+pub(crate) use process::Orphan;
 pub use process::is_alive;
-use process::{Orphan, signal_group};
+use process::signal_group;
+#[cfg(test)]
+pub(crate) use process::spawn;
 
 /// Starts a child that the kernel kills when this process ends.
 #[cfg(test)]

@@ -12,13 +12,17 @@ use anyhow::Context;
 use crate::chance::Chance;
 use crate::clock::Clocks;
 use crate::cluster::Cluster;
+use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
-use crate::nemesis::Fault;
+use crate::nemesis::bit_flip::Whole;
+use crate::nemesis::{Disks, Fault};
 use crate::network::Network;
 
 /// The cluster under faults.
 #[derive(Debug)]
 pub struct World {
+    /// Disks whose writers sleep, by round. Before the nodes: one that sleeps there cannot be killed.
+    pub(super) hangs: BTreeMap<u32, Hang>,
     /// The nodes.
     pub cluster: Cluster,
     /// What its nodes reach one another by; `None` = this machine's loopback, which nobody disturbs.
@@ -31,6 +35,12 @@ pub struct World {
     pub may_take_quorum: bool,
     /// Nodes that were started again and did not show yet that they serve.
     pub restarted: BTreeSet<usize>,
+    /// The nodes' disks, where faults of this run need them. After the nodes: they use them.
+    pub disks: Option<Disks>,
+    /// Files as they were before they were damaged, by round.
+    pub(super) whole: BTreeMap<u32, Whole>,
+    /// Bits flipped so far.
+    pub(super) flips: usize,
     /// Nodes on their way into the cluster, by round: the operation, if one was accepted, and the draw of who goes.
     pub(super) joining: BTreeMap<u32, (Option<String>, u64)>,
     standing: BTreeMap<u32, Standing>,
@@ -76,16 +86,25 @@ impl World {
     /// A world without faults.
     pub fn new(cluster: Cluster, recorder: Arc<Recorder>) -> Self {
         Self {
+            hangs: BTreeMap::new(),
             cluster,
             network: None,
             clocks: None,
             recorder,
             may_take_quorum: false,
             restarted: BTreeSet::new(),
+            disks: None,
+            whole: BTreeMap::new(),
+            flips: 0,
             joining: BTreeMap::new(),
             standing: BTreeMap::new(),
             rounds: 0,
         }
+    }
+
+    /// Ends what keeps nodes from being ended.
+    pub fn release(&mut self) {
+        self.hangs.clear();
     }
 
     /// The network.
