@@ -23,5 +23,6 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod serve;
+pub mod soak;
 pub mod suite;
 pub mod workload;

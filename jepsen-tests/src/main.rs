@@ -12,6 +12,9 @@ use jepsen_tests::checker::Verdict;
 use jepsen_tests::disk::corrupt::{Damage, Part};
 use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
+use jepsen_tests::scenario::{Profile, Scenario};
+use jepsen_tests::soak;
+use jepsen_tests::suite::{self, Suite};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// sysexits.h, EX_USAGE.
@@ -29,6 +32,21 @@ struct Cli {
 enum Command {
     /// Make a run: found a cluster, put load and faults on it, judge what clients saw.
     Test(TestArgs),
+    /// Make all runs of a profile, each in a process of its own, and count what they did.
+    #[command(after_help = "\
+Every run must end as its scenario says: valid, or with its planted bug found. Files: scenarios/<profile>/*.toml.
+A soak goes on where its ledger ended:
+  jepsen-tests test-all --profile soak --hours 2 --ledger soak.jsonl --holdfast target/release/holdfast")]
+    TestAll(TestAllArgs),
+    /// Show the runs in a folder in a browser, on this machine alone.
+    Serve {
+        /// Folder of runs.
+        #[arg(long, value_name = "DIR", default_value = "runs")]
+        runs: PathBuf,
+        /// Port on 127.0.0.1; 0 = a free one.
+        #[arg(long, value_name = "PORT", default_value_t = 7480)]
+        port: u16,
+    },
     /// Try what each fault needs of this machine, and say what is missing. Exit 0 when nothing is, 2 when something is.
     Doctor,
     /// Judge an earlier run again, from its folder.
@@ -58,6 +76,43 @@ struct CorruptArgs {
     /// What is drawn follows from it.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+struct TestAllArgs {
+    /// Which runs.
+    #[arg(long, value_enum, default_value_t = Profile::Ci)]
+    profile: Profile,
+    /// Only scenarios whose name contains this; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// A scenario of your own instead of a profile; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    scenario: Vec<PathBuf>,
+    /// The binary under test.
+    #[arg(long, value_name = "FILE")]
+    holdfast: PathBuf,
+    /// The binary with planted bugs (`make planted`); not for soaks and regressions.
+    #[arg(long, value_name = "FILE")]
+    planted: Option<PathBuf>,
+    /// The seeds of all runs follow from it [default: another each time].
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Runs at a time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    at_once: u32,
+    /// Fail when this machine cannot make a fault, instead of leaving its runs out.
+    #[arg(long)]
+    require: bool,
+    /// Of a soak: hours in all, over all calls with one ledger.
+    #[arg(long, value_name = "H", default_value_t = 1.0)]
+    hours: f64,
+    /// Of a soak: its ledger, a line a run.
+    #[arg(long, value_name = "FILE", default_value = "soak.jsonl")]
+    ledger: PathBuf,
+    /// Folder to make [default: runs/<time>-<profile>].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,6 +179,8 @@ fn main() -> ExitCode {
     };
     let verdict = match cli.command {
         Command::Test(args) => test(args),
+        Command::TestAll(args) => test_all(args),
+        Command::Serve { runs, port } => serve(runs, port).map(|()| Verdict::Valid),
         Command::Doctor => Ok(doctor()),
         Command::Check { run } => run::check(&run),
         Command::Corrupt(args) => corrupt(&args).map(|()| Verdict::Valid),
@@ -154,6 +211,44 @@ fn doctor() -> Verdict {
     verdict
 }
 
+fn test_all(args: TestAllArgs) -> anyhow::Result<Verdict> {
+    let profile = format!("{:?}", args.profile).to_lowercase();
+    let default = || PathBuf::from(format!("runs/{}-{profile}", jepsen_tests::folder::timestamp()));
+    let seed = args.seed.unwrap_or_else(fresh_seed);
+    let suite = Suite {
+        scenarios: Vec::new(),
+        holdfast: args.holdfast,
+        planted: args.planted,
+        seed,
+        at_once: args.at_once as usize,
+        require: args.require,
+        out: args.out.unwrap_or_else(default),
+    };
+    if args.profile == Profile::Soak && args.scenario.is_empty() {
+        return soak::run(suite, args.hours, &args.ledger);
+    }
+    let mut scenarios = match args.scenario.is_empty() {
+        true => Scenario::of(args.profile)?,
+        false => args.scenario.iter().map(|path| Scenario::read(path)).collect::<Result<_, _>>()?,
+    };
+    scenarios.retain(|one| args.only.is_empty() || args.only.iter().any(|only| one.name.contains(only)));
+    Ok(suite::run(&Suite { scenarios, ..suite })?.verdict)
+}
+
+fn fresh_seed() -> u64 {
+    u64::from(uuid::Uuid::new_v4().as_fields().0)
+}
+
+fn serve(runs: PathBuf, port: u16) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            served = jepsen_tests::serve::run(runs, port) => served,
+            _ = told_to_end() => Ok(()),
+        }
+    })
+}
+
 fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {
     let mut chance = Chance::new(args.seed, 0);
     let file = if args.path.is_dir() {
@@ -174,7 +269,7 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         holdfast: args.holdfast,
         set: args.set,
         out: args.out,
-        seed: args.seed.unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0)),
+        seed: args.seed.unwrap_or_else(fresh_seed),
         clients: args.clients,
         nodes: if args.nodes == "5" { 5 } else { 3 },
         faults: args.nemesis,

@@ -45,8 +45,6 @@ pub struct Suite {
     pub require: bool,
     /// Folder to make, with one for each run in it.
     pub out: PathBuf,
-    /// Begin no run after this; the rest is left out, and said so. For soaks.
-    pub until: Option<Instant>,
 }
 
 /// How a scenario ended.
@@ -148,11 +146,6 @@ fn one(suite: &Suite, place: usize, scenario: &Scenario) -> anyhow::Result<Ended
         faults: BTreeMap::new(),
         seconds: 0,
     };
-    if suite.until.is_some_and(|until| Instant::now() >= until) {
-        ended.skipped = Some("the time is over".into());
-        ended.met = true;
-        return Ok(ended);
-    }
     let binary = match (&planted, &suite.planted) {
         (None, _) => &suite.holdfast,
         (Some(_), Some(binary)) => binary,
@@ -343,7 +336,6 @@ mod tests {
             at_once: 1,
             require: false,
             out: PathBuf::new(),
-            until: None,
         };
         Summary::of(String::new(), &suite, runs)
     }

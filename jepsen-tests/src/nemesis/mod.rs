@@ -83,6 +83,11 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// It leaves a quorum whole, and nothing that Holdfast promises is beyond it: it may strike beside any other.
+    pub fn is_for_soaks(self) -> bool {
+        !matches!(self, Self::RollbackAlone | Self::RollbackBlind | Self::PowerAll)
+    }
+
     /// What it needs of the machine.
     pub fn needs(self) -> &'static [Need] {
         match self {
