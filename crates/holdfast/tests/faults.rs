@@ -103,6 +103,10 @@ fn a_paused_node_stands_still_and_goes_on() {
         wait_all_serve(&world).await;
         assert_eq!(world.cluster.nodes[place].pid, pid);
         assert!(is_alive(pid));
+        // A run that ends in the middle of a pause ends all the same.
+        strike(&mut world, chance, Fault::Pause).await;
+        world.cluster.stop();
+        assert!(!is_alive(pid));
     });
 }
 

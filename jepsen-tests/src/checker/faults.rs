@@ -15,8 +15,8 @@ struct Life<'a> {
 /// Further errors that clients may see under a fault.
 pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
     match fault {
-        // Who was taken out serves nobody, and says so.
-        "membership" => &["DRAINING"],
+        // Who was taken out, or did not join yet, serves nobody, and says so.
+        "membership" => &["DRAINING", "NOT_FOUNDED"],
         "disk-full" => &["DISK_FULL"],
         _ => &[],
     }

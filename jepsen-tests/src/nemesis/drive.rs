@@ -58,7 +58,12 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         let second = usize::from(chance.percent(OVERLAP_PERCENT));
         let mut drawn = turn.split_off(turn.len().saturating_sub(1 + second));
         // A transfer is over in a moment: it meets another fault only where that one stands already.
-        drawn.sort_by_key(|fault| *fault == Fault::Transfer);
+        // A change of members is accepted only where all are well; what strikes then meets it half done.
+        drawn.sort_by_key(|fault| match fault {
+            Fault::Membership => 0,
+            Fault::Transfer => 2,
+            _ => 1,
+        });
         for fault in drawn {
             standing.extend(fault.strike(world, chance).await?);
         }
@@ -70,10 +75,9 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         tokio::time::sleep(held).await;
         let mut goes_on = !world.must_serve() || recovered(world, round, storm).await;
         chance.shuffle(&mut standing);
-        // A change of members ends only where a majority can agree, and the new one can follow.
-        let (agreed, whole) = (world.must_serve(), world.whole());
-        let waits = |struck: &Struck| !agreed || struck.places.iter().any(|place| !whole.contains(place));
-        standing.sort_by_key(|struck| struck.fault == Fault::Membership && waits(struck));
+        // A change of members ends, and the next one begins, only where all are well.
+        let all_well = world.must_serve() && world.whole() == world.cluster.members();
+        standing.sort_by_key(|struck| struck.fault == Fault::Membership && !all_well);
         for struck in standing {
             struck.heal(world).await?;
         }

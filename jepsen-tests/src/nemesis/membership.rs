@@ -17,7 +17,9 @@ const ASK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts a further node and asks for it to be added.
 pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
-    if !world.cluster.has_room() || !world.must_serve() {
+    // A change is refused while a member is down; once it was accepted, others may go down while it is carried out.
+    let all_well = world.must_serve() && world.whole() == world.cluster.members();
+    if !world.cluster.has_room() || !all_well {
         return Ok(None);
     }
     let id = world.cluster.nodes.iter().map(|node| node.id).max().unwrap_or(0) + 1;
@@ -41,6 +43,13 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     let Some((asked, goes)) = world.joining.remove(&struck.round) else { return Ok(()) };
     let new = struck.places[0];
     let added = finished(&world.cluster, &Change::Add(new), asked, end).await;
+    if !added {
+        // Nothing is expected of a node that never joined. That it did not is what the note says.
+        world.cluster.retire(new);
+        world.cluster.kill(new);
+        struck.detail = format!("node {} did not join", world.cluster.nodes[new].id);
+        return Ok(());
+    }
     let mut whole = world.whole();
     whole.retain(|place| *place != new);
     let Some(goes) = whole.get((goes % whole.len().max(1) as u64) as usize).copied() else { return Ok(()) };

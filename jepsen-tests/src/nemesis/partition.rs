@@ -42,7 +42,8 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     world.network()?.set(struck.round, cut.links.iter().copied(), Rule { cut: true, ..Rule::default() });
     let arrived = arrived(world, &cut.links)?;
     struck.installed = arrived.iter().all(|count| *count == 0);
-    struck.detail = format!("{}: probes that came through {:?}: {arrived:?} of {EACH}", cut.name, cut.links);
+    let links = by_id(world, &cut.links);
+    struck.detail = format!("{}: probes of {EACH} that came through: {}", cut.name, told(&links, &arrived));
     Ok(Some(struck))
 }
 
@@ -62,7 +63,7 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     loop {
         let arrived = arrived(world, &open)?;
         struck.installed = arrived.contains(&0);
-        struck.detail = format!("probes that came through {open:?}: {arrived:?} of {EACH}");
+        struck.detail = format!("probes of {EACH} that came through: {}", told(&by_id(world, &open), &arrived));
         if !struck.installed || Instant::now() >= end {
             return Ok(());
         }
@@ -85,6 +86,17 @@ fn draw(few: Vec<usize>, many: &[usize], chance: &mut Chance) -> Cut {
             Cut { name: "two sides that one node sees both of", harm: Harm::Hampered, links, places: few }
         }
     }
+}
+
+/// Links as people read them: by the ids of nodes.
+fn by_id(world: &World, links: &Links) -> Vec<String> {
+    let id = |place: usize| world.cluster.nodes[place].id;
+    links.iter().map(|(from, to)| format!("{} to {}", id(*from), id(*to))).collect()
+}
+
+fn told(links: &[String], arrived: &[u32]) -> String {
+    let told: Vec<String> = links.iter().zip(arrived).map(|(link, count)| format!("{link}: {count}")).collect();
+    told.join(", ")
 }
 
 /// How many probes come through each of these links.
