@@ -138,12 +138,15 @@ impl Folder {
         Ok(())
     }
 
-    /// Deletes the nodes' data.
+    /// Deletes the nodes' data, and their clocks.
     ///
     /// # Errors
-    /// When it cannot be deleted.
+    /// When something cannot be deleted.
     pub fn drop_data(&self) -> anyhow::Result<()> {
-        std::fs::remove_dir_all(self.cluster()).with_context(|| format!("remove {}", self.cluster().display()))
+        for folder in [self.cluster(), self.clocks()].iter().filter(|folder| folder.exists()) {
+            std::fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+        }
+        Ok(())
     }
 
     /// Where a node's log is kept.

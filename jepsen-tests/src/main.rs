@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Make a run: found a cluster, put load and faults on it, judge what clients saw.
     Test(TestArgs),
+    /// Try what each fault needs of this machine, and say what is missing. Exit 0 when nothing is, 2 when something is.
+    Doctor,
     /// Judge an earlier run again, from its folder.
     Check {
         /// The run's folder.
@@ -122,6 +124,7 @@ fn main() -> ExitCode {
     };
     let verdict = match cli.command {
         Command::Test(args) => test(args),
+        Command::Doctor => Ok(doctor()),
         Command::Check { run } => run::check(&run),
         Command::Corrupt(args) => corrupt(&args).map(|()| Verdict::Valid),
     };
@@ -134,6 +137,21 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// One line a fault.
+fn doctor() -> Verdict {
+    let mut verdict = Verdict::Valid;
+    for fault in Fault::all() {
+        let lacks = fault.lacks();
+        if lacks.is_empty() {
+            println!("{:<12} available", fault.to_string());
+        } else {
+            verdict = Verdict::Unknown;
+            println!("{:<12} NOT AVAILABLE: {}", fault.to_string(), lacks.join("; "));
+        }
+    }
+    verdict
 }
 
 fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {

@@ -90,6 +90,9 @@ impl Options {
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
 pub fn test(options: &Options, stopped: impl Future<Output = anyhow::Error>) -> anyhow::Result<Verdict> {
+    for need in Need::all().iter().filter(|need| options.needs(**need)) {
+        need.probe().with_context(|| format!("{} cannot be made on this machine", options.nemesis()))?;
+    }
     // Before there is a second thread: all of them, and all nodes, see the same mounts.
     let mounts = options.needs(Need::Disk).then(|| Mounts::private().context("mounts of its own: run it as root"));
     let mounts = mounts.transpose()?;
@@ -123,7 +126,11 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         clients: options.clients,
         kills: if counted { options.kills } else { 0 },
         kill_all: counted && options.kill_all,
-        acknowledged_between: ACKNOWLEDGED_BETWEEN,
+        // A second's worth of a slow load; kills alone are counted, and what is between them is, too.
+        acknowledged_between: match options.rate {
+            Some(rate) if !counted => ACKNOWLEDGED_BETWEEN.min(rate as usize),
+            _ => ACKNOWLEDGED_BETWEEN,
+        },
         faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());

@@ -102,7 +102,8 @@ fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
     }
     let all_nodes = if expected.kill_all { expected.nodes } else { 0 };
     report.at_least("nodes that served again", restarts, expected.kills as usize + all_nodes);
-    report.never("kills after which no write was acknowledged", silent);
+    let what = if expected.faults.is_empty() { "kills" } else { "faults" };
+    report.never(&format!("{what} after which no write was acknowledged"), silent);
     report.never("nodes that did not serve again", down);
 }
 

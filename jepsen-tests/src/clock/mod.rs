@@ -193,4 +193,45 @@ mod tests {
         clocks.set(0, Skew::default()).expect("set");
         close(one.ask(), 0);
     }
+
+    /// Waits 50 ms by a condition variable that goes by wall time, as RocksDB does; tells how long it was, in ms.
+    const WAITER: &str = r#"
+        #include <pthread.h>
+        #include <stdio.h>
+        #include <sys/time.h>
+        #include <time.h>
+        static long ms(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000 + t.tv_nsec / 1000000; }
+        int main(void) {
+            pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
+            pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+            struct timeval now;
+            gettimeofday(&now, 0);
+            long from = ms(), until = now.tv_sec * 1000000 + now.tv_usec + 50000;
+            struct timespec then = {until / 1000000, until % 1000000 * 1000};
+            pthread_mutex_lock(&mutex);
+            while (pthread_cond_timedwait(&cond, &mutex, &then) == 0) {}
+            printf("%ld %ld", ms() - from, (long)time(0));
+            return 0;
+        }"#;
+
+    #[test]
+    fn a_wait_until_a_moment_of_wall_time_is_as_long_as_ever() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let clocks = Clocks::create(&dir.path().join("clocks"), 1).expect("a C compiler");
+        let (source, program) = (dir.path().join("waiter.c"), dir.path().join("waiter"));
+        std::fs::write(&source, WAITER).expect("written");
+        let compiled = Command::new("cc").arg("-o").arg(&program).arg(&source).arg("-lpthread").status();
+        assert!(compiled.expect("cc runs").success());
+        for offset_ms in [0, 20_000_000, -20_000_000] {
+            clocks.set(0, Skew { offset_ms, drift_ppm: 0 }).expect("set");
+            let mut command = Command::new("timeout");
+            let output = command.arg("20").arg(&program).envs(clocks.env(0)).output().expect("it runs");
+            let told = String::from_utf8(output.stdout).expect("text");
+            let (waited, wall) = told.split_once(' ').unwrap_or_else(|| panic!("at {offset_ms}: {told:?}"));
+            let waited: i64 = waited.parse().expect("ms");
+            assert!((40..20_000).contains(&waited), "at {offset_ms}: {told}");
+            let wall: i64 = wall.parse().expect("s");
+            assert!((wall * 1000 - wall_ms() - offset_ms).abs() < 20_000, "at {offset_ms}: {told}");
+        }
+    }
 }

@@ -369,6 +369,8 @@ impl Cluster {
         let children: Vec<Child> = own.into_values().chain(self.dev.take()).collect();
         for child in &children {
             signal_group(child, libc::SIGTERM);
+            // One that a fault has stopped is told nothing until it goes on.
+            signal_group(child, libc::SIGCONT);
         }
         for mut child in children {
             child.wait().expect("reaped");

@@ -112,8 +112,7 @@ fn told(world: &World, place: usize, since: u64) -> String {
     let bytes = std::fs::read(world.cluster.log(place)).unwrap_or_default();
     let since = usize::try_from(since).unwrap_or(usize::MAX).min(bytes.len());
     let text = String::from_utf8_lossy(&bytes[since..]).into_owned();
-    let mut lines = text.lines().filter(|line| SAID.iter().any(|word| line.contains(word)));
-    match lines.next_back() {
+    match text.lines().rfind(|line| SAID.iter().any(|word| line.contains(word))) {
         Some(line) => format!("it says: {line}"),
         None => "it says nothing of damage".to_owned(),
     }

@@ -22,7 +22,7 @@ const PROBE_WITHIN: Duration = Duration::from_millis(500);
 /// A record that nobody has.
 const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "serves" };
 /// A second fault strikes while the first one stands in so many of a hundred cases.
-const OVERLAP_PERCENT: usize = 40;
+const OVERLAP_PERCENT: usize = 60;
 /// How long faults stand, at least and at most.
 const HOLD_MS: (usize, usize) = (500, 5_000);
 
@@ -43,31 +43,37 @@ pub struct Storm {
 /// When the machine fails the harness.
 pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyhow::Result<()> {
     let mut turn: Vec<Fault> = Vec::new();
+    let mut last = 0;
     while Instant::now() < storm.until {
         if turn.is_empty() {
             turn.clone_from(&storm.faults);
             chance.shuffle(&mut turn);
         }
-        if !load(world, storm).await {
+        world.recorder.mark();
+        if !enough(world, storm).await {
+            note(world, last, false);
             return Ok(());
         }
         let mut standing: Vec<Struck> = Vec::new();
-        let second = chance.percent(OVERLAP_PERCENT);
-        for _ in 0..=usize::from(second) {
-            let Some(fault) = turn.pop() else { break };
+        let second = usize::from(chance.percent(OVERLAP_PERCENT));
+        let mut drawn = turn.split_off(turn.len().saturating_sub(1 + second));
+        // A transfer is over in a moment: it meets another fault only where that one stands already.
+        drawn.sort_by_key(|fault| *fault == Fault::Transfer);
+        for fault in drawn {
             standing.extend(fault.strike(world, chance).await?);
         }
         let Some(round) = standing.last().map(|struck| struck.round) else { continue };
+        last = round;
         let names: Vec<String> = standing.iter().map(|one| format!("{} ({})", one.fault, one.detail)).collect();
         world.recorder.mark();
         let held = Duration::from_millis((HOLD_MS.0 + chance.below(HOLD_MS.1 - HOLD_MS.0)) as u64);
         tokio::time::sleep(held).await;
         let mut goes_on = !world.must_serve() || recovered(world, round, storm).await;
         chance.shuffle(&mut standing);
-        if !world.must_serve() {
-            // A change of members ends only where a majority can agree.
-            standing.sort_by_key(|struck| struck.fault == Fault::Membership);
-        }
+        // A change of members ends only where a majority can agree, and the new one can follow.
+        let (agreed, whole) = (world.must_serve(), world.whole());
+        let waits = |struck: &Struck| !agreed || struck.places.iter().any(|place| !whole.contains(place));
+        standing.sort_by_key(|struck| struck.fault == Fault::Membership && waits(struck));
         for struck in standing {
             struck.heal(world).await?;
         }
@@ -91,20 +97,20 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
     Ok(())
 }
 
-/// Lets clients work for a while; false = they did not.
-async fn load(world: &World, storm: &Storm) -> bool {
-    world.recorder.mark();
-    enough(world, storm).await
-}
-
+/// Whether clients' writes that began after the mark are acknowledged.
 async fn enough(world: &World, storm: &Storm) -> bool {
     comes_true(RECOVER_WITHIN, async || world.recorder.progress().since_mark >= storm.acknowledged_between).await
 }
 
 async fn recovered(world: &World, round: u32, storm: &Storm) -> bool {
     let writes = enough(world, storm).await;
-    world.recorder.note(Named::Nemesis, Stage::Info, Action::Recovered(Recovered { round, writes }));
+    note(world, round, writes);
     writes
+}
+
+/// Writes down whether clients' writes go on after this round; 0 = there was none yet.
+fn note(world: &World, round: u32, writes: bool) {
+    world.recorder.note(Named::Nemesis, Stage::Info, Action::Recovered(Recovered { round, writes }));
 }
 
 /// Waits until each member answers a linearizable read: it has then caught up.

@@ -1,8 +1,9 @@
 //! Links between nodes that carry badly: packets are lost, doubled and overtaken, or come late and at a low rate.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
+use crate::nemesis::partition::GONE_WITHIN;
 use crate::nemesis::{Fault, Harm, Struck, World};
 use crate::network::{Probes, Rule};
 
@@ -64,13 +65,19 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     let pairs = members.iter().flat_map(|from| members.iter().map(move |to| (*from, *to)));
     let free = |(from, to): &(usize, usize)| from != to && network.rules(*from, *to).is_empty();
     let free: Vec<(usize, usize)> = pairs.filter(free).collect();
-    let probes = network.probe(&members, EACH, WAIT)?;
-    let all = free.iter().all(|(from, to)| probes[*from][*to].arrived == EACH);
-    let slowest = free.iter().map(|(from, to)| probes[*from][*to].fastest).max();
-    let soon = slowest.is_none_or(|slowest| slowest < Duration::from_millis(DELAY_MS.0 as u64));
-    struck.installed = !(all && soon);
-    struck.detail = format!("all probes came through {} links: {all}, within {slowest:?}", free.len());
-    Ok(())
+    // A machine under load is slow and loses packets, too: once is enough to see that no rule does it.
+    let end = Instant::now() + GONE_WITHIN;
+    loop {
+        let probes = network.probe(&members, EACH, WAIT)?;
+        let all = free.iter().all(|(from, to)| probes[*from][*to].arrived == EACH);
+        let slowest = free.iter().map(|(from, to)| probes[*from][*to].fastest).max();
+        let soon = slowest.is_none_or(|slowest| slowest < Duration::from_millis(DELAY_MS.0 as u64));
+        struck.installed = !(all && soon);
+        struck.detail = format!("all probes came through {} links: {all}, within {slowest:?}", free.len());
+        if !struck.installed || Instant::now() >= end {
+            return Ok(());
+        }
+    }
 }
 
 fn fastest(probes: &Probes, links: &[(usize, usize)]) -> Option<Duration> {

@@ -16,6 +16,7 @@ mod fsync;
 pub mod kill;
 mod links;
 mod membership;
+mod need;
 mod partition;
 mod pause;
 mod power;
@@ -30,6 +31,7 @@ use clap::ValueEnum;
 use crate::chance::Chance;
 pub use disks::Disks;
 pub use drive::{Storm, run};
+pub use need::Need;
 pub use world::{Harm, Struck, World};
 
 /// All faults, by their names on the command line.
@@ -78,23 +80,6 @@ pub enum Fault {
     Membership,
     /// Wall clocks that jump and drift.
     Clock,
-}
-
-/// What a fault needs of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
-    /// To be root.
-    Root,
-    /// A disk for each node.
-    Disk,
-    /// Floors on another device than the nodes' disks.
-    Floor,
-    /// strace.
-    Trace,
-    /// Network namespaces and TUN devices.
-    Network,
-    /// A C compiler, and binaries that heed LD_PRELOAD.
-    Clocks,
 }
 
 impl Fault {

@@ -1,7 +1,7 @@
 //! Links between nodes that carry nothing: one node alone, two halves, one direction only, or two sides that only one
 //! node sees both of.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -12,6 +12,8 @@ use crate::network::Rule;
 /// Probes on each link, and how long they may take: far longer than any rule of `links` delays them.
 const EACH: u32 = 10;
 const WAIT: Duration = Duration::from_millis(400);
+/// What is seen later than this to be gone counts as not gone.
+pub(super) const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 type Links = Vec<(usize, usize)>;
 
@@ -40,7 +42,8 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     world.network()?.set(struck.round, cut.links.iter().copied(), Rule { cut: true, ..Rule::default() });
     let arrived = arrived(world, &cut.links)?;
     struck.installed = arrived.iter().all(|count| *count == 0);
-    struck.detail = format!("{}: probes that came through {:?}: {arrived:?} of {EACH}", cut.name, cut.links);
+    let links = by_id(world, &cut.links);
+    struck.detail = format!("{}: probes of {EACH} that came through: {}", cut.name, told(&links, &arrived));
     Ok(Some(struck))
 }
 
@@ -55,10 +58,16 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     // Another fault may keep a link cut that this one no longer does.
     let open = |(from, to): &(usize, usize)| network.rules(*from, *to).iter().all(|(_, rule)| !rule.cut);
     let open: Links = cut.into_iter().filter(open).collect();
-    let arrived = arrived(world, &open)?;
-    struck.installed = arrived.contains(&0);
-    struck.detail = format!("probes that came through {open:?}: {arrived:?} of {EACH}");
-    Ok(())
+    // A machine under load lets probes wait, too: those that come through in the end say that nothing is cut.
+    let end = Instant::now() + GONE_WITHIN;
+    loop {
+        let arrived = arrived(world, &open)?;
+        struck.installed = arrived.contains(&0);
+        struck.detail = format!("probes of {EACH} that came through: {}", told(&by_id(world, &open), &arrived));
+        if !struck.installed || Instant::now() >= end {
+            return Ok(());
+        }
+    }
 }
 
 fn draw(few: Vec<usize>, many: &[usize], chance: &mut Chance) -> Cut {
@@ -77,6 +86,17 @@ fn draw(few: Vec<usize>, many: &[usize], chance: &mut Chance) -> Cut {
             Cut { name: "two sides that one node sees both of", harm: Harm::Hampered, links, places: few }
         }
     }
+}
+
+/// Links as people read them: by the ids of nodes.
+fn by_id(world: &World, links: &Links) -> Vec<String> {
+    let id = |place: usize| world.cluster.nodes[place].id;
+    links.iter().map(|(from, to)| format!("{} to {}", id(*from), id(*to))).collect()
+}
+
+fn told(links: &[String], arrived: &[u32]) -> String {
+    let told: Vec<String> = links.iter().zip(arrived).map(|(link, count)| format!("{link}: {count}")).collect();
+    told.join(", ")
 }
 
 /// How many probes come through each of these links.

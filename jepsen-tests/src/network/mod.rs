@@ -173,47 +173,51 @@ impl Network {
         let mut probes: Probes = vec![vec![Probed::default(); self.seats.len()]; self.seats.len()];
         let run = uuid::Uuid::new_v4().into_bytes();
         let began = Instant::now();
-        let mut left = 0;
-        for from in places {
-            for to in places.iter().filter(|to| *to != from) {
-                for _ in 0..each {
-                    let mut packet = run.to_vec();
-                    packet.push(u8::try_from(*from)?);
-                    packet.extend(began.elapsed().as_nanos().to_be_bytes());
-                    let target = (peers_of(u8::try_from(to + 1)?), PROBE_PORT);
-                    // A full queue loses packets, too; the count tells.
-                    let _ = self.seats[*from].probe.send_to(&packet, target);
-                    left += 1;
-                }
+        let mut left = 0u32;
+        let pairs = || places.iter().flat_map(|from| places.iter().map(move |to| (*from, *to)));
+        for _ in 0..each {
+            for (from, to) in pairs().filter(|(from, to)| from != to) {
+                let mut packet = run.to_vec();
+                packet.push(u8::try_from(from)?);
+                packet.extend(began.elapsed().as_nanos().to_be_bytes());
+                let target = (peers_of(u8::try_from(to + 1)?), PROBE_PORT);
+                // A full queue loses packets, too; the count tells.
+                let _ = self.seats[from].probe.send_to(&packet, target);
+                left += 1;
             }
+            // In between, so that a socket need not hold them all.
+            left = left.saturating_sub(self.receive(places, &run, began, &mut probes));
         }
         while left > 0 && began.elapsed() < wait {
-            let mut idle = true;
-            for to in places {
-                let mut packet = [0; 64];
-                while let Ok(length) = self.seats[*to].probe.recv(&mut packet) {
-                    idle = false;
-                    let (Some(of), Some(from), Some(sent)) = (packet.get(..16), packet.get(16), packet.get(17..33))
-                    else {
-                        continue;
-                    };
-                    // One of an earlier call that was still under way.
-                    if length != 33 || of != run {
-                        continue;
-                    }
-                    let sent = u128::from_be_bytes(sent.try_into()?);
-                    let took = began.elapsed().saturating_sub(Duration::from_nanos(u64::try_from(sent)?));
-                    let probed = &mut probes[usize::from(*from)][*to];
-                    probed.fastest = if probed.arrived == 0 { took } else { probed.fastest.min(took) };
-                    probed.arrived += 1;
-                    left -= 1;
-                }
-            }
-            if idle {
+            let arrived = self.receive(places, &run, began, &mut probes);
+            left = left.saturating_sub(arrived);
+            if arrived == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
         Ok(probes)
+    }
+
+    /// Counts what has arrived of these probes; gives how many did.
+    fn receive(&self, places: &[usize], run: &[u8; 16], began: Instant, probes: &mut Probes) -> u32 {
+        let mut arrived = 0;
+        for to in places {
+            let mut packet = [0; 64];
+            while let Ok(length) = self.seats[*to].probe.recv(&mut packet) {
+                let sent = packet.get(17..33).and_then(|bytes| bytes.try_into().ok()).map(u128::from_be_bytes);
+                let Some(sent) = sent.and_then(|sent| u64::try_from(sent).ok()) else { continue };
+                // One of an earlier call that was still under way.
+                if length != 33 || packet[..16] != *run {
+                    continue;
+                }
+                let took = began.elapsed().saturating_sub(Duration::from_nanos(sent));
+                let probed = &mut probes[usize::from(packet[16])][*to];
+                probed.fastest = if probed.arrived == 0 { took } else { probed.fastest.min(took) };
+                probed.arrived += 1;
+                arrived += 1;
+            }
+        }
+        arrived
     }
 
     /// Which device a place has among its peers.

@@ -69,9 +69,9 @@ pub(super) fn tun(device: Device) -> anyhow::Result<OwnedFd> {
         fill(&mut request);
         request.send(control.as_raw_fd(), code as libc::Ioctl).with_context(|| format!("{what} of {}", device.name))
     };
-    set("address", libc::SIOCSIFADDR as u64, &|request| request.set_address(device.address))?;
-    set("mask", libc::SIOCSIFNETMASK as u64, &|request| request.set_address(Ipv4Addr::new(255, 255, 255, 0)))?;
-    set("MTU", libc::SIOCSIFMTU as u64, &|request| request.set_i32(device.mtu))?;
+    set("address", libc::SIOCSIFADDR, &|request| request.set_address(device.address))?;
+    set("mask", libc::SIOCSIFNETMASK, &|request| request.set_address(Ipv4Addr::new(255, 255, 255, 0)))?;
+    set("MTU", libc::SIOCSIFMTU, &|request| request.set_i32(device.mtu))?;
     bring_up(device.name)?;
     Ok(file)
 }

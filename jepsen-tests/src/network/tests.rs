@@ -139,6 +139,55 @@ fn nodes_talk_by_peers_and_the_harness_reaches_each_by_control() {
     });
 }
 
+/// Bytes of one transfer, and echoes whose middle one is told.
+const BULK: usize = 64 << 20;
+const ECHOES: usize = 2_000;
+
+/// Also a measurement: `--nocapture` shows it.
+#[test]
+fn bulk_data_comes_through_whole_and_in_order() {
+    on_a_network(2, |network| {
+        let seats = network.seats();
+        let address = seats[1].peer.clone();
+        let listener = network.inside(1, || Ok(TcpListener::bind(&address)?)).expect("it listens");
+        let echo = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepted");
+            stream.set_nodelay(true).expect("set");
+            let mut byte = [0];
+            for _ in 0..ECHOES {
+                stream.read_exact(&mut byte).expect("read");
+                stream.write_all(&byte).expect("answered");
+            }
+            let (mut sum, mut length, mut buffer) = (0u64, 0, vec![0; 1 << 16]);
+            while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                sum = buffer[..read].iter().fold(sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                length += read;
+            }
+            (sum, length)
+        });
+        let mut stream = network.inside(0, || Ok(TcpStream::connect(&address)?)).expect("connected");
+        stream.set_nodelay(true).expect("set");
+        let mut times = Vec::new();
+        for _ in 0..ECHOES {
+            let began = Instant::now();
+            stream.write_all(b"x").expect("sent");
+            stream.read_exact(&mut [0]).expect("answered");
+            times.push(began.elapsed());
+        }
+        times.sort_unstable();
+        let mut chance = crate::chance::Chance::new(1, 1);
+        let data: Vec<u8> = (0..BULK / 8).flat_map(|_| chance.next_u64().to_be_bytes()).collect();
+        let sum = data.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+        let began = Instant::now();
+        stream.write_all(&data).expect("sent");
+        drop(stream);
+        let arrived = echo.join().expect("ended");
+        let rate = BULK as f64 / began.elapsed().as_secs_f64() / 1e6;
+        println!("echo: {:?} fastest, {:?} middle; {rate:.0} MB/s", times[0], times[ECHOES / 2]);
+        assert_eq!(arrived, (sum, BULK));
+    });
+}
+
 /// What this process is told to do when a test starts it again.
 const HOLD: &str = "JEPSEN_TESTS_HOLD";
 

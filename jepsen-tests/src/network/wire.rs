@@ -213,9 +213,12 @@ impl Shared {
                         self.carry(from, to, packet);
                     }
                 }
-                Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => self.wait_for(device),
-                // The device is gone, which it is only with this process.
-                Err(_) => return,
+                Err(_) => match io::Error::last_os_error().kind() {
+                    io::ErrorKind::WouldBlock => self.wait_for(device),
+                    io::ErrorKind::Interrupted => {}
+                    // The device is gone, which it is only with this process.
+                    _ => return,
+                },
             }
         }
     }
