@@ -18,6 +18,8 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
         // Who was taken out, or did not join yet, serves nobody, and says so.
         "membership" => &["DRAINING", "NOT_FOUNDED"],
         "disk-full" => &["DISK_FULL"],
+        // An empty node at a known address says so, until it has heard from the others.
+        "array-wipe" => &["NOT_FOUNDED"],
         _ => &[],
     }
 }

@@ -284,7 +284,8 @@ impl Cluster {
         let end = |place: &usize| {
             let pid = self.nodes[*place].pid;
             let status = self.own.remove(place).map(|mut child| child.wait().expect("reaped"));
-            wait_until("a killed node's end", || !is_alive(pid));
+            // Also of what it was started under: a node under strace may end a moment after it.
+            wait_until("a killed node's end", || !is_alive(pid) && !process::group_is_alive(pid));
             Killed { pid, gone: true, signal: status.and_then(process::signal_of) }
         };
         places.iter().map(end).collect()

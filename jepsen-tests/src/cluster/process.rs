@@ -81,6 +81,12 @@ pub(super) fn signal_group(child: &Child, signal: i32) {
     }
 }
 
+/// A process is left in the group that `spawn` made for a child. Of one that never led a group nothing is.
+pub(super) fn group_is_alive(leader: i32) -> bool {
+    // SAFETY: a plain system call that sends nothing.
+    unsafe { libc::kill(-leader, 0) == 0 }
+}
+
 /// Sends `signal` to one process.
 pub(super) fn signal(pid: i32, signal: i32) {
     // SAFETY: a plain system call; the caller names a process of its own cluster.

@@ -79,6 +79,8 @@ pub struct Done {
 
 /// Pieces that change places, or turn into noise.
 const PIECE: usize = 4096;
+/// Draws of a byte that is not zero, before a zero will do.
+const TRIES: usize = 1000;
 /// Never spoilt: nothing reads what is in them.
 const EMPTY_OF_MEANING: [&str; 2] = ["RESERVE", "LOCK"];
 
@@ -158,7 +160,10 @@ impl Damage {
         let length = open.metadata()?.len();
         ensure!(length > 0, "{} is empty: there is nothing to damage", file.display());
         ensure!(at.is_none_or(|at| at < length), "{} has {length} bytes, none at {at:?}", file.display());
-        let at = at.unwrap_or_else(|| chance.next_u64() % length);
+        let at = match at {
+            Some(at) => at,
+            None => place(&open, length, chance)?,
+        };
         let (at, bytes) = match self {
             Self::Flip => flip(&open, at, chance).map(|()| (at, 1)),
             Self::Truncate => open.set_len(at).map(|()| (at, length - at)),
@@ -170,6 +175,20 @@ impl Damage {
         ensure!(bytes > 0, "{} is the same in all its pieces: choose another damage", file.display());
         Ok(Done { file: file.to_owned(), damage: self, at, bytes })
     }
+}
+
+/// A byte by chance that says something: files like the floor are mostly zeros, which nobody reads.
+fn place(file: &File, length: u64, chance: &mut Chance) -> io::Result<u64> {
+    let mut at = 0;
+    for _ in 0..TRIES {
+        at = chance.next_u64() % length;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        if byte != [0] {
+            break;
+        }
+    }
+    Ok(at)
 }
 
 fn flip(file: &File, at: u64, chance: &mut Chance) -> io::Result<()> {
@@ -276,6 +295,18 @@ mod tests {
                 }
                 assert_eq!(results[0], results[1]);
             }
+        }
+    }
+
+    #[test]
+    fn a_byte_that_says_something_is_hit_even_among_many_zeros() {
+        let mut bytes = vec![0; 8192];
+        bytes[4096..4175].copy_from_slice(&varied(79));
+        for seed in 0..20 {
+            with_file(&bytes, |file| {
+                let done = Damage::Flip.strike(file, None, &mut Chance::new(seed, 0)).expect("damaged");
+                assert!((4096..4175).contains(&done.at), "{done:?}");
+            });
         }
     }
 

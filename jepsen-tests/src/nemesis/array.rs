@@ -49,7 +49,9 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
                 gone &= roll_back(world, place)?;
                 world.start(place);
             }
-            told(&mut struck, spread, gone && loaded, "an fsynced file is gone");
+            let what =
+                if loaded { "an fsynced file is gone" } else { "an fsynced file is gone; nothing was acknowledged" };
+            told(&mut struck, spread, gone, what);
         }
     }
     Ok(Some(struck))
