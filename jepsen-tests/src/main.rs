@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use jepsen_tests::checker::Verdict;
 use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
+use jepsen_tests::workload::Workload;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// sysexits.h, EX_USAGE.
@@ -35,9 +36,9 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct TestArgs {
-    /// What clients do.
-    #[arg(short, long, value_enum, default_value_t = Workload::Set)]
-    workload: Workload,
+    /// What clients do; several, comma-separated, share the clients and the cluster.
+    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Workload::Set])]
+    workload: Vec<Workload>,
     /// What goes wrong; several, comma-separated, strike in turn and two at once.
     #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Fault::Kill])]
     nemesis: Vec<Fault>,
@@ -74,12 +75,6 @@ struct TestArgs {
     out: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Workload {
-    /// Records that no one else writes; all acknowledged ones must be there, each written once.
-    Set,
-}
-
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -105,8 +100,6 @@ fn main() -> ExitCode {
 }
 
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
-    // With more workloads this chooses; the match makes sure that a new one is not taken for an old one.
-    let Workload::Set = args.workload;
     let options = Options {
         holdfast: args.holdfast,
         set: args.set,
@@ -114,6 +107,7 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         seed: args.seed.unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0)),
         clients: args.clients,
         nodes: if args.nodes == "5" { 5 } else { 3 },
+        workloads: once_each(args.workload),
         faults: args.nemesis,
         rate: args.rate,
         kills: args.kills,
@@ -125,6 +119,13 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
     // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(interruptible(&options))));
     outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
+}
+
+/// Named twice is meant once.
+fn once_each(mut workloads: Vec<Workload>) -> Vec<Workload> {
+    workloads.sort_unstable();
+    workloads.dedup();
+    workloads
 }
 
 /// Ends all processes in order when this one is told to end.

@@ -15,12 +15,15 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
-use crate::checker::{Report, Verdict, harness, replicas, set, worst};
+use crate::checker::{
+    Report, Verdict, append, feed, harness, linear, paired, replicas, set, timeline, versioned, worst,
+};
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
 use crate::folder::{Folder, Results, Test, Versions};
+use crate::history::edn::{self, is_list};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
 use crate::nemesis::{self, Fault, Storm, World, kill};
-use crate::workload::set::{self as set_workload, Load, Shared};
+use crate::workload::{Load, Shared, Workload, Written, set as set_workload};
 
 /// From the last write to equal nodes.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
@@ -44,6 +47,8 @@ pub struct Options {
     pub clients: u32,
     /// Nodes of the cluster.
     pub nodes: usize,
+    /// What clients do.
+    pub workloads: Vec<Workload>,
     /// What goes wrong.
     pub faults: Vec<Fault>,
     /// Writes a second of all clients together; `None` = as fast as they are answered.
@@ -64,19 +69,25 @@ impl Options {
         self.faults == [Fault::Kill]
     }
 
+    fn workload(&self) -> String {
+        let names: Vec<String> = self.workloads.iter().map(Workload::to_string).collect();
+        names.join("+")
+    }
+
     fn nemesis(&self) -> String {
         let names: Vec<String> = self.faults.iter().map(Fault::to_string).collect();
         names.join("+")
     }
 }
 
-/// Runs the set workload under faults and judges it.
+/// Runs workloads under faults and judges them.
 ///
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
 pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
     let began = crate::folder::timestamp();
-    let default = || PathBuf::from(format!("runs/{began}-set-{}-{}", options.nemesis(), options.seed));
+    let default =
+        || PathBuf::from(format!("runs/{began}-{}-{}-{}", options.workload(), options.nemesis(), options.seed));
     let binary = options.holdfast.canonicalize();
     let binary = binary.with_context(|| format!("find {}", options.holdfast.display()))?;
     let versions = Versions {
@@ -95,16 +106,9 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
         faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
-    let (args, workload, nemesis) = (options.args.clone(), "set".to_owned(), options.nemesis());
-    folder.write_test(&Test {
-        began,
-        seed: options.seed,
-        args,
-        workload,
-        nemesis,
-        versions,
-        expected: expected.clone(),
-    })?;
+    let (args, workload, nemesis) = (options.args.clone(), options.workload(), options.nemesis());
+    let test = Test { began, seed: options.seed, args, workload, nemesis, versions, expected: expected.clone() };
+    folder.write_test(&test)?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
     let founding = Founding {
@@ -123,7 +127,9 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
-    let reports = judge(&history?, &folder.logs(), &expected);
+    let history = history?;
+    edn::write(&history, &folder.edn())?;
+    let reports = judge(&history, &folder.logs(), &test);
     let verdict = worst(&reports);
     folder.write_results(&Results { verdict, checkers: &reports })?;
     if verdict == Verdict::Valid {
@@ -139,14 +145,38 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
 /// When the folder does not hold all of a run.
 pub fn check(path: &Path) -> anyhow::Result<Verdict> {
     let (test, history, logs) = Folder::open(path).read()?;
-    let reports = judge(&history, &logs, &test.expected);
+    let reports = judge(&history, &logs, &test);
     let verdict = worst(&reports);
     print(verdict, &reports, path);
     Ok(verdict)
 }
 
-fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
-    vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
+/// Judges a run by all checkers that its workloads need.
+pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
+    let has = |workload: Workload| test.workload.split('+').any(|name| name == workload.to_string());
+    let mut reports = Vec::new();
+    if has(Workload::Set) {
+        reports.push(set::check(history));
+    }
+    if [Workload::Register, Workload::Append, Workload::Feed].into_iter().any(has) {
+        let calls = paired::calls(history);
+        let outcomes = timeline::history(&calls);
+        let doubts = Report::of_doubts("calls", &[&calls.broken, &outcomes.confused]);
+        reports.push(doubts);
+        reports.push(versioned::check(&calls, &outcomes));
+        if has(Workload::Register) || has(Workload::Append) {
+            reports.push(linear::check(&calls));
+        }
+        if has(Workload::Append) {
+            reports.push(append::check(&calls, is_list));
+        }
+        if has(Workload::Feed) {
+            reports.push(feed::check(history, &calls, &outcomes));
+        }
+    }
+    reports.push(replicas::check(history, test.expected.nodes));
+    reports.push(harness::check(history, logs, &test.expected));
+    reports
 }
 
 /// From the founded cluster to the last read.
@@ -166,7 +196,8 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
     let pause = options.rate.map(|rate| Duration::from_secs_f64(f64::from(options.clients) / f64::from(rate)));
     let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone(), pause };
     println!("{} clients write; each knows all {} nodes", options.clients, options.nodes);
-    let load = Load::start(&shared, clients);
+    let addresses: Vec<String> = world.cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let load = Load::start(&shared, &options.workloads, clients, &addresses)?;
     let until = Instant::now() + options.time_limit;
     if options.counts_kills() {
         kill::run(&mut world.cluster, &recorder, expected, until).await;
@@ -175,9 +206,9 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
         let storm = Storm { faults, until, acknowledged_between: expected.acknowledged_between };
         nemesis::run(world, &mut Chance::new(options.seed, NEMESIS), &storm).await?;
     }
-    load.finish().await?;
+    let written = load.finish().await?;
     println!("all clients ended; reading everything back");
-    read_back(&world.cluster, &recorder, options.clients, incarnation).await
+    read_back(&world.cluster, &recorder, &written, incarnation).await
 }
 
 /// A client with connections of its own and the default deadline.
@@ -186,7 +217,7 @@ fn patient(cluster: &Cluster) -> anyhow::Result<Client> {
 }
 
 /// Waits until the nodes are equal, or never will be, and writes down what they hold.
-async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarnation: u64) -> anyhow::Result<()> {
+async fn read_back(cluster: &Cluster, recorder: &Recorder, written: &Written, incarnation: u64) -> anyhow::Result<()> {
     let mut replicas = Vec::new();
     let converged = comes_true(CONVERGE_WITHIN, async || {
         replicas = self::replicas(cluster).await;
@@ -201,7 +232,8 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
         recorder.note(Named::Reader, Stage::Ok, Action::Replica(replica));
     }
     let any = cluster.client();
-    for user in set_workload::users(clients) {
+    written.read_back(&any).await?;
+    for user in written.users() {
         let (records, _) = set_workload::read_back(&any, &user, None).await?;
         recorder.note(Named::Reader, Stage::Ok, Action::Feed(Feed { user: user.clone(), records }));
         for place in cluster.members() {
