@@ -3,6 +3,7 @@
 //! ```text
 //! test.json       what was run: seed, arguments, versions, what was expected
 //! history.jsonl   every operation, one a line
+//! history.edn     the same in Jepsen's notation, for Knossos and Elle
 //! log/n0.log …    what the nodes said
 //! results.json    the verdict, rule by rule
 //! cluster/        the nodes' data; only after a failure
@@ -101,6 +102,11 @@ impl Folder {
     /// The history.
     pub fn history(&self) -> PathBuf {
         self.path.join("history.jsonl")
+    }
+
+    /// The same in Clojure's notation.
+    pub fn edn(&self) -> PathBuf {
+        self.path.join("history.edn")
     }
 
     /// Writes down what is run.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use calls::{Batch, Hint, Page, Read};
 
 pub mod calls;
+pub mod edn;
 
 /// One line of a history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -389,6 +390,26 @@ impl Recorder {
             inner.unknown += 1;
         }
         inner.push(Op { process, stage, time_ns, action, reply: None, error: Some(error) });
+    }
+
+    /// A call that began at `began_ns` ended.
+    pub fn answered(&self, process: Process, began_ns: u64, stage: Stage, action: Action, error: Option<Failure>) {
+        let mut inner = self.locked();
+        let time_ns = self.now_ns();
+        if action.request_id().is_some() && stage == Stage::Ok {
+            inner.acknowledged += 1;
+            inner.acknowledged_since_mark += usize::from(began_ns >= inner.mark_ns);
+        } else if action.request_id().is_some() && stage == Stage::Info {
+            inner.unknown += 1;
+        }
+        inner.push(Op { process, stage, time_ns, action, reply: None, error });
+    }
+
+    /// A client was told something that it did not ask for.
+    pub fn tell(&self, process: Process, stage: Stage, action: Action) {
+        let mut inner = self.locked();
+        let time_ns = self.now_ns();
+        inner.push(Op { process, stage, time_ns, action, reply: None, error: None });
     }
 
     /// Something that is not a write of a client happened.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
 use jepsen_tests::disk::corrupt::{Damage, Part};
@@ -15,6 +15,7 @@ use jepsen_tests::run::{self, Options};
 use jepsen_tests::scenario::{Profile, Scenario};
 use jepsen_tests::soak;
 use jepsen_tests::suite::{self, Suite};
+use jepsen_tests::workload::Workload;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// sysexits.h, EX_USAGE.
@@ -117,9 +118,9 @@ struct TestAllArgs {
 
 #[derive(Debug, clap::Args)]
 struct TestArgs {
-    /// What clients do.
-    #[arg(short, long, value_enum, default_value_t = Workload::Set)]
-    workload: Workload,
+    /// What clients do; several, comma-separated, share the clients and the cluster.
+    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Workload::Set])]
+    workload: Vec<Workload>,
     /// What goes wrong; several, comma-separated, strike in turn and two at once.
     #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Fault::Kill])]
     nemesis: Vec<Fault>,
@@ -160,12 +161,6 @@ struct TestArgs {
     /// Folder to make for the run [default: runs/<time>-<workload>-<nemesis>-<seed>].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Workload {
-    /// Records that no one else writes; all acknowledged ones must be there, each written once.
-    Set,
 }
 
 fn main() -> ExitCode {
@@ -263,8 +258,6 @@ fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {
 }
 
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
-    // With more workloads this chooses; the match makes sure that a new one is not taken for an old one.
-    let Workload::Set = args.workload;
     let options = Options {
         holdfast: args.holdfast,
         set: args.set,
@@ -272,6 +265,7 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         seed: args.seed.unwrap_or_else(fresh_seed),
         clients: args.clients,
         nodes: if args.nodes == "5" { 5 } else { 3 },
+        workloads: once_each(args.workload),
         faults: args.nemesis,
         rate: args.rate,
         kills: args.kills,
@@ -284,6 +278,13 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
     // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
     let outcome = catch_unwind(AssertUnwindSafe(|| run::test(&options, told_to_end())));
     outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
+}
+
+/// Named twice is meant once.
+fn once_each(mut workloads: Vec<Workload>) -> Vec<Workload> {
+    workloads.sort_unstable();
+    workloads.dedup();
+    workloads
 }
 
 /// Ends when this process is told to end, so that all others are ended in order.

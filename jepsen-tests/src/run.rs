@@ -15,16 +15,19 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
-use crate::checker::{Report, Verdict, harness, replicas, set, worst};
+use crate::checker::{
+    Report, Verdict, append, feed, harness, linear, paired, replicas, set, timeline, versioned, worst,
+};
 use crate::clock::Clocks;
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
 use crate::disk::Mounts;
 use crate::folder::{Folder, Results, Test, Versions};
+use crate::history::edn::{self, is_list};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
 use crate::nemesis::{self, Disks, Fault, Need, Storm, World, kill};
 use crate::network::Network;
 use crate::report;
-use crate::workload::set::{self as set_workload, Load, Shared};
+use crate::workload::{Load, Shared, Workload, Written, set as set_workload};
 
 /// From the last write to equal nodes.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
@@ -52,6 +55,8 @@ pub struct Options {
     pub clients: u32,
     /// Nodes of the cluster.
     pub nodes: usize,
+    /// What clients do.
+    pub workloads: Vec<Workload>,
     /// What goes wrong.
     pub faults: Vec<Fault>,
     /// Writes a second of all clients together; `None` = as fast as they are answered.
@@ -78,6 +83,11 @@ impl Options {
 
     fn needs(&self, need: Need) -> bool {
         self.faults.iter().any(|fault| fault.needs().contains(&need))
+    }
+
+    fn workload(&self) -> String {
+        let names: Vec<String> = self.workloads.iter().map(Workload::to_string).collect();
+        names.join("+")
     }
 
     fn nemesis(&self) -> String {
@@ -109,10 +119,11 @@ pub fn test(options: &Options, stopped: impl Future<Output = anyhow::Error>) -> 
     })
 }
 
-/// Runs the set workload under faults and judges it.
+/// Runs workloads under faults and judges them.
 async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>) -> anyhow::Result<Verdict> {
     let began = crate::folder::timestamp();
-    let default = || PathBuf::from(format!("runs/{began}-set-{}-{}", options.nemesis(), options.seed));
+    let default =
+        || PathBuf::from(format!("runs/{began}-{}-{}-{}", options.workload(), options.nemesis(), options.seed));
     let binary = options.holdfast.canonicalize();
     let binary = binary.with_context(|| format!("find {}", options.holdfast.display()))?;
     let versions = Versions {
@@ -135,8 +146,8 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
-    let (args, workload, nemesis) = (options.args.clone(), "set".to_owned(), options.nemesis());
-    folder.write_test(&Test {
+    let (args, workload, nemesis) = (options.args.clone(), options.workload(), options.nemesis());
+    let test = Test {
         began,
         seed: options.seed,
         args,
@@ -144,7 +155,8 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         nemesis: nemesis.clone(),
         versions,
         expected: expected.clone(),
-    })?;
+    };
+    folder.write_test(&test)?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
     // Nodes that join later need disks, too.
@@ -177,7 +189,8 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
     let history = recorder.finish();
     outcome?;
     let history = history?;
-    let reports = judge(&history, &folder.logs(), &expected);
+    edn::write(&history, &folder.edn())?;
+    let reports = judge(&history, &folder.logs(), &test);
     let verdict = worst(&reports);
     folder.write_results(&Results { verdict, checkers: &reports })?;
     let title = format!("{workload} × {nemesis}, seed {}: {verdict:?}", options.seed).to_lowercase();
@@ -195,14 +208,38 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
 /// When the folder does not hold all of a run.
 pub fn check(path: &Path) -> anyhow::Result<Verdict> {
     let (test, history, logs) = Folder::open(path).read()?;
-    let reports = judge(&history, &logs, &test.expected);
+    let reports = judge(&history, &logs, &test);
     let verdict = worst(&reports);
     print(verdict, &reports, path);
     Ok(verdict)
 }
 
-fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
-    vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
+/// Judges a run by all checkers that its workloads need.
+pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
+    let has = |workload: Workload| test.workload.split('+').any(|name| name == workload.to_string());
+    let mut reports = Vec::new();
+    if has(Workload::Set) {
+        reports.push(set::check(history));
+    }
+    if [Workload::Register, Workload::Append, Workload::Feed].into_iter().any(has) {
+        let calls = paired::calls(history);
+        let outcomes = timeline::history(&calls);
+        let doubts = Report::of_doubts("calls", &[&calls.broken, &outcomes.confused]);
+        reports.push(doubts);
+        reports.push(versioned::check(&calls, &outcomes));
+        if has(Workload::Register) || has(Workload::Append) {
+            reports.push(linear::check(&calls));
+        }
+        if has(Workload::Append) {
+            reports.push(append::check(&calls, is_list));
+        }
+        if has(Workload::Feed) {
+            reports.push(feed::check(history, &calls, &outcomes));
+        }
+    }
+    reports.push(replicas::check(history, test.expected.nodes));
+    reports.push(harness::check(history, logs, &test.expected));
+    reports
 }
 
 /// The nodes' configuration.
@@ -233,7 +270,8 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
     let pause = options.rate.map(|rate| Duration::from_secs_f64(f64::from(options.clients) / f64::from(rate)));
     let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone(), pause };
     println!("{} clients write; each knows all {} nodes", options.clients, options.nodes);
-    let load = Load::start(&shared, clients);
+    let addresses: Vec<String> = world.cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let load = Load::start(&shared, &options.workloads, clients, &addresses)?;
     let until = Instant::now() + options.time_limit;
     if options.counts_kills() {
         kill::run(&mut world.cluster, &recorder, expected, until).await;
@@ -242,9 +280,9 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
         let storm = Storm { faults, until, acknowledged_between: expected.acknowledged_between };
         nemesis::run(world, &mut Chance::new(options.seed, NEMESIS), &storm).await?;
     }
-    load.finish().await?;
+    let written = load.finish().await?;
     println!("all clients ended; reading everything back");
-    read_back(&world.cluster, &recorder, options.clients, incarnation).await
+    read_back(&world.cluster, &recorder, &written, incarnation).await
 }
 
 /// A client with connections of its own and the default deadline.
@@ -255,7 +293,7 @@ fn patient(cluster: &Cluster, further: bool) -> anyhow::Result<Client> {
 }
 
 /// Waits until the nodes are equal, or never will be, and writes down what they hold.
-async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarnation: u64) -> anyhow::Result<()> {
+async fn read_back(cluster: &Cluster, recorder: &Recorder, written: &Written, incarnation: u64) -> anyhow::Result<()> {
     let mut replicas = Vec::new();
     let converged = comes_true(CONVERGE_WITHIN, async || {
         replicas = self::replicas(cluster).await;
@@ -270,7 +308,8 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
         recorder.note(Named::Reader, Stage::Ok, Action::Replica(replica));
     }
     let any = patient(cluster, true)?.with_deadline(READ_WITHIN);
-    for user in set_workload::users(clients) {
+    written.read_back(&any).await?;
+    for user in written.users() {
         let (records, _) = set_workload::read_back(&any, &user, None).await?;
         recorder.note(Named::Reader, Stage::Ok, Action::Feed(Feed { user: user.clone(), records }));
         for place in cluster.members() {

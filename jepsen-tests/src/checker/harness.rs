@@ -42,6 +42,8 @@ pub struct Log {
 /// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows, or what was left
 /// of a deadline after all attempts was too little for one more.
 const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT"];
+/// A read may also be told that no node is new enough.
+const READ_REASONS: &[&str] = &["REPLICA_BEHIND"];
 /// What a panic leaves in a log, whatever wrote it.
 const PANIC: &str = "panicked";
 /// A node that ends in the middle of a line, or of a log, is normal here.
@@ -56,12 +58,11 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
     let further: Vec<&str> = expected.faults.iter().flat_map(|fault| faults::reasons(fault)).copied().collect();
     for op in history {
-        if let (Some(write), Some(error)) = (op.action.write(), &op.error)
-            && !REASONS.contains(&error.reason.as_str())
-            && !further.contains(&error.reason.as_str())
-        {
+        let Some(error) = &op.error else { continue };
+        if !explained(&op.action, &error.reason) && !further.contains(&error.reason.as_str()) {
             let stage = if op.stage == Stage::Fail { "fail" } else { "info" };
-            let seen = unexpected.entry((&error.reason, stage)).or_insert((0, &write.request_id));
+            let what = op.action.request_id().unwrap_or("not a write");
+            let seen = unexpected.entry((&error.reason, stage)).or_insert((0, what));
             seen.0 += 1;
         }
     }
@@ -73,6 +74,15 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     });
     report.never("panics in the nodes' logs", panics.collect());
     report
+}
+
+fn explained(action: &Action, reason: &str) -> bool {
+    match action {
+        // Guards are there to fail; whether they did so rightly is for others to judge.
+        Action::Batch(batch) if batch.refused.is_some() => reason == "VERSION_MISMATCH",
+        Action::Read(_) | Action::Page(_) if READ_REASONS.contains(&reason) => true,
+        _ => REASONS.contains(&reason),
+    }
 }
 
 fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
@@ -111,7 +121,7 @@ fn check_load(history: &[Op], expected: &Expected, report: &mut Report) {
     let mut clients = std::collections::BTreeSet::new();
     let (mut acknowledged, mut since, mut least) = (0usize, 0usize, usize::MAX);
     for op in history {
-        if op.action.write().is_some() && op.stage == Stage::Ok {
+        if op.action.request_id().is_some() && op.stage == Stage::Ok {
             acknowledged += 1;
             since += 1;
             clients.insert(op.process);
@@ -141,7 +151,7 @@ fn silences(history: &[Op]) -> Vec<(u32, Duration)> {
             && op.stage == Stage::Invoke
         {
             silences.push((kill.round, Duration::ZERO));
-        } else if op.action.write().is_some() && op.stage == Stage::Ok {
+        } else if op.action.request_id().is_some() && op.stage == Stage::Ok {
             if let (Some(last_ns), Some((_, longest))) = (last_ns, silences.last_mut()) {
                 *longest = (*longest).max(Duration::from_nanos(op.time_ns.saturating_sub(last_ns)));
             }

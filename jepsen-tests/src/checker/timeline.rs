@@ -5,12 +5,12 @@
 //! then its version is the one it was seen at, and its position lies between those of its neighbours and is at most that
 //! of the first answer that shows it, or anything later. One that nobody saw can only fill a hole in the versions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::checker::model::COUNTER_BITS;
 use crate::checker::paired::{Call, Calls};
-use crate::history::Stage;
 use crate::history::calls::{Batch, Done, Guard, Point, Seen};
+use crate::history::{Named, Process, Stage};
 
 /// One logical write with all its attempts.
 #[derive(Debug)]
@@ -113,6 +113,14 @@ struct Sight<'a> {
     at: Point,
     ended_ns: u64,
     records: &'a [Seen],
+}
+
+/// Users that nobody read back when all had ended: what became of their writes is not known.
+pub fn unread<'a>(calls: &Calls<'a>, history: &History<'a>) -> Vec<String> {
+    let reader = Process::Named(Named::Reader);
+    let read = calls.reads.iter().filter(|call| call.process == reader && call.what.got.is_some());
+    let read: BTreeSet<&str> = read.map(|call| call.what.user.as_str()).collect();
+    history.users.keys().filter(|user| !read.contains(**user)).map(|user| (*user).to_owned()).collect()
 }
 
 /// Puts a history's commits in order.
@@ -242,28 +250,27 @@ fn identify_deletes<'a>(sights: &[Sight<'a>], history: &mut History<'a>) {
             }
         }
     }
+    // In the order of their versions, each with the moment at which it was known to be there.
+    let mut nobodys: BTreeMap<(&str, &str, u64), u64> = BTreeMap::new();
     for sight in sights {
         for seen in sight.records.iter().filter(|seen| seen.payload.is_none()) {
-            let what = || format!("{} {seen:?} at {}", sight.user, sight.at.index);
-            if let Some(place) = known.get(&(sight.user, seen.version)) {
-                let deletes = history.requests[*place].batch.changes.iter().filter(|change| change.put.is_none());
-                if !deletes.into_iter().any(|change| change.key == seen.key) {
-                    history.phantoms.push(what());
-                }
+            let Some(place) = known.get(&(sight.user, seen.version)) else {
+                let ended_ns = nobodys.entry((sight.user, &seen.key, seen.version)).or_insert(u64::MAX);
+                *ended_ns = sight.ended_ns.min(*ended_ns);
                 continue;
-            }
-            let candidates = unknown.get(&(sight.user, seen.key.as_str())).into_iter().flatten();
-            let free = |place: &&usize| {
-                let request = &history.requests[**place];
-                request.seen_at.is_none() && request.began_ns < sight.ended_ns
             };
-            match candidates.copied().find(|place| free(&place)) {
-                Some(place) => {
-                    history.requests[place].seen_at = Some(seen.version);
-                    known.insert((sight.user, seen.version), place);
-                }
-                None => history.phantoms.push(what()),
+            let mut deletes = history.requests[*place].batch.changes.iter().filter(|change| change.put.is_none());
+            if !deletes.any(|change| change.key == seen.key) {
+                history.phantoms.push(format!("{} {seen:?} at {}", sight.user, sight.at.index));
             }
+        }
+    }
+    for ((user, key, version), ended_ns) in nobodys {
+        let candidates = unknown.get(&(user, key)).into_iter().flatten().copied();
+        let free = |request: &Request<'_>| request.seen_at.is_none() && request.began_ns < ended_ns;
+        match candidates.into_iter().find(|place| free(&history.requests[*place])) {
+            Some(place) => history.requests[place].seen_at = Some(version),
+            None => history.phantoms.push(format!("{user} {key}: a tombstone at version {version}")),
         }
     }
 }

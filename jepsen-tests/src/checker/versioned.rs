@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::checker::Report;
 use crate::checker::model::{COUNTER_BITS, Outcome, Records};
 use crate::checker::paired::Calls;
-use crate::checker::timeline::{History, Request, Timeline};
+use crate::checker::timeline::{self, History, Request, Timeline};
 use crate::history::calls::{Changed, Guard, Level, Point, Seen};
 use crate::history::{Process, Stage};
 
@@ -30,6 +30,7 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
     report.figure("versions left to the others", history.users.values().map(|user| user.holes.len()).sum::<usize>());
     report.figure("reads of bounded age or position", bounded(calls));
     report.at_least("linearizable reads", linearizable.filter(|call| call.stage == Stage::Ok).count(), 1);
+    report.doubtful("users that were not read back", timeline::unread(calls, history));
     report.never("contents seen that nobody wrote", history.phantoms.clone());
     report.never("contents seen whose write was refused", history.undead.clone());
     report.never("writes seen at two versions", history.twice.clone());
@@ -114,7 +115,8 @@ fn replay(history: &History<'_>, timeline: &Timeline<'_>, wrong: &mut Vec<String
         let outcome = records.apply(&request.batch.changes);
         let Some((done, _)) = request.done else {
             if let Outcome::Refused(clashes) = outcome {
-                wrong.push(format!("{} was seen at {}, but {clashes:?}", request.name(), commit.version));
+                let shown = format!("{} was seen at {}, but {clashes:?}", request.name(), commit.version);
+                if timeline.holes.is_empty() { wrong.push(shown) } else { doubts.push(shown) }
             }
             continue;
         };

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::chance::Chance;
+use crate::checker::Verdict;
 use crate::checker::paired::calls;
 use crate::checker::simulation::{Plan, Simulation, simulate, valid};
-use crate::checker::{Verdict, timeline};
 use crate::history::calls::{Batch, Got, Read};
 use crate::history::{Action, Op};
 
@@ -63,6 +63,11 @@ fn shows_records(op: &Op) -> bool {
 
 fn is_done(op: &Op) -> bool {
     matches!(&op.action, Action::Batch(Batch { done: Some(done), .. }) if !done.replayed && done.results.iter().all(|one| one.changed))
+}
+
+/// An acknowledged write that is not the user's first.
+fn is_no_first(op: &Op) -> bool {
+    matches!(&op.action, Action::Batch(Batch { done: Some(done), .. }) if is_done(op) && done.version > (1 << COUNTER_BITS) + 1)
 }
 
 /// The record's state before the one that was read, at the same position: an acknowledged write that is not there.
@@ -129,7 +134,7 @@ const SPOILS: &[(&str, Spoil)] = &[
         .is_some()
     }),
     ("acknowledged at an older index", |simulation, chance| {
-        ends(&mut simulation.ops, chance, is_done, |op| {
+        ends(&mut simulation.ops, chance, is_no_first, |op| {
             let Some(done) = &mut batch(op).done else { return };
             done.at.index = 3;
         })
@@ -267,6 +272,30 @@ fn a_lost_write_is_seen_among_writes_of_unknown_outcome() {
     }
     // A write of unknown outcome may in truth have come after the read that misses it; all others are seen.
     assert!(seen >= 45, "{seen}");
+}
+
+#[test]
+fn a_history_cut_off_anywhere_is_neither_valid_nor_blamed_on_the_cluster() {
+    for seed in 0..40 {
+        let whole = valid(Plan { lost_percent: 10, consumers: 1, ..Plan::small(seed) });
+        let mut chance = Chance::new(seed, 2);
+        for _ in 0..5 {
+            let cut = &whole[..chance.below(whole.len())];
+            let report = judged(cut);
+            assert_eq!(report.verdict, Verdict::Unknown, "seed {seed}, {} lines: {report:#?}", cut.len());
+        }
+    }
+}
+
+#[test]
+fn an_acknowledged_write_that_is_taken_out_of_a_history_is_missed() {
+    for seed in 0..40 {
+        let mut ops = valid(Plan::small(seed));
+        let first = ops.iter().position(is_done).expect("a write");
+        let Some(id) = ops[first].action.request_id().map(str::to_owned) else { continue };
+        ops.retain(|op| op.action.request_id() != Some(&id));
+        assert_eq!(judged(&ops).verdict, Verdict::Invalid, "seed {seed}");
+    }
 }
 
 #[test]
