@@ -96,7 +96,7 @@ fn drawn(faults: &[Fault], seed: u64, place: usize) -> Scenario {
     }
 }
 
-const WORKLOADS: [&str; 1] = ["set"];
+const WORKLOADS: [&str; 5] = ["set", "register", "append", "feed", "set,register,append,feed"];
 
 fn read(ledger: &Path) -> anyhow::Result<Vec<Line>> {
     let text = match std::fs::read_to_string(ledger) {
