@@ -30,6 +30,13 @@ impl Chance {
     pub fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
+
+    /// Brings a list into any order (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        for last in (1..list.len()).rev() {
+            list.swap(last, self.below(last + 1));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -48,5 +55,12 @@ mod tests {
         let mut chance = Chance::new(1, 1);
         let hits = (0..10_000).filter(|_| chance.percent(30)).count();
         assert!((2_700..3_300).contains(&hits), "{hits}");
+        let mut orders = std::collections::BTreeSet::new();
+        for _ in 0..1_000 {
+            let mut list = [1, 2, 3];
+            chance.shuffle(&mut list);
+            orders.insert(list);
+        }
+        assert_eq!(orders.len(), 6);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! test.json       what was run: seed, arguments, versions, what was expected
 //! history.jsonl   every operation, one a line
+//! history.edn     the same in Jepsen's notation, for Knossos and Elle
 //! log/n0.log …    what the nodes said
 //! results.json    the verdict, rule by rule
 //! cluster/        the nodes' data; only after a failure
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{Report, Verdict};
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::Cluster;
 use crate::history::{self, Op};
 
 /// What was run.
@@ -93,9 +94,19 @@ impl Folder {
         self.path.join("cluster")
     }
 
+    /// The nodes' clocks, where a run sets them.
+    pub fn clocks(&self) -> PathBuf {
+        self.path.join("clocks")
+    }
+
     /// The history.
     pub fn history(&self) -> PathBuf {
         self.path.join("history.jsonl")
+    }
+
+    /// The same in Clojure's notation.
+    pub fn edn(&self) -> PathBuf {
+        self.path.join("history.edn")
     }
 
     /// Writes down what is run.
@@ -126,21 +137,25 @@ impl Folder {
     /// When one cannot be copied.
     pub fn keep_logs(&self, cluster: &Cluster) -> anyhow::Result<()> {
         std::fs::create_dir_all(self.path.join("log"))?;
-        for place in 0..NODES {
+        for place in 0..cluster.nodes.len() {
             let log = cluster.log(place);
             std::fs::copy(&log, self.log(place)).with_context(|| format!("keep {}", log.display()))?;
         }
         Ok(())
     }
 
-    /// Deletes the nodes' data.
+    /// Deletes the nodes' data, and their clocks.
     ///
     /// # Errors
-    /// When it cannot be deleted.
+    /// When something cannot be deleted.
     pub fn drop_data(&self) -> anyhow::Result<()> {
-        std::fs::remove_dir_all(self.cluster()).with_context(|| format!("remove {}", self.cluster().display()))
+        for folder in [self.cluster(), self.clocks()].iter().filter(|folder| folder.exists()) {
+            std::fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+        }
+        Ok(())
     }
 
+    /// Where a node's log is kept.
     fn log(&self, place: usize) -> PathBuf {
         self.path.join(format!("log/n{place}.log"))
     }
@@ -156,14 +171,15 @@ impl Folder {
         Ok((test, history::read(&self.history())?, self.logs()))
     }
 
-    /// The nodes' logs; one that cannot be read is empty, which the checker of the harness sees.
+    /// The nodes' logs, up to the first place that has none; one that cannot be read is empty, which the checker of the
+    /// harness sees.
     pub fn logs(&self) -> Vec<Log> {
         let read = |place| {
             // A killed node leaves half a line, which need not be UTF-8.
             let bytes = std::fs::read(self.log(place)).unwrap_or_default();
             Log { name: format!("n{place}.log"), text: String::from_utf8_lossy(&bytes).into_owned() }
         };
-        (0..NODES).map(read).collect()
+        (0..).take_while(|place| self.log(*place).exists()).map(read).collect()
     }
 }
 
@@ -215,13 +231,24 @@ mod tests {
             workload: "set".into(),
             nemesis: "kill".into(),
             versions: Versions { jepsen_tests: "1".into(), holdfast: "2".into(), binary: "holdfast".into() },
-            expected: Expected { nodes: 3, clients: 1, kills: 1, kill_all: false, acknowledged_between: 1 },
+            expected: Expected {
+                nodes: 3,
+                clients: 1,
+                kills: 1,
+                kill_all: false,
+                acknowledged_between: 1,
+                faults: Vec::new(),
+            },
         };
         folder.write_test(&test).expect("written");
         assert!(Folder::open(&path).read().is_err(), "no history");
         std::fs::write(folder.history(), "").expect("written");
         let (read, history, logs) = Folder::open(&path).read().expect("read");
-        assert_eq!((read, history.len(), logs.len()), (test, 0, NODES));
-        assert!(logs.iter().all(|log| log.text.is_empty()));
+        assert_eq!((read, history.len(), logs.len()), (test, 0, 0));
+        std::fs::create_dir(path.join("log")).expect("made");
+        std::fs::write(path.join("log/n0.log"), "one\n").expect("written");
+        std::fs::write(path.join("log/n1.log"), b"\xff").expect("written");
+        let texts: Vec<String> = folder.logs().into_iter().map(|log| log.text).collect();
+        assert_eq!(texts, ["one\n", "\u{fffd}"]);
     }
 }

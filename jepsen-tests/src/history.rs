@@ -16,6 +16,11 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use calls::{Batch, Hint, Page, Read};
+
+pub mod calls;
+pub mod edn;
+
 /// One line of a history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Op {
@@ -85,12 +90,24 @@ pub enum Action {
     Over(Write),
     /// An earlier request, word for word, under its own request id.
     Resend(Write),
+    /// Writes of one user that commit together.
+    Batch(Batch),
+    /// A read of several records at one point.
+    Read(Read),
+    /// A page of changes.
+    Page(Page),
+    /// A watch told of a change.
+    Hint(Hint),
     /// `kill -9`.
     Kill(Kill),
     /// Whether writes were acknowledged again after a kill.
     Recovered(Recovered),
     /// A killed node was started again.
     Restart(Restart),
+    /// Any fault: `invoke` before it is made, `info` with what was really installed.
+    Fault(FaultNote),
+    /// The same fault, taken away again: `invoke` before, `info` with what is still there.
+    Heal(FaultNote),
     /// All records of one user, read through any node, linearizable.
     Feed(Feed),
     /// The same, read from one node's own state.
@@ -106,12 +123,28 @@ impl Action {
             Self::Add(write) | Self::Same(write) | Self::Bump(write) | Self::Over(write) | Self::Resend(write) => {
                 Some(write)
             }
-            Self::Kill(_)
+            Self::Batch(_)
+            | Self::Read(_)
+            | Self::Page(_)
+            | Self::Hint(_)
+            | Self::Kill(_)
             | Self::Recovered(_)
             | Self::Restart(_)
+            | Self::Fault(_)
+            | Self::Heal(_)
             | Self::Feed(_)
             | Self::NodeFeed(_)
             | Self::Replica(_) => None,
+        }
+    }
+}
+
+impl Action {
+    /// The request id of a write.
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Self::Batch(batch) => Some(&batch.request_id),
+            action => action.write().map(|write| write.request_id.as_str()),
         }
     }
 }
@@ -197,6 +230,21 @@ pub struct Restart {
     pub pid: i32,
     /// It answered a linearizable read.
     pub serves: bool,
+}
+
+/// One fault, from the moment it was made to the moment it was gone; its four lines share the round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultNote {
+    /// Counts from 1, over all faults of a run.
+    pub round: u32,
+    /// Which fault, by its name on the command line.
+    pub fault: String,
+    /// The nodes it was meant for.
+    pub nodes: Vec<u64>,
+    /// It was seen to be there; in a `heal`, that it was seen to be there still.
+    pub installed: bool,
+    /// What was done and by what it was seen, for people.
+    pub detail: String,
 }
 
 /// All records of one user.
@@ -342,6 +390,26 @@ impl Recorder {
             inner.unknown += 1;
         }
         inner.push(Op { process, stage, time_ns, action, reply: None, error: Some(error) });
+    }
+
+    /// A call that began at `began_ns` ended.
+    pub fn answered(&self, process: Process, began_ns: u64, stage: Stage, action: Action, error: Option<Failure>) {
+        let mut inner = self.locked();
+        let time_ns = self.now_ns();
+        if action.request_id().is_some() && stage == Stage::Ok {
+            inner.acknowledged += 1;
+            inner.acknowledged_since_mark += usize::from(began_ns >= inner.mark_ns);
+        } else if action.request_id().is_some() && stage == Stage::Info {
+            inner.unknown += 1;
+        }
+        inner.push(Op { process, stage, time_ns, action, reply: None, error });
+    }
+
+    /// A client was told something that it did not ask for.
+    pub fn tell(&self, process: Process, stage: Stage, action: Action) {
+        let mut inner = self.locked();
+        let time_ns = self.now_ns();
+        inner.push(Op { process, stage, time_ns, action, reply: None, error: None });
     }
 
     /// Something that is not a write of a client happened.

@@ -12,9 +12,17 @@
 
 pub mod chance;
 pub mod checker;
+pub mod clock;
 pub mod cluster;
+pub mod disk;
 pub mod folder;
 pub mod history;
 pub mod nemesis;
+pub mod network;
+pub mod report;
 pub mod run;
+pub mod scenario;
+pub mod serve;
+pub mod soak;
+pub mod suite;
 pub mod workload;

@@ -5,15 +5,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
+use jepsen_tests::disk::corrupt::{Damage, Part};
+use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
+use jepsen_tests::scenario::{Profile, Scenario};
+use jepsen_tests::soak;
+use jepsen_tests::suite::{self, Suite};
+use jepsen_tests::workload::Workload;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// sysexits.h, EX_USAGE.
 const USAGE: u8 = 64;
 
-/// Faults against a real cluster of three nodes, and checkers of what its clients saw.
+/// Faults against a real cluster, and checkers of what its clients saw.
 #[derive(Debug, Parser)]
 #[command(version, after_help = "Exit codes: 0 valid, 1 invalid, 2 unknown, 64 usage.")]
 struct Cli {
@@ -25,37 +33,126 @@ struct Cli {
 enum Command {
     /// Make a run: found a cluster, put load and faults on it, judge what clients saw.
     Test(TestArgs),
+    /// Make all runs of a profile, each in a process of its own, and count what they did.
+    #[command(after_help = "\
+Every run must end as its scenario says: valid, or with its planted bug found. Files: scenarios/<profile>/*.toml.
+A soak goes on where its ledger ended:
+  jepsen-tests test-all --profile soak --hours 2 --ledger soak.jsonl --holdfast target/release/holdfast")]
+    TestAll(TestAllArgs),
+    /// Show the runs in a folder in a browser, on this machine alone.
+    Serve {
+        /// Folder of runs.
+        #[arg(long, value_name = "DIR", default_value = "runs")]
+        runs: PathBuf,
+        /// Port on 127.0.0.1; 0 = a free one.
+        #[arg(long, value_name = "PORT", default_value_t = 7480)]
+        port: u16,
+    },
+    /// Try what each fault needs of this machine, and say what is missing. Exit 0 when nothing is, 2 when something is.
+    Doctor,
     /// Judge an earlier run again, from its folder.
     Check {
         /// The run's folder.
         run: PathBuf,
     },
+    /// Damage a file of a stopped node, or an object of an archive; print what was done as JSON.
+    #[command(after_help = "Example, a flipped bit in the write-ahead log of a stopped node:\n  \
+        jepsen-tests corrupt flip /tmp/hf/1 --part log-wal --seed 7")]
+    Corrupt(CorruptArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CorruptArgs {
+    /// What happens to the bytes.
+    #[arg(value_enum)]
+    damage: Damage,
+    /// The file; or the directory of a node, or of a destination, of which one file is drawn.
+    path: PathBuf,
+    /// Which files of the directory.
+    #[arg(long, value_enum, default_value_t = Part::Any)]
+    part: Part,
+    /// Where in the file, in bytes from its beginning [default: drawn].
+    #[arg(long, value_name = "BYTE")]
+    at: Option<u64>,
+    /// What is drawn follows from it.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+struct TestAllArgs {
+    /// Which runs.
+    #[arg(long, value_enum, default_value_t = Profile::Ci)]
+    profile: Profile,
+    /// Only scenarios whose name contains this; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// A scenario of your own instead of a profile; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    scenario: Vec<PathBuf>,
+    /// The binary under test.
+    #[arg(long, value_name = "FILE")]
+    holdfast: PathBuf,
+    /// The binary with planted bugs (`make planted`); not for soaks and regressions.
+    #[arg(long, value_name = "FILE")]
+    planted: Option<PathBuf>,
+    /// The seeds of all runs follow from it [default: another each time].
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Runs at a time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    at_once: u32,
+    /// Fail when this machine cannot make a fault, instead of leaving its runs out.
+    #[arg(long)]
+    require: bool,
+    /// Of a soak: hours in all, over all calls with one ledger.
+    #[arg(long, value_name = "H", default_value_t = 1.0)]
+    hours: f64,
+    /// Of a soak: its ledger, a line a run.
+    #[arg(long, value_name = "FILE", default_value = "soak.jsonl")]
+    ledger: PathBuf,
+    /// Folder to make [default: runs/<time>-<profile>].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 struct TestArgs {
-    /// What clients do.
-    #[arg(short, long, value_enum, default_value_t = Workload::Set)]
-    workload: Workload,
-    /// What goes wrong.
-    #[arg(short, long, value_enum, default_value_t = Nemesis::Kill)]
-    nemesis: Nemesis,
+    /// What clients do; several, comma-separated, share the clients and the cluster.
+    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Workload::Set])]
+    workload: Vec<Workload>,
+    /// What goes wrong; several, comma-separated, strike in turn and two at once.
+    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Fault::Kill])]
+    nemesis: Vec<Fault>,
+    /// Nodes of the cluster.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = ["3", "5"])]
+    nodes: String,
+    /// Arrays that the nodes' disks lie in, in turn; whole arrays are lost [default: one for each node].
+    #[arg(long, value_name = "N")]
+    arrays: Option<usize>,
+    /// Faults may take a majority: writes stop then, and must go on afterwards.
+    #[arg(long)]
+    may_take_quorum: bool,
     /// The binary under test.
     #[arg(long, value_name = "FILE")]
     holdfast: PathBuf,
     /// Clients that write.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1000))]
     clients: u32,
-    /// Kills of the leader.
+    /// Writes a second of all clients together [default: as fast as they are answered].
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// With `-n kill` alone: kills of the leader.
     #[arg(long, value_name = "N", default_value_t = 10)]
     kills: u32,
-    /// After them, kill all nodes in one moment.
+    /// With `-n kill` alone: after them, kill all nodes in one moment.
     #[arg(long)]
     kill_all: bool,
     /// Everything random follows from it; printed, so that a run can be made again [default: another each time].
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// Seconds; the load ends when the faults are done, at the latest after this.
+    /// Seconds. With `-n kill` alone the load ends when the kills are done, at the latest after this; else faults are
+    /// made for this long.
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     time_limit: u64,
     /// Any key of the nodes' configuration; may be repeated.
@@ -64,18 +161,6 @@ struct TestArgs {
     /// Folder to make for the run [default: runs/<time>-<workload>-<nemesis>-<seed>].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Workload {
-    /// Records that no one else writes; all acknowledged ones must be there, each written once.
-    Set,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Nemesis {
-    /// kill -9.
-    Kill,
 }
 
 fn main() -> ExitCode {
@@ -89,7 +174,11 @@ fn main() -> ExitCode {
     };
     let verdict = match cli.command {
         Command::Test(args) => test(args),
+        Command::TestAll(args) => test_all(args),
+        Command::Serve { runs, port } => serve(runs, port).map(|()| Verdict::Valid),
+        Command::Doctor => Ok(doctor()),
         Command::Check { run } => run::check(&run),
+        Command::Corrupt(args) => corrupt(&args).map(|()| Verdict::Valid),
     };
     match verdict {
         Ok(Verdict::Valid) => ExitCode::SUCCESS,
@@ -102,32 +191,110 @@ fn main() -> ExitCode {
     }
 }
 
+/// One line a fault.
+fn doctor() -> Verdict {
+    let mut verdict = Verdict::Valid;
+    for fault in Fault::all() {
+        let lacks = fault.lacks();
+        if lacks.is_empty() {
+            println!("{:<12} available", fault.to_string());
+        } else {
+            verdict = Verdict::Unknown;
+            println!("{:<12} NOT AVAILABLE: {}", fault.to_string(), lacks.join("; "));
+        }
+    }
+    verdict
+}
+
+fn test_all(args: TestAllArgs) -> anyhow::Result<Verdict> {
+    let profile = format!("{:?}", args.profile).to_lowercase();
+    let default = || PathBuf::from(format!("runs/{}-{profile}", jepsen_tests::folder::timestamp()));
+    let seed = args.seed.unwrap_or_else(fresh_seed);
+    let suite = Suite {
+        scenarios: Vec::new(),
+        holdfast: args.holdfast,
+        planted: args.planted,
+        seed,
+        at_once: args.at_once as usize,
+        require: args.require,
+        out: args.out.unwrap_or_else(default),
+    };
+    if args.profile == Profile::Soak && args.scenario.is_empty() {
+        return soak::run(suite, args.hours, &args.ledger);
+    }
+    let mut scenarios = match args.scenario.is_empty() {
+        true => Scenario::of(args.profile)?,
+        false => args.scenario.iter().map(|path| Scenario::read(path)).collect::<Result<_, _>>()?,
+    };
+    scenarios.retain(|one| args.only.is_empty() || args.only.iter().any(|only| one.name.contains(only)));
+    Ok(suite::run(&Suite { scenarios, ..suite })?.verdict)
+}
+
+fn fresh_seed() -> u64 {
+    u64::from(uuid::Uuid::new_v4().as_fields().0)
+}
+
+fn serve(runs: PathBuf, port: u16) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            served = jepsen_tests::serve::run(runs, port) => served,
+            _ = told_to_end() => Ok(()),
+        }
+    })
+}
+
+fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {
+    let mut chance = Chance::new(args.seed, 0);
+    let file = if args.path.is_dir() {
+        let drawn = args.part.any_file(&args.path, &mut chance)?;
+        drawn.with_context(|| format!("{} holds no such file", args.path.display()))?
+    } else {
+        args.path.clone()
+    };
+    let done = args.damage.strike(&file, args.at, &mut chance)?;
+    println!("{}", serde_json::to_string(&done)?);
+    Ok(())
+}
+
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
-    // With more workloads and faults these choose; the match makes sure that a new one is not taken for an old one.
-    let (Workload::Set, Nemesis::Kill) = (args.workload, args.nemesis);
     let options = Options {
         holdfast: args.holdfast,
         set: args.set,
         out: args.out,
-        seed: args.seed.unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0)),
+        seed: args.seed.unwrap_or_else(fresh_seed),
         clients: args.clients,
+        nodes: if args.nodes == "5" { 5 } else { 3 },
+        workloads: once_each(args.workload),
+        faults: args.nemesis,
+        rate: args.rate,
         kills: args.kills,
         kill_all: args.kill_all,
         time_limit: Duration::from_secs(args.time_limit),
+        arrays: args.arrays.unwrap_or(if args.nodes == "5" { 5 } else { 3 }),
+        may_take_quorum: args.may_take_quorum,
         args: std::env::args().skip(1).collect(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
-    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(interruptible(&options))));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run::test(&options, told_to_end())));
     outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
 }
 
-/// Ends all processes in order when this one is told to end.
-async fn interruptible(options: &Options) -> anyhow::Result<Verdict> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        verdict = run::test(options) => verdict,
-        _ = interrupt.recv() => anyhow::bail!("interrupted"),
-        _ = terminate.recv() => anyhow::bail!("told to end"),
+/// Named twice is meant once.
+fn once_each(mut workloads: Vec<Workload>) -> Vec<Workload> {
+    workloads.sort_unstable();
+    workloads.dedup();
+    workloads
+}
+
+/// Ends when this process is told to end, so that all others are ended in order.
+async fn told_to_end() -> anyhow::Error {
+    let both = || Ok::<_, std::io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));
+    match both() {
+        Ok((mut interrupt, mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => anyhow::anyhow!("interrupted"),
+            _ = terminate.recv() => anyhow::anyhow!("told to end"),
+        },
+        Err(error) => error.into(),
     }
 }

@@ -13,16 +13,30 @@ use anyhow::{Context, ensure};
 use holdfast_client::{Client, v1};
 use tokio::time::Instant;
 
+use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
-use crate::checker::{Report, Verdict, harness, replicas, set, worst};
-use crate::cluster::{Cluster, NODES, comes_true, wait_for};
+use crate::checker::{
+    Report, Verdict, append, feed, harness, linear, paired, replicas, set, timeline, versioned, worst,
+};
+use crate::clock::Clocks;
+use crate::cluster::{Cluster, Founding, comes_true, wait_for};
+use crate::disk::Mounts;
 use crate::folder::{Folder, Results, Test, Versions};
+use crate::history::edn::{self, is_list};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
-use crate::nemesis::kill;
-use crate::workload::set::{self as set_workload, Load, Shared};
+use crate::nemesis::{self, Disks, Fault, Need, Storm, World, kill};
+use crate::network::Network;
+use crate::report;
+use crate::workload::{Load, Shared, Workload, Written, set as set_workload};
 
 /// From the last write to equal nodes.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
+/// For one page of what is read back.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+/// Nodes that may join a cluster one after the other.
+const FURTHER: usize = 12;
+/// The nemesis' stream of chance; those of clients are their numbers.
+const NEMESIS: u64 = u64::MAX;
 /// Fewer acknowledgements before or after a kill say little about it.
 const ACKNOWLEDGED_BETWEEN: usize = 200;
 
@@ -39,23 +53,77 @@ pub struct Options {
     pub seed: u64,
     /// Clients that write.
     pub clients: u32,
-    /// Kills of the leader.
+    /// Nodes of the cluster.
+    pub nodes: usize,
+    /// What clients do.
+    pub workloads: Vec<Workload>,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// Writes a second of all clients together; `None` = as fast as they are answered.
+    pub rate: Option<u32>,
+    /// Kills of the leader, where kills are all that goes wrong.
     pub kills: u32,
     /// Then all nodes in one moment.
     pub kill_all: bool,
-    /// The load ends when the faults are done, at the latest after this.
+    /// Kills alone: the load ends when they are done, at the latest after this; else faults are made for this long.
     pub time_limit: Duration,
+    /// Arrays that the nodes' disks lie in, in turn.
+    pub arrays: usize,
+    /// Faults may take a majority.
+    pub may_take_quorum: bool,
     /// The command line, for the folder.
     pub args: Vec<String>,
 }
 
-/// Runs the set workload under kills and judges it.
+impl Options {
+    /// So many kills and no other fault, one after the other: the one run whose length is not a time.
+    fn counts_kills(&self) -> bool {
+        self.faults == [Fault::Kill]
+    }
+
+    fn needs(&self, need: Need) -> bool {
+        self.faults.iter().any(|fault| fault.needs().contains(&need))
+    }
+
+    fn workload(&self) -> String {
+        let names: Vec<String> = self.workloads.iter().map(Workload::to_string).collect();
+        names.join("+")
+    }
+
+    fn nemesis(&self) -> String {
+        let names: Vec<String> = self.faults.iter().map(Fault::to_string).collect();
+        names.join("+")
+    }
+}
+
+/// Makes a run on a runtime of its own. The calling thread may end up in a network of the run: use it for nothing else.
 ///
 /// # Errors
 /// When the run could not be carried to its end: then there is no verdict.
-pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
+pub fn test(options: &Options, stopped: impl Future<Output = anyhow::Error>) -> anyhow::Result<Verdict> {
+    for need in Need::all().iter().filter(|need| options.needs(**need)) {
+        need.probe().with_context(|| format!("{} cannot be made on this machine", options.nemesis()))?;
+    }
+    // Before there is a second thread: all of them, and all nodes, see the same mounts.
+    let mounts = options.needs(Need::Disk).then(|| Mounts::private().context("mounts of its own: run it as root"));
+    let mounts = mounts.transpose()?;
+    let network = options.needs(Need::Network).then(|| Network::create(options.nodes + FURTHER, options.seed));
+    let network = network.transpose()?;
+    // Its threads start where this one is, and so their sockets are in the run's network.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            verdict = run(options, mounts, network) => verdict,
+            error = stopped => Err(error),
+        }
+    })
+}
+
+/// Runs workloads under faults and judges them.
+async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>) -> anyhow::Result<Verdict> {
     let began = crate::folder::timestamp();
-    let default = || PathBuf::from(format!("runs/{began}-set-kill-{}", options.seed));
+    let default =
+        || PathBuf::from(format!("runs/{began}-{}-{}-{}", options.workload(), options.nemesis(), options.seed));
     let binary = options.holdfast.canonicalize();
     let binary = binary.with_context(|| format!("find {}", options.holdfast.display()))?;
     let versions = Versions {
@@ -64,29 +132,69 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
         binary: binary.clone(),
     };
     let folder = Folder::create(&options.out.clone().unwrap_or_else(default))?;
+    let counted = options.counts_kills();
     let expected = Expected {
-        nodes: NODES,
+        nodes: options.nodes,
         clients: options.clients,
-        kills: options.kills,
-        kill_all: options.kill_all,
-        acknowledged_between: ACKNOWLEDGED_BETWEEN,
+        kills: if counted { options.kills } else { 0 },
+        kill_all: counted && options.kill_all,
+        // A second's worth of a slow load; kills alone are counted, and what is between them is, too.
+        acknowledged_between: match options.rate {
+            Some(rate) if !counted => ACKNOWLEDGED_BETWEEN.min(rate as usize),
+            _ => ACKNOWLEDGED_BETWEEN,
+        },
+        faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
-    let (args, workload, nemesis) = (options.args.clone(), "set".to_owned(), "kill".to_owned());
-    folder.write_test(&Test { began, seed: options.seed, args, workload, nemesis, versions, expected })?;
+    let (args, workload, nemesis) = (options.args.clone(), options.workload(), options.nemesis());
+    let test = Test {
+        began,
+        seed: options.seed,
+        args,
+        workload: workload.clone(),
+        nemesis: nemesis.clone(),
+        versions,
+        expected: expected.clone(),
+    };
+    folder.write_test(&test)?;
 
     let recorder = Arc::new(Recorder::create(&folder.history())?);
-    let set: Vec<&str> = options.set.iter().flat_map(|pair| ["--set", pair.as_str()]).collect();
-    let mut cluster = Cluster::start(&binary, &folder.cluster(), &set)?;
-    let outcome = drive(&mut cluster, options, &expected, &recorder).await;
-    cluster.stop();
-    folder.keep_logs(&cluster)?;
+    // Nodes that join later need disks, too.
+    let places = options.nodes + if options.faults.contains(&Fault::Membership) { FURTHER } else { 0 };
+    let disks = mounts.map(|mounts| Disks::create(mounts, &folder.cluster(), places, options.arrays)).transpose()?;
+    let clocks = options.needs(Need::Clocks).then(|| Clocks::create(&folder.clocks(), options.nodes + FURTHER));
+    let clocks = clocks.transpose()?;
+    let env = |place| clocks.as_ref().map(|clocks| clocks.env(place)).unwrap_or_default();
+    let founding = Founding {
+        binary: &binary,
+        dir: &folder.cluster(),
+        nodes: options.nodes,
+        seats: network.as_ref().map(Network::seats).unwrap_or_default(),
+        labels: (0..options.nodes)
+            .map(|place| format!("array=a{},site=s{}", Disks::array_of(place, options.arrays), place + 1))
+            .collect(),
+        set: keys(options, &folder.cluster()),
+        env: (0..options.nodes + FURTHER).map(env).collect(),
+    };
+    let mut world = World::new(Cluster::found(founding).await?, recorder.clone());
+    (world.network, world.clocks, world.disks) = (network, clocks, disks);
+    world.may_take_quorum = options.may_take_quorum;
+    let outcome = drive(&mut world, options, &expected).await;
+    world.release();
+    world.cluster.stop();
+    folder.keep_logs(&world.cluster)?;
+    // Its disks are unmounted.
+    drop(world);
     // Also after an error: the history up to there is what explains it.
     let history = recorder.finish();
     outcome?;
-    let reports = judge(&history?, &folder.logs(), &expected);
+    let history = history?;
+    edn::write(&history, &folder.edn())?;
+    let reports = judge(&history, &folder.logs(), &test);
     let verdict = worst(&reports);
     folder.write_results(&Results { verdict, checkers: &reports })?;
+    let title = format!("{workload} × {nemesis}, seed {}: {verdict:?}", options.seed).to_lowercase();
+    report::write(folder.path(), &title, &history, &reports)?;
     if verdict == Verdict::Valid {
         folder.drop_data()?;
     }
@@ -100,57 +208,97 @@ pub async fn test(options: &Options) -> anyhow::Result<Verdict> {
 /// When the folder does not hold all of a run.
 pub fn check(path: &Path) -> anyhow::Result<Verdict> {
     let (test, history, logs) = Folder::open(path).read()?;
-    let reports = judge(&history, &logs, &test.expected);
+    let reports = judge(&history, &logs, &test);
     let verdict = worst(&reports);
     print(verdict, &reports, path);
     Ok(verdict)
 }
 
-fn judge(history: &[Op], logs: &[Log], expected: &Expected) -> Vec<Report> {
-    vec![set::check(history), replicas::check(history, expected.nodes), harness::check(history, logs, expected)]
+/// Judges a run by all checkers that its workloads need.
+pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
+    let has = |workload: Workload| test.workload.split('+').any(|name| name == workload.to_string());
+    let mut reports = Vec::new();
+    if has(Workload::Set) {
+        reports.push(set::check(history));
+    }
+    if [Workload::Register, Workload::Append, Workload::Feed].into_iter().any(has) {
+        let calls = paired::calls(history);
+        let outcomes = timeline::history(&calls);
+        let doubts = Report::of_doubts("calls", &[&calls.broken, &outcomes.confused]);
+        reports.push(doubts);
+        reports.push(versioned::check(&calls, &outcomes));
+        if has(Workload::Register) || has(Workload::Append) {
+            reports.push(linear::check(&calls));
+        }
+        if has(Workload::Append) {
+            reports.push(append::check(&calls, is_list));
+        }
+        if has(Workload::Feed) {
+            reports.push(feed::check(history, &calls, &outcomes));
+        }
+    }
+    reports.push(replicas::check(history, test.expected.nodes));
+    reports.push(harness::check(history, logs, &test.expected));
+    reports
+}
+
+/// The nodes' configuration.
+fn keys(options: &Options, cluster: &Path) -> Vec<String> {
+    let mut keys = options.set.clone();
+    if options.needs(Need::Floor) {
+        keys.push(format!("raft.floor_dir={}/floor{{place}}", cluster.display()));
+    }
+    keys
 }
 
 /// From the founded cluster to the last read.
-async fn drive(
-    cluster: &mut Cluster,
-    options: &Options,
-    expected: &Expected,
-    recorder: &Arc<Recorder>,
-) -> anyhow::Result<()> {
-    // The kernel tells only a parent how a process ended; without that no kill would be proved.
-    cluster.take_over();
+async fn drive(world: &mut World, options: &Options, expected: &Expected) -> anyhow::Result<()> {
+    let recorder = world.recorder.clone();
     let mut incarnation = 0;
     let founded = wait_for("every node to answer", async || {
-        for place in 0..NODES {
-            let Some(status) = cluster.status(place).await else { return false };
+        for place in 0..world.cluster.nodes.len() {
+            let Some(status) = world.cluster.status(place).await else { return false };
             incarnation = status.incarnation;
         }
-        cluster.leader_now().await.is_some()
+        world.cluster.leader_now().await.is_some()
     });
     founded.await;
     ensure!(incarnation != 0, "the cluster names no incarnation");
-    let clients: Vec<Client> = (0..options.clients).map(|_| patient(cluster)).collect::<anyhow::Result<_>>()?;
-    let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone() };
-    println!("{} clients write; each knows all {NODES} nodes", options.clients);
-    let load = Load::start(&shared, clients);
-    kill::run(cluster, recorder, expected, Instant::now() + options.time_limit).await;
-    load.finish().await?;
+    let further = options.faults.contains(&Fault::Membership);
+    let clients = (0..options.clients).map(|_| patient(&world.cluster, further));
+    let clients: Vec<Client> = clients.collect::<anyhow::Result<_>>()?;
+    let pause = options.rate.map(|rate| Duration::from_secs_f64(f64::from(options.clients) / f64::from(rate)));
+    let shared = Shared { seed: options.seed, incarnation, recorder: recorder.clone(), pause };
+    println!("{} clients write; each knows all {} nodes", options.clients, options.nodes);
+    let addresses: Vec<String> = world.cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let load = Load::start(&shared, &options.workloads, clients, &addresses)?;
+    let until = Instant::now() + options.time_limit;
+    if options.counts_kills() {
+        kill::run(&mut world.cluster, &recorder, expected, until).await;
+    } else {
+        let faults = options.faults.clone();
+        let storm = Storm { faults, until, acknowledged_between: expected.acknowledged_between };
+        nemesis::run(world, &mut Chance::new(options.seed, NEMESIS), &storm).await?;
+    }
+    let written = load.finish().await?;
     println!("all clients ended; reading everything back");
-    read_back(cluster, recorder, options.clients, incarnation).await
+    read_back(&world.cluster, &recorder, &written, incarnation).await
 }
 
 /// A client with connections of its own and the default deadline.
-fn patient(cluster: &Cluster) -> anyhow::Result<Client> {
-    Ok(Client::builder().endpoints(cluster.nodes.iter().map(|node| node.client.clone())).build()?)
+fn patient(cluster: &Cluster, further: bool) -> anyhow::Result<Client> {
+    let all = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let endpoints: Vec<String> = if further { cluster.endpoints() } else { all };
+    Ok(Client::builder().endpoints(endpoints).build()?)
 }
 
 /// Waits until the nodes are equal, or never will be, and writes down what they hold.
-async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarnation: u64) -> anyhow::Result<()> {
+async fn read_back(cluster: &Cluster, recorder: &Recorder, written: &Written, incarnation: u64) -> anyhow::Result<()> {
     let mut replicas = Vec::new();
     let converged = comes_true(CONVERGE_WITHIN, async || {
         replicas = self::replicas(cluster).await;
         let first = replicas.first().map(|replica| replica.digest_index);
-        replicas.len() == NODES && replicas.iter().all(|replica| Some(replica.digest_index) == first)
+        replicas.len() == cluster.members().len() && replicas.iter().all(|replica| Some(replica.digest_index) == first)
     });
     if !converged.await {
         println!("the nodes do not come to one index within {} s", CONVERGE_WITHIN.as_secs());
@@ -159,11 +307,13 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
     for replica in replicas {
         recorder.note(Named::Reader, Stage::Ok, Action::Replica(replica));
     }
-    let any = cluster.client();
-    for user in set_workload::users(clients) {
+    let any = patient(cluster, true)?.with_deadline(READ_WITHIN);
+    written.read_back(&any).await?;
+    for user in written.users() {
         let (records, _) = set_workload::read_back(&any, &user, None).await?;
         recorder.note(Named::Reader, Stage::Ok, Action::Feed(Feed { user: user.clone(), records }));
-        for (place, node) in cluster.nodes.iter().enumerate() {
+        for place in cluster.members() {
+            let node = &cluster.nodes[place];
             let at_least = v1::AtLeast { incarnation, applied_index: newest, group_id: 0 };
             let own = set_workload::read_back(&cluster.client_of(place), &user, Some(at_least)).await;
             let (records, answered_by) = own.with_context(|| format!("ask node {}", node.id))?;
@@ -177,7 +327,8 @@ async fn read_back(cluster: &Cluster, recorder: &Recorder, clients: u32, incarna
 
 async fn replicas(cluster: &Cluster) -> Vec<Replica> {
     let mut replicas = Vec::new();
-    for (place, node) in cluster.nodes.iter().enumerate() {
+    for place in cluster.members() {
+        let node = &cluster.nodes[place];
         let Some(group) = cluster.status(place).await.and_then(|status| status.groups.into_iter().next()) else {
             continue;
         };

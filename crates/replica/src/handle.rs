@@ -156,6 +156,7 @@ impl Replica {
         let mut recover_to = report.floor.map_or(0, |floor| floor.index);
 
         let peers = Arc::new(Peers::new(options.group.0));
+        peers.fill_up_from(log.clone());
         if let Some(cluster) = data.identity().cluster_id {
             peers.set_cluster(cluster);
         }

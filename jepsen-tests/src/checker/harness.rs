@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checker::Report;
+use crate::checker::{Report, faults};
 use crate::history::{Action, Kill, Op, Stage};
 
 /// What a run had to do to prove anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
     /// Nodes of the cluster.
     pub nodes: usize,
@@ -25,6 +25,9 @@ pub struct Expected {
     pub kill_all: bool,
     /// Writes acknowledged before each kill and after the one before it.
     pub acknowledged_between: usize,
+    /// Faults that must each have been there, by name.
+    #[serde(default)]
+    pub faults: Vec<String>,
 }
 
 /// A node's log.
@@ -39,6 +42,8 @@ pub struct Log {
 /// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows, or what was left
 /// of a deadline after all attempts was too little for one more.
 const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT"];
+/// A read may also be told that no node is new enough.
+const READ_REASONS: &[&str] = &["REPLICA_BEHIND"];
 /// What a panic leaves in a log, whatever wrote it.
 const PANIC: &str = "panicked";
 /// A node that ends in the middle of a line, or of a log, is normal here.
@@ -48,14 +53,16 @@ const SIGKILL: i32 = 9;
 pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     let mut report = Report::new("harness");
     check_kills(history, expected, &mut report);
+    faults::check(history, &expected.faults, &mut report);
     check_load(history, expected, &mut report);
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
+    let further: Vec<&str> = expected.faults.iter().flat_map(|fault| faults::reasons(fault)).copied().collect();
     for op in history {
-        if let (Some(write), Some(error)) = (op.action.write(), &op.error)
-            && !REASONS.contains(&error.reason.as_str())
-        {
+        let Some(error) = &op.error else { continue };
+        if !explained(&op.action, &error.reason) && !further.contains(&error.reason.as_str()) {
             let stage = if op.stage == Stage::Fail { "fail" } else { "info" };
-            let seen = unexpected.entry((&error.reason, stage)).or_insert((0, &write.request_id));
+            let what = op.action.request_id().unwrap_or("not a write");
+            let seen = unexpected.entry((&error.reason, stage)).or_insert((0, what));
             seen.0 += 1;
         }
     }
@@ -67,6 +74,15 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     });
     report.never("panics in the nodes' logs", panics.collect());
     report
+}
+
+fn explained(action: &Action, reason: &str) -> bool {
+    match action {
+        // Guards are there to fail; whether they did so rightly is for others to judge.
+        Action::Batch(batch) if batch.refused.is_some() => reason == "VERSION_MISMATCH",
+        Action::Read(_) | Action::Page(_) if READ_REASONS.contains(&reason) => true,
+        _ => REASONS.contains(&reason),
+    }
 }
 
 fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
@@ -96,7 +112,8 @@ fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
     }
     let all_nodes = if expected.kill_all { expected.nodes } else { 0 };
     report.at_least("nodes that served again", restarts, expected.kills as usize + all_nodes);
-    report.never("kills after which no write was acknowledged", silent);
+    let what = if expected.faults.is_empty() { "kills" } else { "faults" };
+    report.never(&format!("{what} after which no write was acknowledged"), silent);
     report.never("nodes that did not serve again", down);
 }
 
@@ -104,11 +121,11 @@ fn check_load(history: &[Op], expected: &Expected, report: &mut Report) {
     let mut clients = std::collections::BTreeSet::new();
     let (mut acknowledged, mut since, mut least) = (0usize, 0usize, usize::MAX);
     for op in history {
-        if op.action.write().is_some() && op.stage == Stage::Ok {
+        if op.action.request_id().is_some() && op.stage == Stage::Ok {
             acknowledged += 1;
             since += 1;
             clients.insert(op.process);
-        } else if matches!(op.action, Action::Kill(_)) && op.stage == Stage::Invoke {
+        } else if matches!(op.action, Action::Kill(_)) && op.stage == Stage::Invoke && expected.faults.is_empty() {
             least = least.min(since);
             since = 0;
         }
@@ -134,7 +151,7 @@ fn silences(history: &[Op]) -> Vec<(u32, Duration)> {
             && op.stage == Stage::Invoke
         {
             silences.push((kill.round, Duration::ZERO));
-        } else if op.action.write().is_some() && op.stage == Stage::Ok {
+        } else if op.action.request_id().is_some() && op.stage == Stage::Ok {
             if let (Some(last_ns), Some((_, longest))) = (last_ns, silences.last_mut()) {
                 *longest = (*longest).max(Duration::from_nanos(op.time_ns.saturating_sub(last_ns)));
             }
@@ -157,7 +174,8 @@ mod tests {
     use crate::checker::Verdict;
     use crate::history::{Failure, Named, Process, Recovered, Reply, Restart, Target, Write};
 
-    const EXPECTED: Expected = Expected { nodes: 3, clients: 2, kills: 1, kill_all: true, acknowledged_between: 2 };
+    const EXPECTED: Expected =
+        Expected { nodes: 3, clients: 2, kills: 1, kill_all: true, acknowledged_between: 2, faults: Vec::new() };
 
     fn nemesis(stage: Stage, action: Action) -> Op {
         Op { process: Process::Named(Named::Nemesis), stage, time_ns: 0, action, reply: None, error: None }

@@ -6,9 +6,19 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod append;
+mod faults;
+pub mod feed;
 pub mod harness;
+pub mod linear;
+pub mod model;
+pub mod paired;
 pub mod replicas;
 pub mod set;
+#[cfg(test)]
+pub mod simulation;
+pub mod timeline;
+pub mod versioned;
 
 /// Pieces of evidence that are kept for one rule.
 const EVIDENCE_MAX: usize = 10;
@@ -55,6 +65,13 @@ pub struct Report {
 impl Report {
     fn new(checker: &str) -> Self {
         Self { checker: checker.to_owned(), verdict: Verdict::Valid, rows: Vec::new() }
+    }
+
+    /// What makes a history one that proves nothing.
+    pub fn of_doubts(checker: &str, doubts: &[&[String]]) -> Self {
+        let mut report = Self::new(checker);
+        report.doubtful("calls that do not fit together", doubts.concat());
+        report
     }
 
     /// A rule that may be broken `0` times; `broken` are the breaches.

@@ -1,7 +1,7 @@
 //! A cluster of three real processes on this machine: the one harness of all tests and load programs.
 //!
 //! `holdfast dev` founds it and tells how each node was started; from then on a node can be killed and started again by
-//! its own command line.
+//! its own command line. Where nodes need surroundings of their own, `found` starts and founds them itself.
 //!
 //! Invariants:
 //! - No process outlives the [`Cluster`], nor this process, however it ends (see `process`).
@@ -9,10 +9,11 @@
 //! - What fails here is the harness or the machine: it panics, and shows the end of the nodes' logs.
 //!   What a cluster under test may do wrong is given back as a value.
 
+mod found;
 mod ports;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,9 +22,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use holdfast_client::{AdminClient, Client, RecordRef, v1};
 
+pub use found::{Founding, Seat, Surroundings};
 use ports::Ports;
+pub(crate) use process::Orphan;
 pub use process::is_alive;
-use process::{Orphan, signal_group};
+use process::signal_group;
+pub(crate) use process::spawn;
+
+/// Starts a child that the kernel kills when this process ends.
+#[cfg(test)]
+pub(crate) fn spawn_bound(command: Command) -> std::io::Result<Child> {
+    process::spawn(command, Orphan::Killed)
+}
 
 /// How long anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -74,6 +84,14 @@ pub struct Cluster {
     dev: Option<Child>,
     /// Nodes that this process started itself.
     own: BTreeMap<usize, Child>,
+    /// Places whose nodes were taken out of the cluster.
+    retired: BTreeSet<usize>,
+    /// What each node is started in.
+    surroundings: BTreeMap<usize, Surroundings>,
+    /// Where further nodes go; empty = to the ports of the row.
+    seats: Vec<Seat>,
+    /// Environment variables, by place.
+    env: Vec<Vec<(String, String)>>,
 }
 
 /// How a killed node ended.
@@ -158,6 +176,10 @@ impl Cluster {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             dev: Some(dev),
             own: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            surroundings: BTreeMap::new(),
+            seats: Vec::new(),
+            env: Vec::new(),
         };
         let end = Instant::now() + PATIENCE;
         while !ready.exists() {
@@ -209,15 +231,26 @@ impl Cluster {
         admin.with_deadline(STATUS_WITHIN).status().await.ok()
     }
 
-    /// Place of the leader that a majority of all nodes believes in now.
+    /// Places of all nodes that were not taken out.
+    pub fn members(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|place| !self.retired.contains(place)).collect()
+    }
+
+    /// A node was taken out of the cluster: from now on nothing is expected of it.
+    pub fn retire(&mut self, place: usize) {
+        self.retired.insert(place);
+    }
+
+    /// Place of the leader that a majority of all members believes in now.
     pub async fn leader_now(&self) -> Option<usize> {
+        let members = self.members();
         let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
-        for place in 0..self.nodes.len() {
-            if let Some(group) = self.status(place).await.and_then(|status| status.groups.into_iter().next()) {
+        for place in &members {
+            if let Some(group) = self.status(*place).await.and_then(|status| status.groups.into_iter().next()) {
                 *votes.entry(group.leader_id).or_default() += 1;
             }
         }
-        let leader = votes.into_iter().find(|(leader, count)| *leader != 0 && *count > self.nodes.len() / 2);
+        let leader = votes.into_iter().find(|(leader, count)| *leader != 0 && *count > members.len() / 2);
         self.nodes.iter().position(|node| Some(node.id) == leader.map(|(id, _)| id))
     }
 
@@ -246,18 +279,24 @@ impl Cluster {
     /// When one does not end.
     pub fn kill_together(&mut self, places: &[usize]) -> Vec<Killed> {
         for place in places {
-            process::signal(self.nodes[*place].pid, libc::SIGKILL);
-            if let Some(child) = self.own.get(place) {
-                signal_group(child, libc::SIGKILL);
-            }
+            self.signal(*place, libc::SIGKILL);
         }
         let end = |place: &usize| {
             let pid = self.nodes[*place].pid;
             let status = self.own.remove(place).map(|mut child| child.wait().expect("reaped"));
-            wait_until("a killed node's end", || !is_alive(pid));
+            // Also of what it was started under: a node under strace may end a moment after it.
+            wait_until("a killed node's end", || !is_alive(pid) && !process::group_is_alive(pid));
             Killed { pid, gone: true, signal: status.and_then(process::signal_of) }
         };
         places.iter().map(end).collect()
+    }
+
+    /// Sends a signal to a node, and to whatever it was started under.
+    pub fn signal(&self, place: usize, signal: i32) {
+        process::signal(self.nodes[place].pid, signal);
+        if let Some(child) = self.own.get(&place) {
+            signal_group(child, signal);
+        }
     }
 
     /// Starts a killed node again, by its own command line.
@@ -280,56 +319,12 @@ impl Cluster {
         let log = OpenOptions::new().create(true).append(true).open(self.log(place)).expect("log");
         let mut command = Command::new(argv[0]);
         command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        if let Some(surroundings) = self.surroundings.get(&place) {
+            surroundings.apply(&mut command);
+        }
         let child = process::spawn(command, Orphan::Killed).expect("the node starts");
         self.nodes[place].pid = i32::try_from(child.id()).expect("pid");
         self.own.insert(place, child);
-    }
-
-    /// Starts a further node on an empty directory, under an id of its own and with these failure domains. It belongs to
-    /// no cluster until it is added. Up to three: they listen on the ports of a row that the first three leave free.
-    /// Gives its place.
-    ///
-    /// # Panics
-    /// When it cannot be started, or is the fourth.
-    pub fn start_further(&mut self, id: u64, labels: &str) -> usize {
-        let place = self.nodes.len();
-        assert!(place < 2 * NODES, "a row has ports for six nodes");
-        let data_dir = self.dir.join(format!("n{place}"));
-        let first = usize::from(self.ports.base) + (place - NODES) * 10 + 4;
-        let address = |offset: usize| format!("127.0.0.1:{}", first + offset);
-        // As the first node, but for what makes it that one.
-        let own = [
-            "--node-id",
-            "--data-dir",
-            "--listen-client",
-            "--listen-peer",
-            "--listen-admin",
-            "--listen-http",
-            "--label",
-        ];
-        let mut argv: Vec<String> = Vec::new();
-        let mut rest = self.nodes[0].argv.iter();
-        while let Some(word) = rest.next() {
-            if own.contains(&word.as_str()) {
-                rest.next();
-            } else {
-                argv.push(word.clone());
-            }
-        }
-        let mut add = |flag: &str, value: String| argv.extend([flag.to_owned(), value]);
-        add("--node-id", id.to_string());
-        add("--data-dir", data_dir.to_string_lossy().into_owned());
-        for (n, flag) in ["--listen-client", "--listen-peer", "--listen-admin", "--listen-http"].into_iter().enumerate()
-        {
-            add(flag, address(n));
-        }
-        for label in labels.split(',').filter(|label| !label.is_empty()) {
-            add("--label", label.to_owned());
-        }
-        let node = Node { id, pid: 0, data_dir, client: address(0), admin: address(2), http: address(3), argv };
-        self.nodes.push(node);
-        self.restart(place);
-        place
     }
 
     /// Makes all nodes children of this process, by stopping them and starting each by its own command line: only of
@@ -373,6 +368,8 @@ impl Cluster {
         let children: Vec<Child> = own.into_values().chain(self.dev.take()).collect();
         for child in &children {
             signal_group(child, libc::SIGTERM);
+            // One that a fault has stopped is told nothing until it goes on.
+            signal_group(child, libc::SIGCONT);
         }
         for mut child in children {
             child.wait().expect("reaped");

@@ -4,6 +4,7 @@
 //! - Every child is told by the kernel when this process ends, however it ends, also by SIGKILL.
 //! - All children are started by one thread that lives as long as the process: the kernel counts the end of the
 //!   *thread* that started a child as its parent's death, and threads of a runtime come and go.
+//! - A child sees the mounts of the thread that ordered it.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -11,27 +12,33 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use crate::disk::mounts::Namespace;
+
 /// What the kernel sends a child whose starter died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Orphan {
+pub(crate) enum Orphan {
     /// SIGKILL: for a process that has no children, or whose children die with it.
     Killed,
     /// SIGTERM: for one that ends its own children when it is told to, as `holdfast dev` does.
     Told,
 }
 
-type Order = (Command, SyncSender<io::Result<Child>>);
+struct Order {
+    command: Command,
+    mounts: Namespace,
+    answer: SyncSender<io::Result<Child>>,
+}
 
 /// Starts a child in a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends its
 /// children in order.
-pub(super) fn spawn(mut command: Command, orphan: Orphan) -> io::Result<Child> {
+pub(crate) fn spawn(mut command: Command, orphan: Orphan) -> io::Result<Child> {
     static STARTER: OnceLock<SyncSender<Order>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (orders, waiting) = sync_channel::<Order>(1);
         std::thread::spawn(move || {
-            for (mut command, answer) in waiting {
+            for Order { mut command, mounts, answer } in waiting {
                 // Whoever ordered it may be gone; the child is then dropped, and ends with this process.
-                let _ = answer.send(command.spawn());
+                let _ = answer.send(mounts.enter().and_then(|()| command.spawn()));
             }
         });
         orders
@@ -48,7 +55,7 @@ pub(super) fn spawn(mut command: Command, orphan: Orphan) -> io::Result<Child> {
     }
     let (answer, child) = sync_channel(1);
     let gone = |_| io::Error::other("the thread that starts processes is gone");
-    starter.send((command, answer)).map_err(|_| gone(()))?;
+    starter.send(Order { command, mounts: Namespace::here()?, answer }).map_err(|_| gone(()))?;
     child.recv().map_err(|_| gone(()))?
 }
 
@@ -72,6 +79,12 @@ pub(super) fn signal_group(child: &Child, signal: i32) {
         // SAFETY: a plain system call on a process group that `spawn` made and whose leader is not reaped yet.
         unsafe { libc::kill(-pid, signal) };
     }
+}
+
+/// A process is left in the group that `spawn` made for a child. Of one that never led a group nothing is.
+pub(super) fn group_is_alive(leader: i32) -> bool {
+    // SAFETY: a plain system call that sends nothing.
+    unsafe { libc::kill(-leader, 0) == 0 }
 }
 
 /// Sends `signal` to one process.

@@ -3,21 +3,41 @@
 //! It proves little about fsync: what a killed process wrote stays in the page cache. It proves what is promised about
 //! leaders, elections, restarts and request ids.
 
-use std::time::Duration;
-
-use holdfast_client::{Client, RecordRef};
 use tokio::time::Instant;
 
+use crate::chance::Chance;
 use crate::checker::harness::Expected;
 use crate::cluster::{Cluster, comes_true};
 use crate::history::{Action, Kill, Named, Recorder, Recovered, Restart, Stage, Target};
+use crate::nemesis::drive::{RECOVER_WITHIN, serves};
+use crate::nemesis::{Fault, Harm, Struck, World};
 
-/// How long a cluster with a quorum may go without an acknowledgement, and a node without serving.
-const RECOVER_WITHIN: Duration = Duration::from_secs(30);
-/// For one try of the read that shows that a node serves.
-const PROBE_WITHIN: Duration = Duration::from_millis(500);
-/// A record that nobody has.
-const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "serves" };
+/// Kills one node, or as many as may be taken, in one moment.
+pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
+    let count = 1 + chance.below(world.spare().max(1));
+    let places = world.victims(count, chance).await;
+    if places.is_empty() {
+        return Ok(None);
+    }
+    let leader = world.cluster.leader_now().await;
+    let mut struck = world.begin(Fault::Kill, places, Harm::Taken, "SIGKILL");
+    let recorder = world.recorder.clone();
+    let targets = kill(&mut world.cluster, &recorder, struck.round, &struck.places, leader);
+    struck.installed = targets.iter().all(|target| target.gone && target.signal == Some(libc::SIGKILL));
+    struck.detail = format!("{targets:?}");
+    Ok(Some(struck))
+}
+
+/// Starts them again. That they serve is seen once all is healed: what else stands may keep them from it.
+pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Result<()> {
+    for place in &struck.places {
+        world.cluster.restart(*place);
+        world.restarted.insert(*place);
+    }
+    struck.installed = false;
+    struck.detail = "started again".to_owned();
+    Ok(())
+}
 
 /// Kills as `expected`, until `until` at the latest; what was not done is missing in the history, and then the run
 /// proves nothing. All nodes run when it returns.
@@ -70,7 +90,13 @@ async fn load(recorder: &Recorder, expected: &Expected, until: Instant) -> bool 
     comes_true(left, async || recorder.progress().since_mark >= expected.acknowledged_between).await
 }
 
-fn kill(cluster: &mut Cluster, recorder: &Recorder, round: u32, places: &[usize], leader: Option<usize>) {
+fn kill(
+    cluster: &mut Cluster,
+    recorder: &Recorder,
+    round: u32,
+    places: &[usize],
+    leader: Option<usize>,
+) -> Vec<Target> {
     let target = |place: &usize| {
         let node = &cluster.nodes[*place];
         Target { node: node.id, pid: node.pid, leader: leader == Some(*place), gone: false, signal: None }
@@ -80,9 +106,10 @@ fn kill(cluster: &mut Cluster, recorder: &Recorder, round: u32, places: &[usize]
     for (target, killed) in targets.iter_mut().zip(cluster.kill_together(places)) {
         (target.pid, target.gone, target.signal) = (killed.pid, killed.gone, killed.signal);
     }
-    recorder.note(Named::Nemesis, Stage::Info, Action::Kill(Kill { round, targets }));
+    recorder.note(Named::Nemesis, Stage::Info, Action::Kill(Kill { round, targets: targets.clone() }));
     // Writes that begin from now on cannot have been acknowledged by whoever was killed.
     recorder.mark();
+    targets
 }
 
 async fn recovered(recorder: &Recorder, round: u32, expected: &Expected) -> bool {
@@ -99,16 +126,11 @@ async fn restart(cluster: &mut Cluster, recorder: &Recorder, places: &[usize]) -
     }
     let mut all = true;
     for place in places {
+        let serves = comes_true(RECOVER_WITHIN, async || serves(cluster, *place).await).await;
         let node = &cluster.nodes[*place];
-        let client = cluster.client_of(*place).with_deadline(PROBE_WITHIN);
-        let serves = comes_true(RECOVER_WITHIN, async || answers(&client).await).await;
         let restart = Restart { node: node.id, pid: node.pid, serves };
         recorder.note(Named::Nemesis, Stage::Info, Action::Restart(restart));
         all &= serves;
     }
     all
-}
-
-async fn answers(client: &Client) -> bool {
-    client.get(PROBE).await.is_ok()
 }

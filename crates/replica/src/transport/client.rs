@@ -1,16 +1,24 @@
 //! The calling side: one set of lazy connections per peer, and openraft's network over them.
 //!
+//! openraft 0.10.0-alpha.37 can wedge an append stream for good: when one broke and the peer now needs a snapshot, a
+//! commit that is sent meanwhile and not answered makes it take up the command of the broken stream again
+//! (`replication/mod.rs`, `select_next_payload`: the inflight id is `None`, so the old command counts as new). What that
+//! asks for is purged; each round then sends nothing, and looks for no new command (`stream_state.rs`,
+//! `get_log_id_range` looks only once all is sent), so that not even the end of the snapshot ends it. So a stream that
+//! sends nothing twice in a row after a purged entry ends here with an error; openraft then waits for its next command.
+//!
 //! Every call has a deadline; connections have HTTP/2 keepalive, so that a half-open peer is noticed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use holdfast_store::LogStore;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::peer_service_client::PeerServiceClient;
 use openraft::OptionalSend;
@@ -22,6 +30,7 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
+use tokio::sync::Notify;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -90,6 +99,8 @@ pub struct Peers {
     group: u32,
     cluster: Arc<RwLock<Option<MetadataValue<tonic::metadata::Ascii>>>>,
     members: RwLock<BTreeMap<u64, (Member, Peer)>>,
+    /// What peers are filled up from.
+    log: OnceLock<LogStore>,
     /// Snapshots that this node sends.
     pub transfers: Transfers,
     /// Peers whose log lost something.
@@ -109,12 +120,23 @@ impl Peers {
             group,
             cluster: Arc::default(),
             members: RwLock::default(),
+            log: OnceLock::new(),
             transfers: Transfers::default(),
             recoveries: Recoveries::default(),
             clocks: Clocks::default(),
             withholds_state: AtomicBool::new(false),
             rooms: Rooms::default(),
         }
+    }
+
+    /// Peers are filled up from this log; said once.
+    pub fn fill_up_from(&self, log: LogStore) {
+        drop(self.log.set(log));
+    }
+
+    /// What follows this entry was purged: a peer that ends there needs a snapshot, and appends cannot help it.
+    fn is_purged_after(&self, index: u64) -> bool {
+        self.log.get().and_then(LogStore::purged).is_some_and(|purged| index < purged.index)
     }
 
     /// Names the cluster in every call from now on.
@@ -269,17 +291,32 @@ impl Network {
         let pending: Arc<Mutex<VecDeque<()>>> = Arc::default();
         let sent = pending.clone();
         let (group, target, peers) = (self.group, self.target, self.peers.clone());
-        let outbound = input.map(move |request| {
-            if let Ok(mut sent) = sent.lock() {
+        let (log, futile) = (peers.clone(), Arc::new(Notify::new()));
+        let found_futile = futile.clone();
+        let outbound = input.scan(false, move |before, request| {
+            let after = request.prev_log_id.as_ref().map_or(0, |id| id.index());
+            // Once is a commit that is passed on; twice in a row is a stream that gets nowhere.
+            let sends_nothing = request.entries.is_empty() && log.is_purged_after(after);
+            let wedged = std::mem::replace(before, sends_nothing) && sends_nothing;
+            if wedged {
+                found_futile.notify_one();
+            } else if let Ok(mut sent) = sent.lock() {
                 sent.push_back(());
             }
-            append_to(group, request)
+            std::future::ready((!wedged).then(|| append_to(group, request)))
         });
         let mut inbound =
             self.client.stream_append(outbound).await.map_err(|status| unreachable(&status))?.into_inner();
         let answers = async_stream::stream! {
             loop {
-                let item = match tokio::time::timeout(STREAM_IDLE, inbound.message()).await {
+                let answer = tokio::select! {
+                    answer = tokio::time::timeout(STREAM_IDLE, inbound.message()) => answer,
+                    () = futile.notified() => {
+                        yield Err(broken("what the peer lacks was purged: it needs a snapshot"));
+                        return;
+                    }
+                };
+                let item = match answer {
                     Ok(item) => item,
                     // Silence is fine while nothing is asked.
                     Err(_) if pending.lock().is_ok_and(|pending| pending.is_empty()) => continue,

@@ -115,6 +115,17 @@ fn every_kind_of_end_can_be_valid() {
 }
 
 #[test]
+fn users_of_other_workloads_are_not_judged() {
+    let mut ops = valid();
+    let mut other = ops.last().expect("the feed").clone();
+    if let Action::Feed(feed) = &mut other.action {
+        feed.user = "f0".into();
+    }
+    ops.push(other);
+    assert_broken(&check(&ops), Verdict::Valid, &[]);
+}
+
+#[test]
 fn a_lost_record_is_seen() {
     let report = judged_feed(|records| records.retain(|found| found.key != "a1"));
     assert_broken(&report, Verdict::Invalid, &["acknowledged, not found"]);

@@ -1,0 +1,176 @@
+//! Valid histories by the thousand, spoilt in the ways in which a feed would break its promises.
+
+use super::*;
+use crate::chance::Chance;
+use crate::checker::Verdict;
+use crate::checker::paired::calls;
+use crate::checker::simulation::{Plan, valid};
+use crate::history::Stage;
+
+fn judged(ops: &[Op]) -> Report {
+    let calls = calls(ops);
+    check(ops, &calls, &timeline::history(&calls))
+}
+
+fn plan(seed: u64) -> Plan {
+    Plan { users: 1, keys: 12, clients: 3, consumers: 4, steps: 900, ..Plan::small(seed) }
+}
+
+#[test]
+fn what_a_sound_cluster_does_is_valid() {
+    for seed in 0..100 {
+        let plan = Plan { lost_percent: [0, 5, 20][seed as usize % 3], ..plan(seed) };
+        let report = judged(&valid(plan));
+        assert!(report.verdict != Verdict::Invalid, "{plan:?} {report:#?}");
+        assert_eq!(report.broken().iter().filter(|row| **row != "consumers that went on at another node").count(), 0);
+    }
+}
+
+/// Spoils a page; false = this one cannot be spoilt so.
+type Spoil = fn(&mut Turned, &mut Chance) -> bool;
+
+const SPOILS: &[(&str, Spoil)] = &[
+    ("two events swapped", |turned, chance| {
+        let borders: Vec<usize> = (1..turned.records.len())
+            .filter(|at| turned.records[at - 1].version != turned.records[*at].version)
+            .collect();
+        if borders.is_empty() {
+            return false;
+        }
+        let at = borders[chance.below(borders.len())];
+        turned.records.swap(at - 1, at);
+        true
+    }),
+    ("an event dropped", |turned, chance| {
+        if turned.records.is_empty() || (turned.more && turned.records.len() == 1) {
+            return false;
+        }
+        // At the end of a page with more to come, the next page would bring it.
+        let last = turned.records.last().map(|seen| seen.version);
+        let places: Vec<usize> =
+            (0..turned.records.len()).filter(|at| !turned.more || Some(turned.records[*at].version) != last).collect();
+        if places.is_empty() {
+            return false;
+        }
+        turned.records.remove(places[chance.below(places.len())]);
+        true
+    }),
+    ("an event twice", |turned, chance| {
+        if turned.records.is_empty() {
+            return false;
+        }
+        let at = chance.below(turned.records.len());
+        turned.records.insert(at, turned.records[at].clone());
+        true
+    }),
+    ("another version", |turned, chance| {
+        if turned.records.is_empty() {
+            return false;
+        }
+        let at = chance.below(turned.records.len());
+        turned.records[at].version += 1;
+        true
+    }),
+    ("a deletion in place of a change", |turned, chance| {
+        let live: Vec<usize> = (0..turned.records.len()).filter(|at| turned.records[*at].payload.is_some()).collect();
+        if live.is_empty() {
+            return false;
+        }
+        turned.records[live[chance.below(live.len())]].payload = None;
+        true
+    }),
+    ("half a commit", |turned, _| {
+        let last = turned.records.last().map(|seen| seen.version);
+        let of_last = turned.records.iter().filter(|seen| Some(seen.version) == last).count();
+        if of_last < 2 || !turned.more {
+            return false;
+        }
+        turned.records.pop();
+        true
+    }),
+];
+
+#[test]
+fn every_way_to_spoil_a_page_is_seen() {
+    for (name, spoil) in SPOILS {
+        let mut spoilt = 0;
+        for seed in 0..120 {
+            let mut ops = valid(plan(seed));
+            let mut chance = Chance::new(seed, 1);
+            let mut pages: Vec<&mut Turned> = ops
+                .iter_mut()
+                .filter(|op| op.stage == Stage::Ok)
+                .filter_map(|op| match &mut op.action {
+                    Action::Page(Page { turned: Some(turned), .. }) => Some(turned),
+                    _ => None,
+                })
+                .collect();
+            chance.shuffle(&mut pages);
+            if !pages.into_iter().any(|page| spoil(page, &mut chance)) {
+                continue;
+            }
+            spoilt += 1;
+            let report = judged(&ops);
+            assert_eq!(report.verdict, Verdict::Invalid, "{name}, seed {seed}: {report:#?}");
+        }
+        assert!(spoilt >= 20, "{name}: only {spoilt} histories could be spoilt");
+    }
+}
+
+#[test]
+fn a_consumer_that_was_not_woken_again_is_seen() {
+    let mut spoilt = 0;
+    for seed in 0..20 {
+        let mut ops = valid(plan(seed));
+        // Its last page with news never came.
+        let news = ops.iter().rposition(|op| {
+            matches!(&op.action, Action::Page(Page { turned: Some(turned), .. }) if !turned.records.is_empty() && turned.kept)
+        });
+        let Some(news) = news else { continue };
+        let process = ops[news].process;
+        let began = ops[..news].iter().rposition(|op| op.process == process).expect("it began");
+        let mut place = 0;
+        ops.retain(|op| {
+            place += 1;
+            op.process != process || place <= began
+        });
+        spoilt += 1;
+        let report = judged(&ops);
+        assert!(
+            report.broken().contains(&"consumers that stayed behind: a wake-up or a change was lost"),
+            "seed {seed}: {report:#?}"
+        );
+    }
+    assert!(spoilt >= 10, "{spoilt}");
+}
+
+#[test]
+fn a_history_cut_off_anywhere_is_neither_valid_nor_blamed_on_the_cluster() {
+    for seed in 0..20 {
+        let whole = valid(Plan { lost_percent: 10, ..plan(seed) });
+        let cut = &whole[..Chance::new(seed, 2).below(whole.len())];
+        let report = judged(cut);
+        assert_eq!(report.verdict, Verdict::Unknown, "seed {seed}, {} lines: {report:#?}", cut.len());
+    }
+}
+
+#[test]
+fn a_resync_and_a_hint_of_what_is_not_there_are_seen() {
+    let mut ops = valid(plan(1));
+    let at = crate::history::calls::Point { incarnation: 7, group: 0, index: 12 };
+    let hint = crate::history::calls::Hint { user: "u0".into(), head: (1 << 48) + 9_999, at };
+    ops.push(Op { action: Action::Hint(hint), stage: Stage::Info, ..ops[0].clone() });
+    assert!(judged(&ops).broken().contains(&"hints of versions that were not there"));
+    let mut ops = valid(plan(1));
+    let last = ops.iter_mut().rfind(|op| matches!(op.action, Action::Page(_))).expect("a page");
+    last.stage = Stage::Fail;
+    if let Action::Page(page) = &mut last.action {
+        (page.turned, page.resync) = (None, Some("ROLLED_BACK".into()));
+    }
+    assert!(judged(&ops).broken().contains(&"orders to resync, though nothing was restored"));
+}
+
+#[test]
+fn nothing_done_is_no_pass() {
+    assert_eq!(judged(&[]).verdict, Verdict::Unknown);
+}

@@ -1,0 +1,144 @@
+//! Beginnings and ends of calls, put together.
+
+use std::collections::BTreeMap;
+
+use crate::history::calls::{Batch, Page, Read};
+use crate::history::{Action, Failure, Op, Process, Stage};
+
+/// One call of a client, from its beginning to its end.
+#[derive(Debug)]
+pub struct Call<'a, T> {
+    /// Who.
+    pub process: Process,
+    /// Before it was sent.
+    pub began_ns: u64,
+    /// After its end was known; `None` = it has none.
+    pub ended_ns: Option<u64>,
+    /// How it ended; [`Stage::Info`] when it did not.
+    pub stage: Stage,
+    /// What was asked, and the answer if there is one.
+    pub what: &'a T,
+    /// Why there is none.
+    pub error: Option<&'a Failure>,
+}
+
+/// All calls of a history, in the order of their beginnings.
+#[derive(Debug, Default)]
+pub struct Calls<'a> {
+    /// Writes.
+    pub batches: Vec<Call<'a, Batch>>,
+    /// Reads.
+    pub reads: Vec<Call<'a, Read>>,
+    /// Pages of feeds.
+    pub pages: Vec<Call<'a, Page>>,
+    /// What does not fit together: a history with a hole proves nothing.
+    pub broken: Vec<String>,
+}
+
+/// Puts the calls of a history together.
+pub fn calls(history: &[Op]) -> Calls<'_> {
+    let mut calls = Calls::default();
+    let mut open: BTreeMap<Process, &Op> = BTreeMap::new();
+    let mut last_ns = 0;
+    for op in history.iter().filter(|op| is_call(&op.action)) {
+        if op.time_ns < last_ns {
+            calls.broken.push(format!("{} ns after {last_ns} ns", op.time_ns));
+        }
+        last_ns = op.time_ns;
+        if op.stage == Stage::Invoke {
+            if let Some(before) = open.insert(op.process, op) {
+                calls.broken.push(format!("{:?} began {} before the end of what it did", op.process, name(&op.action)));
+                calls.push(before, None);
+            }
+            continue;
+        }
+        match open.remove(&op.process) {
+            Some(began) if is_end_of(&op.action, &began.action) => calls.push(began, Some(op)),
+            began => {
+                let what = name(&op.action);
+                calls.broken.push(format!("an end of {what} by {:?}, which did not begin it", op.process));
+                if let Some(began) = began {
+                    calls.push(began, None);
+                }
+            }
+        }
+    }
+    // What never ended may have taken effect.
+    for began in open.into_values() {
+        calls.push(began, None);
+    }
+    calls.batches.sort_by_key(|call| call.began_ns);
+    calls.reads.sort_by_key(|call| call.began_ns);
+    calls.pages.sort_by_key(|call| call.began_ns);
+    calls
+}
+
+impl<'a> Calls<'a> {
+    fn push(&mut self, began: &'a Op, end: Option<&'a Op>) {
+        let call = Call {
+            process: began.process,
+            began_ns: began.time_ns,
+            ended_ns: end.map(|end| end.time_ns),
+            stage: end.map_or(Stage::Info, |end| end.stage),
+            what: &(),
+            error: end.and_then(|end| end.error.as_ref()),
+        };
+        if let Some(end) = end
+            && end.stage == Stage::Ok
+            && !is_answered(&end.action)
+        {
+            self.broken.push(format!("{} is ok without an answer", name(&end.action)));
+        }
+        match &end.unwrap_or(began).action {
+            Action::Batch(what) => self.batches.push(call.of(what)),
+            Action::Read(what) => self.reads.push(call.of(what)),
+            Action::Page(what) => self.pages.push(call.of(what)),
+            _ => {}
+        }
+    }
+}
+
+impl<'a> Call<'a, ()> {
+    fn of<T>(self, what: &'a T) -> Call<'a, T> {
+        let Self { process, began_ns, ended_ns, stage, error, .. } = self;
+        Call { process, began_ns, ended_ns, stage, what, error }
+    }
+}
+
+fn is_call(action: &Action) -> bool {
+    matches!(action, Action::Batch(_) | Action::Read(_) | Action::Page(_))
+}
+
+fn is_answered(action: &Action) -> bool {
+    match action {
+        Action::Batch(batch) => batch.done.as_ref().is_some_and(|done| done.results.len() == batch.changes.len()),
+        Action::Read(read) => read.got.is_some(),
+        Action::Page(page) => page.turned.is_some(),
+        _ => true,
+    }
+}
+
+/// An end repeats what was asked.
+fn is_end_of(end: &Action, began: &Action) -> bool {
+    match (end, began) {
+        (Action::Batch(end), Action::Batch(began)) => {
+            (&end.user, &end.request_id, &end.changes) == (&began.user, &began.request_id, &began.changes)
+        }
+        (Action::Read(end), Action::Read(began)) => {
+            (&end.user, &end.keys, end.level) == (&began.user, &began.keys, began.level)
+        }
+        (Action::Page(end), Action::Page(began)) => {
+            (&end.user, &end.from, &end.collections) == (&began.user, &began.from, &began.collections)
+        }
+        _ => false,
+    }
+}
+
+fn name(action: &Action) -> String {
+    match action {
+        Action::Batch(batch) => format!("{}/{}", batch.user, batch.request_id),
+        Action::Read(read) => format!("a read of {}", read.user),
+        Action::Page(page) => format!("a page of {}", page.user),
+        action => format!("{action:?}"),
+    }
+}

@@ -1,0 +1,146 @@
+//! An array is lost: the disks of all nodes in it fail within ten milliseconds. It hangs, answers with errors, is empty,
+//! full of noise, or back at an earlier day.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+
+use crate::chance::Chance;
+use crate::cluster::comes_true;
+use crate::disk::array::{self, Spread, WITHIN};
+use crate::disk::corrupt::{Damage, Part};
+use crate::nemesis::drive::RECOVER_WITHIN;
+use crate::nemesis::{Fault, Harm, Struck, World};
+
+/// Written and fsynced after the image was set aside: a rollback must take it away.
+const MARK: &str = "rollback-mark";
+
+/// Makes one of the five losses of an array.
+pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
+    let places = world.array(chance)?;
+    if places.is_empty() {
+        return Ok(None);
+    }
+    let mut struck = world.begin(fault, places, Harm::Taken, "all disks of one array");
+    match fault {
+        Fault::ArrayHang => {
+            let hang = array::hang(&world.disks_of(&struck.places)?).context("freeze an array")?;
+            told(&mut struck, hang.spread, hang.spread.begun <= WITHIN, "writers sleep");
+            world.hangs.insert(struck.round, hang);
+        }
+        Fault::ArrayEio => {
+            let spread = cut(world, &struck.places)?;
+            let dark = world.disks_of(&struck.places)?.iter().all(|disk| disk.is_dark());
+            told(&mut struck, spread, dark, "every call fails with EIO");
+        }
+        Fault::ArrayWipe | Fault::ArrayScramble => lose(world, &mut struck, chance).await?,
+        _ => {
+            for place in &struck.places {
+                world.disk(*place)?.set_aside(&world.copy_of(*place)?)?;
+                mark(world.disk(*place)?.at())?;
+            }
+            // What is acknowledged from here on is what the disks will have forgotten.
+            world.recorder.mark();
+            let loaded = comes_true(RECOVER_WITHIN, async || world.recorder.progress().since_mark > 0).await;
+            let spread = cut(world, &struck.places)?;
+            world.cluster.kill_together(&struck.places);
+            let mut gone = true;
+            for place in struck.places.clone() {
+                gone &= roll_back(world, place)?;
+                world.start(place);
+            }
+            let what =
+                if loaded { "an fsynced file is gone" } else { "an fsynced file is gone; nothing was acknowledged" };
+            told(&mut struck, spread, gone, what);
+        }
+    }
+    Ok(Some(struck))
+}
+
+/// The array is back: as it was before, if it had been emptied or spoilt. Nodes that ended are started.
+pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Result<()> {
+    // Ends when the guardian has thawed them.
+    let hung = world.hangs.remove(&struck.round).is_some();
+    let fault = struck.fault;
+    let mut ended = Vec::new();
+    for place in struck.places.clone() {
+        if fault == Fault::ArrayRollback || hung {
+            continue;
+        }
+        if let Some(status) = world.cluster.ended(place) {
+            ended.push(format!("node {}: {status}", world.cluster.nodes[place].id));
+        }
+        world.cluster.kill(place);
+        match fault {
+            Fault::ArrayEio => world.disk(place)?.revive()?,
+            _ => world.disk(place)?.roll_back(&world.copy_of(place)?)?,
+        }
+        world.start(place);
+    }
+    let restarted = world.restart_ended(&struck.places);
+    struck.installed = world.disks_of(&struck.places)?.iter().any(|disk| disk.is_dark());
+    struck.detail = format!("the array is back; had ended: {ended:?} {restarted:?}");
+    Ok(())
+}
+
+/// Empties the disks or fills them with noise, keeps what they held, and starts the nodes: each must refuse, since it
+/// cannot know what it promised.
+async fn lose(world: &mut World, struck: &mut Struck, chance: &mut Chance) -> anyhow::Result<()> {
+    let spread = cut(world, &struck.places)?;
+    world.cluster.kill_together(&struck.places);
+    let mut spoilt = 0;
+    for place in struck.places.clone() {
+        let disk = world.disk(place)?;
+        disk.revive()?;
+        disk.set_aside(&world.copy_of(place)?)?;
+        if struck.fault == Fault::ArrayWipe {
+            disk.wipe()?;
+        } else {
+            for file in Part::Any.files(disk.at())? {
+                spoilt += usize::from(Damage::Scramble.strike(&file, None, chance).is_ok());
+            }
+            ensure!(spoilt > 0, "{} holds nothing to scramble", disk.at().display());
+        }
+        world.cluster.restart(place);
+    }
+    let mut ends = Vec::new();
+    for place in &struck.places {
+        let mut ended = None;
+        // Alone it cannot know that it is known under another directory, so it may run on while it hears nobody.
+        comes_true(RECOVER_WITHIN, async || {
+            ended = world.cluster.ended(*place);
+            ended.is_some()
+        })
+        .await;
+        ends.push(ended.map_or("runs on".to_owned(), |status| status.to_string()));
+    }
+    told(struck, spread, true, &format!("{spoilt} files of noise; the nodes, started on it: {ends:?}"));
+    Ok(())
+}
+
+fn cut(world: &World, places: &[usize]) -> anyhow::Result<Spread> {
+    array::cut_power(&world.disks_of(places)?).context("shut the disks of an array down")
+}
+
+fn told(struck: &mut Struck, spread: Spread, seen: bool, what: &str) {
+    struck.installed = seen && spread.begun <= WITHIN;
+    struck.detail =
+        format!("{what}; all within {} us, done after {} us", spread.begun.as_micros(), spread.done.as_micros());
+}
+
+/// Leaves an fsynced file behind.
+pub(super) fn mark(at: &Path) -> anyhow::Result<()> {
+    let path = at.join(MARK);
+    let made = std::fs::File::create(&path).and_then(|file| file.sync_all());
+    made.and_then(|()| std::fs::File::open(at)?.sync_all()).with_context(|| format!("write {}", path.display()))
+}
+
+/// Puts the image back that was set aside; true = the fsynced file is gone. The node must have been killed.
+pub(super) fn roll_back(world: &World, place: usize) -> anyhow::Result<bool> {
+    let (disk, copy) = (world.disk(place)?, world.copy_of(place)?);
+    disk.revive()?;
+    let was_there = disk.at().join(MARK).exists();
+    disk.roll_back(&copy)?;
+    std::fs::remove_file(&copy).with_context(|| format!("remove {}", copy.display()))?;
+    Ok(was_there && !disk.at().join(MARK).exists())
+}

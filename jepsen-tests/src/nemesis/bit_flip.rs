@@ -1,0 +1,119 @@
+//! One damaged file on one node, each part of its directory in turn. The node refuses to start and says why, or sets the
+//! damage aside and is filled up again, or meets it later and repairs it; it never serves it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::chance::Chance;
+use crate::cluster::comes_true;
+use crate::disk::corrupt::{Damage, Part};
+use crate::nemesis::drive::RECOVER_WITHIN;
+use crate::nemesis::{Fault, Harm, Struck, World};
+
+/// What is struck, in turn.
+const PARTS: &[Part] = &[
+    Part::LogWal,
+    Part::StateTable,
+    Part::Floor,
+    Part::Snapshot,
+    Part::LogManifest,
+    Part::StateManifest,
+    Part::LogTable,
+    Part::LogCurrent,
+    Part::StateCurrent,
+    Part::StatePointer,
+];
+/// What it says when it found something: events, and the words of an error that ends it.
+const SAID: &[&str] = &["log.recovering", "log.quarantined", "log.floor_missing", "integrity.", "holdfast: "];
+
+/// A file as it was before.
+#[derive(Debug)]
+pub(super) struct Whole {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// Length of the node's log before it met the damage.
+    said: u64,
+}
+
+/// Kills a node, flips a bit, and starts it.
+pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
+    let places = world.victims(1, chance).await;
+    let Some(place) = places.first().copied() else { return Ok(None) };
+    let mut struck = world.begin(Fault::BitFlip, places, Harm::Taken, "SIGKILL, one flipped bit, started again");
+    world.cluster.kill(place);
+    let data = world.cluster.nodes[place].data_dir.clone();
+    let mut target = None;
+    for _ in PARTS {
+        let part = PARTS[world.flips % PARTS.len()];
+        world.flips += 1;
+        target = part.any_file(&data, chance)?.map(|file| (part, file));
+        if target.is_some() {
+            break;
+        }
+    }
+    let (part, file) = target.with_context(|| format!("{} holds nothing to damage", data.display()))?;
+    let before = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    let done = Damage::Flip.strike(&file, None, chance)?;
+    let after = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    struck.installed = before != after;
+    let said = std::fs::metadata(world.cluster.log(place)).map_or(0, |log| log.len());
+    world.cluster.restart(place);
+    let name = file.strip_prefix(&data).unwrap_or(&file).display().to_string();
+    world.whole.insert(struck.round, Whole { path: file, bytes: before, said });
+    let mut ended = None;
+    let decided = comes_true(RECOVER_WITHIN, async || {
+        ended = world.cluster.ended(place);
+        ended.is_some() || world.cluster.status(place).await.is_some()
+    });
+    let decided = decided.await;
+    let end = match ended {
+        Some(status) => format!("it refused: {status}"),
+        None if decided => "it started".to_owned(),
+        None => "it neither answers nor ends".to_owned(),
+    };
+    struck.detail =
+        format!("{part:?}: byte {} of {} in {name}; {end}; {}", done.at, after.len(), told(world, place, said));
+    Ok(Some(struck))
+}
+
+/// Does what the node said is to be done, if it refused, and starts it.
+pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Result<()> {
+    let place = struck.places[0];
+    let whole = world.whole.remove(&struck.round).context("a fault that was made")?;
+    struck.detail = match world.cluster.ended(place) {
+        None => format!("it runs; {}", told(world, place, whole.said)),
+        Some(status) => {
+            world.cluster.kill(place);
+            let said = told(world, place, whole.said);
+            let data = world.cluster.nodes[place].data_dir.clone();
+            let done = ["state", "raft"].into_iter().find(|part| said.contains(&format!("{part}/ to quarantine/")));
+            match done {
+                Some(part) => set_aside(&data, part, struck.round)?,
+                None => std::fs::write(&whole.path, &whole.bytes)
+                    .with_context(|| format!("put {} back", whole.path.display()))?,
+            }
+            world.start(place);
+            let done = done.map_or("the bytes were put back".to_owned(), |part| format!("{part}/ went to quarantine/"));
+            format!("it had ended: {status}; {said}; {done}")
+        }
+    };
+    struck.installed = false;
+    Ok(())
+}
+
+fn set_aside(data: &Path, part: &str, round: u32) -> anyhow::Result<()> {
+    let target = data.join("quarantine").join(format!("{part}-of-round-{round}"));
+    std::fs::rename(data.join(part), &target).with_context(|| format!("move {part} to {}", target.display()))
+}
+
+/// What the node said about damage since its log had this length, the last of it.
+fn told(world: &World, place: usize, since: u64) -> String {
+    let bytes = std::fs::read(world.cluster.log(place)).unwrap_or_default();
+    let since = usize::try_from(since).unwrap_or(usize::MAX).min(bytes.len());
+    let text = String::from_utf8_lossy(&bytes[since..]).into_owned();
+    match text.lines().rfind(|line| SAID.iter().any(|word| line.contains(word))) {
+        Some(line) => format!("it says: {line}"),
+        None => "it says nothing of damage".to_owned(),
+    }
+}

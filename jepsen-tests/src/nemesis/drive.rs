@@ -1,0 +1,139 @@
+//! Which faults strike when: drawn from the seed, one or two at once, for a drawn time, again and again.
+//!
+//! Invariants:
+//! - Before each fault there was load, and after it was healed there is load again; where a majority was left alone,
+//!   there was load while it stood, too. What was missing is in the history, and the checker of the harness judges it.
+//! - When it returns without an error, nothing stands.
+
+use std::time::Duration;
+
+use holdfast_client::RecordRef;
+use tokio::time::Instant;
+
+use crate::chance::Chance;
+use crate::cluster::{Cluster, comes_true};
+use crate::history::{Action, Named, Recovered, Restart, Stage};
+use crate::nemesis::{Fault, Struck, World};
+
+/// How long a cluster with a quorum may go without an acknowledgement, and a node without serving.
+pub(super) const RECOVER_WITHIN: Duration = Duration::from_secs(30);
+/// For one try of the read that shows that a node serves.
+const PROBE_WITHIN: Duration = Duration::from_millis(500);
+/// A record that nobody has.
+const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "serves" };
+/// A second fault strikes while the first one stands in so many of a hundred cases.
+const OVERLAP_PERCENT: usize = 60;
+/// How long faults stand, at least and at most.
+const HOLD_MS: (usize, usize) = (500, 5_000);
+
+/// What is to strike.
+#[derive(Debug, Clone)]
+pub struct Storm {
+    /// These; each strikes once before one strikes again.
+    pub faults: Vec<Fault>,
+    /// No fault is made after this.
+    pub until: Instant,
+    /// Acknowledgements that count as load.
+    pub acknowledged_between: usize,
+}
+
+/// Makes faults until the time is over, or the cluster does not come back; that is then in the history.
+///
+/// # Errors
+/// When the machine fails the harness.
+pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyhow::Result<()> {
+    let mut turn: Vec<Fault> = Vec::new();
+    let mut last = 0;
+    while Instant::now() < storm.until {
+        if turn.is_empty() {
+            turn.clone_from(&storm.faults);
+            chance.shuffle(&mut turn);
+        }
+        world.recorder.mark();
+        if !enough(world, storm).await {
+            note(world, last, false);
+            return Ok(());
+        }
+        let mut standing: Vec<Struck> = Vec::new();
+        let second = usize::from(chance.percent(OVERLAP_PERCENT));
+        let mut drawn = turn.split_off(turn.len().saturating_sub(1 + second));
+        // A transfer is over in a moment: it meets another fault only where that one stands already.
+        // A change of members is accepted only where all are well; what strikes then meets it half done.
+        drawn.sort_by_key(|fault| match fault {
+            Fault::Membership => 0,
+            Fault::Transfer => 2,
+            _ => 1,
+        });
+        for fault in drawn {
+            standing.extend(fault.strike(world, chance).await?);
+        }
+        let Some(round) = standing.last().map(|struck| struck.round) else { continue };
+        last = round;
+        let names: Vec<String> = standing.iter().map(|one| format!("{} ({})", one.fault, one.detail)).collect();
+        world.recorder.mark();
+        let held = Duration::from_millis((HOLD_MS.0 + chance.below(HOLD_MS.1 - HOLD_MS.0)) as u64);
+        tokio::time::sleep(held).await;
+        let mut goes_on = !world.must_serve() || recovered(world, round, storm).await;
+        chance.shuffle(&mut standing);
+        // A change of members ends, and the next one begins, only where all are well.
+        let all_well = world.must_serve() && world.whole() == world.cluster.members();
+        standing.sort_by_key(|struck| struck.fault == Fault::Membership && !all_well);
+        for struck in standing {
+            struck.heal(world).await?;
+        }
+        world.recorder.mark();
+        let began = Instant::now();
+        goes_on &= all_serve(world).await;
+        goes_on &= recovered(world, round, storm).await;
+        let progress = world.recorder.progress();
+        println!(
+            "round {round}: {}; held {} ms, all well again after {} ms; {} acknowledged, {} unknown",
+            names.join(" + "),
+            held.as_millis(),
+            began.elapsed().as_millis(),
+            progress.acknowledged,
+            progress.unknown
+        );
+        if !goes_on {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Whether clients' writes that began after the mark are acknowledged.
+async fn enough(world: &World, storm: &Storm) -> bool {
+    comes_true(RECOVER_WITHIN, async || world.recorder.progress().since_mark >= storm.acknowledged_between).await
+}
+
+async fn recovered(world: &World, round: u32, storm: &Storm) -> bool {
+    let writes = enough(world, storm).await;
+    note(world, round, writes);
+    writes
+}
+
+/// Writes down whether clients' writes go on after this round; 0 = there was none yet.
+fn note(world: &World, round: u32, writes: bool) {
+    world.recorder.note(Named::Nemesis, Stage::Info, Action::Recovered(Recovered { round, writes }));
+}
+
+/// Waits until each member answers a linearizable read: it has then caught up.
+async fn all_serve(world: &mut World) -> bool {
+    let mut all = true;
+    for place in world.cluster.members() {
+        let serves = comes_true(RECOVER_WITHIN, async || serves(&world.cluster, place).await).await;
+        // Also one that nobody started again, and that is silent all the same.
+        if world.restarted.remove(&place) || !serves {
+            let node = &world.cluster.nodes[place];
+            let restart = Restart { node: node.id, pid: node.pid, serves };
+            world.recorder.note(Named::Nemesis, Stage::Info, Action::Restart(restart));
+        }
+        all &= serves;
+    }
+    all
+}
+
+/// It answers a linearizable read.
+pub(super) async fn serves(cluster: &Cluster, place: usize) -> bool {
+    cluster.client_of(place).with_deadline(PROBE_WITHIN).get(PROBE).await.is_ok()
+}

@@ -1,0 +1,200 @@
+//! Scenarios: runs that are written down, one file each, with why they are there and how they must end.
+//!
+//! ```toml
+//! why = "Leaders die and stall while everybody writes."
+//! run = "-w register -n kill,pause --clients 8 --time-limit 45"   # as on the command line of `test`
+//! # A planted bug, which one of these checkers must find; without it the run must be valid.
+//! planted = "stale-read"
+//! caught_by = ["versioned"]
+//! # Seeds that are tried until it is found [1].
+//! tries = 3
+//! # A violation that is expected, because it is a stated limit: which checker finds it.
+//! limit = "set"
+//! # Always this one: a seed that once found something.
+//! seed = 7
+//! ```
+//!
+//! Invariant: a key that is not known here is an error. A scenario that asks for less than it seems to proves nothing.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use crate::checker::Verdict;
+
+/// A set of scenarios.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// Two short runs, and the planted bugs: at most four minutes.
+    Smoke,
+    /// Faults and workloads in pairs, and the planted bugs: at most 25 minutes.
+    Ci,
+    /// All pairs, drawn for hours.
+    Soak,
+    /// What once found something, or has broken systems like this one.
+    Regressions,
+    /// Planted bugs alone.
+    Planted,
+}
+
+/// One run and how it must end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scenario {
+    /// Name of its file.
+    pub name: String,
+    /// Why it is there.
+    pub why: String,
+    /// Arguments of `test`.
+    pub run: Vec<String>,
+    /// How it must end.
+    pub wanted: Wanted,
+    /// Seeds that are tried until it ends so.
+    pub tries: u32,
+    /// The only seed, if there is one.
+    pub seed: Option<u64>,
+}
+
+/// How a run must end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing was broken.
+    Valid,
+    /// The planted bug was found by one of these checkers.
+    Caught {
+        /// Which bug.
+        bug: String,
+        /// Who may find it.
+        by: Vec<String>,
+    },
+    /// What Holdfast says that it cannot do: this checker finds it.
+    Limit(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    why: String,
+    run: String,
+    planted: Option<String>,
+    #[serde(default)]
+    caught_by: Vec<String>,
+    tries: Option<u32>,
+    limit: Option<String>,
+    seed: Option<u64>,
+}
+
+/// All files, in the program, so that it runs from anywhere.
+const FILES: &[(Profile, &str, &str)] = &include!("../scenarios/list.in");
+
+impl Scenario {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(name: &str, text: &str) -> anyhow::Result<Self> {
+        let file: File = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
+        ensure!(!file.why.is_empty(), "scenario {name} says not why it is there");
+        let wanted = match (file.planted, file.limit) {
+            (None, None) => {
+                ensure!(file.caught_by.is_empty(), "scenario {name}: caught_by goes with planted");
+                Wanted::Valid
+            }
+            (Some(bug), None) => {
+                ensure!(!file.caught_by.is_empty(), "scenario {name}: planted needs caught_by");
+                Wanted::Caught { bug, by: file.caught_by }
+            }
+            (None, Some(limit)) => Wanted::Limit(limit),
+            (Some(_), Some(_)) => anyhow::bail!("scenario {name}: a planted bug is no stated limit"),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            why: file.why,
+            run: file.run.split_whitespace().map(str::to_owned).collect(),
+            wanted,
+            tries: file.tries.unwrap_or(1).max(1),
+            seed: file.seed,
+        })
+    }
+
+    /// Those of a profile, in the order of their names.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn of(profile: Profile) -> anyhow::Result<Vec<Self>> {
+        let also_planted = matches!(profile, Profile::Smoke | Profile::Ci);
+        let wanted = |of: Profile| of == profile || (also_planted && of == Profile::Planted);
+        FILES.iter().filter(|(of, ..)| wanted(*of)).map(|(_, name, text)| Self::parse(name, text)).collect()
+    }
+
+    /// Reads one from a file of the user's own.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        Self::parse(&name, &text)
+    }
+
+    /// Whether a run ended as it must, by the checkers that found something.
+    pub fn is_met(&self, verdict: Verdict, invalid: &[String]) -> bool {
+        match &self.wanted {
+            Wanted::Valid => verdict == Verdict::Valid,
+            Wanted::Caught { by, .. } => verdict == Verdict::Invalid && by.iter().any(|one| invalid.contains(one)),
+            Wanted::Limit(by) => verdict == Verdict::Invalid && invalid.contains(by),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_scenarios_can_be_read_and_none_is_forgotten() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut files = Vec::new();
+        for folder in std::fs::read_dir(&root).expect("folder").flatten().filter(|entry| entry.path().is_dir()) {
+            for file in std::fs::read_dir(folder.path()).expect("folder").flatten() {
+                let path = file.path();
+                assert_eq!(path.extension().and_then(|end| end.to_str()), Some("toml"), "{}", path.display());
+                files.push((folder.file_name().into_string().expect("name"), Scenario::read(&path).expect("reads")));
+            }
+        }
+        let mut known = Vec::new();
+        for profile in <Profile as clap::ValueEnum>::value_variants() {
+            let of = |of: &&(Profile, &str, &str)| of.0 == *profile;
+            for (_, name, text) in FILES.iter().filter(of) {
+                let folder = format!("{profile:?}").to_lowercase();
+                known.push((folder, Scenario::parse(name, text).expect("reads")));
+            }
+            assert!(Scenario::of(*profile).is_ok());
+        }
+        let sorted = |mut all: Vec<(String, Scenario)>| {
+            all.sort_by(|a, b| (&a.0, &a.1.name).cmp(&(&b.0, &b.1.name)));
+            all
+        };
+        assert_eq!(sorted(known), sorted(files), "scenarios/list.in names all files");
+    }
+
+    #[test]
+    fn a_scenario_says_how_it_must_end() {
+        let parse = |text: &str| Scenario::parse("x", &format!("why = 'because'\nrun = '-w set'\n{text}"));
+        let verdicts = |text: &str| {
+            let scenario = parse(text).expect("reads");
+            [(Verdict::Valid, vec![]), (Verdict::Invalid, vec!["set".to_owned()]), (Verdict::Unknown, vec![])]
+                .map(|(verdict, invalid)| scenario.is_met(verdict, &invalid))
+        };
+        assert_eq!(verdicts(""), [true, false, false]);
+        assert_eq!(verdicts("planted = 'stale-read'\ncaught_by = ['set', 'feed']"), [false, true, false]);
+        assert_eq!(verdicts("planted = 'stale-read'\ncaught_by = ['feed']"), [false, false, false]);
+        assert_eq!(verdicts("limit = 'set'"), [false, true, false]);
+        for wrong in
+            ["planted = 'x'", "caught_by = ['set']", "planted = 'x'\ncaught_by = ['y']\nlimit = 'z'", "seeds = 1"]
+        {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(Scenario::parse("x", "run = '-w set'").is_err(), "why is not optional");
+    }
+}
