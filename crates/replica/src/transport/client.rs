@@ -1,11 +1,8 @@
 //! The calling side: one set of lazy connections per peer, and openraft's network over them.
 //!
-//! openraft 0.10.0-alpha.37 can wedge an append stream for good: when one broke and the peer now needs a snapshot, a
-//! commit that is sent meanwhile and not answered makes it take up the command of the broken stream again
-//! (`replication/mod.rs`, `select_next_payload`: the inflight id is `None`, so the old command counts as new). What that
-//! asks for is purged; each round then sends nothing, and looks for no new command (`stream_state.rs`,
-//! `get_log_id_range` looks only once all is sent), so that not even the end of the snapshot ends it. So a stream that
-//! sends nothing twice in a row after a purged entry ends here with an error; openraft then waits for its next command.
+//! openraft 0.10.0-alpha.37 can wedge an append stream for good (`select_next_payload`, `get_log_id_range`): when one broke
+//! and the peer now needs a snapshot, it may take up the old command again; what that asks for is purged, each round sends
+//! nothing, and no new command is looked for. So a stream that sends nothing twice in a row after a purged entry ends here.
 //!
 //! Every call has a deadline; connections have HTTP/2 keepalive, so that a half-open peer is noticed.
 
