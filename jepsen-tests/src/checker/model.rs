@@ -97,7 +97,7 @@ impl<'a> Records<'a> {
 mod tests {
     use super::*;
 
-    fn put<'a>(key: &str, content: &str, guard: Option<Guard>) -> Change {
+    fn put(key: &str, content: &str, guard: Option<Guard>) -> Change {
         Change { key: key.into(), put: Some(content.into()), guard }
     }
 

@@ -429,5 +429,5 @@ fn seen(key: &str, stored: Stored<'_>) -> Seen {
 }
 
 fn key(number: usize) -> String {
-    format!("{}/k{number}", if number % 2 == 0 { "notes" } else { "todos" })
+    format!("{}/k{number}", if number.is_multiple_of(2) { "notes" } else { "todos" })
 }

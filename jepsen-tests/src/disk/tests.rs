@@ -209,6 +209,7 @@ fn nothing_is_left_when_the_process_is_killed_while_its_disks_hang() {
 }
 
 /// Two hung disks, a writer that sleeps in one of them, and a guardian.
+#[expect(clippy::zombie_processes, reason = "it is to be alive when this process is killed")]
 fn hold(dir: &Path) -> ! {
     Mounts::scope(|mounts| {
         let disks = ["a", "b"].map(|name| disk(mounts, dir, name));

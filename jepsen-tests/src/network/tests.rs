@@ -222,6 +222,7 @@ fn nothing_is_left_of_a_network_whose_process_was_killed() {
 }
 
 /// Makes a network with a process in it, tells of both, and waits to be killed.
+#[expect(clippy::zombie_processes, reason = "it is to be alive when this process is killed")]
 fn hold() {
     let network = Network::create(2, 1).expect("a network");
     let mut command = Command::new("cat");

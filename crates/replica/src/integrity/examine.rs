@@ -479,9 +479,9 @@ mod tests {
     fn a_reading_that_shows_no_sign_of_life_is_given_up() {
         let dir = tempfile::tempdir().expect("tempdir");
         let state = opened(&dir);
-        let (told, hears) = std::sync::mpsc::channel();
+        let (told, hears) = std::sync::mpsc::sync_channel(64);
         let told = Mutex::new(told);
-        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
         let held = Mutex::new(held);
         let on_end = move |_, ended: Result<&Findings, &str>| {
             told.lock().expect("lock").send(ended.map(drop).map_err(str::to_owned)).expect("heard");

@@ -178,7 +178,7 @@ mod tests {
         let pacer = Pacer::new(1 << 40);
         let pulse = Arc::new(Pulse::default());
         let mut first = pacer.pace(pulse.clone());
-        let (passed, passes) = std::sync::mpsc::channel();
+        let (passed, passes) = std::sync::mpsc::sync_channel(64);
         std::thread::scope(|threads| {
             let mut second = pacer.pace(Arc::default());
             threads.spawn(move || {
@@ -202,7 +202,9 @@ mod tests {
         let pulse = Arc::new(Pulse::default());
         std::thread::scope(|threads| {
             let reader = threads.spawn(|| pacer.pace(pulse.clone())(1_000_000));
+            let until = Instant::now() + Duration::from_secs(20);
             while *pacer.lock() < Instant::now() + Duration::from_secs(10) {
+                assert!(Instant::now() < until, "what it took is not counted");
                 std::thread::yield_now();
             }
             pulse.give_up();

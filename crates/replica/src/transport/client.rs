@@ -482,10 +482,10 @@ impl Network {
         Ok(VoteResponse::new(vote_from(&vote), response.last_log_id.as_ref().map(log_id_from), response.granted))
     }
 
-    fn refuse_damaged(&self) -> Result<(), RPCError<TypeConfig>> {
+    fn refuse_damaged(&self) -> Result<(), Unreachable<TypeConfig>> {
         let why = "this node's state is damaged or in doubt and is not sent on";
         let withholds = self.peers.withholds_state.load(Ordering::Acquire);
-        if withholds { Err(RPCError::Unreachable(Unreachable::from_string(why))) } else { Ok(()) }
+        if withholds { Err(Unreachable::from_string(why)) } else { Ok(()) }
     }
 
     async fn send_snapshot(
