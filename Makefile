@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build planted demo test jepsen-kill conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen-kill jepsen-smoke conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -39,6 +39,7 @@ WATCH_ARGS ?=
 SYNC_ARGS ?=
 TRANSFER_ARGS ?=
 JEPSEN_ARGS ?=
+SMOKE_ARGS ?=
 CONFORMANCE_ARGS ?=
 RUNBOOKS ?=
 
@@ -73,6 +74,10 @@ test: system-test build ## All tests, real three-node clusters included
 # Not part of `make test`: it takes all cores for more than a minute.
 jepsen-kill: build ## Kill the leader ten times and everyone once under 64 clients; judge what they saw (JEPSEN_ARGS=...)
 	$(BIN_DIR)/jepsen-tests test -w set -n kill --clients 64 --kills 10 --kill-all --holdfast $(BIN) $(JEPSEN_ARGS)
+
+# Not part of `make test`: it needs root for networks and disks of its own, and the binary with bugs in it.
+jepsen-smoke: build planted ## Short runs through faults, and planted bugs that must be found (root; SMOKE_ARGS=...)
+	$(BIN_DIR)/jepsen-tests test-all --profile smoke --at-once 2 --require --holdfast $(BIN) --planted $(dir $(BIN))holdfast-planted $(SMOKE_ARGS)
 
 # Not part of `make test`: a minute more, and a table of its own.
 conformance: build ## The promises to frontends, one by one, through transfers, kills and a restore (CONFORMANCE_ARGS=...)
