@@ -200,10 +200,10 @@ impl Integrity {
     }
 
     /// The state is not given to those who lag: it is damaged, or may be. A damaged state that a third node took over would
-    /// be a majority, and the sound one be called damaged.
+    /// be a majority, and the sound one be called damaged. Damage alone is no reason: where a defect that all share was
+    /// found, nobody is fenced, and the log must not grow for ever.
     pub fn withholds_state(&self) -> bool {
-        let known = lock(&self.known);
-        self.is_fenced() || known.damage.is_some() || known.doubt.is_some()
+        self.is_fenced() || lock(&self.known).doubt.is_some()
     }
 
     /// The state is known to be damaged.
@@ -516,6 +516,7 @@ mod tests {
         let known = one.status();
         assert!(known.damage.is_some_and(|why| why.contains("a payload")) && known.failures_total == 2, "found");
         one.judged(8, Some("it differs".into()), None);
+        assert!(one.is_damaged() && !one.is_fenced() && !one.withholds_state(), "the log must not grow for ever");
         assert_eq!(one.status().failures_total, 2, "one damage, however often it is seen");
     }
 
