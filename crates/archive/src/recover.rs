@@ -98,7 +98,7 @@ impl Survivor {
         let lineage = of_log.or(of_state);
         let lineage =
             lineage.ok_or_else(|| refused("this node holds nobody's records: no cluster was founded on it"))?;
-        let warning = report.recovering.or(recovering);
+        let warning = report.recovering.or(recovering.map(|recovering| recovering.reason));
         Ok(Self { data, log, state, lineage, group, applied, last, warning })
     }
 

@@ -2,6 +2,8 @@
 
 mod cluster;
 
+use std::io::{Read, Write};
+
 use cluster::{Cluster, contact, holdfast, wait_until};
 
 const THREE_ARRAYS: &str = "array=a1,site=x;array=a2,site=x;array=a3,site=x";
@@ -131,4 +133,48 @@ fn founding_refuses_voters_that_one_domain_could_take() {
     let (code, told) = ask(&cluster, places[2], &["cluster", "status"]);
     assert_eq!(code, 0, "{told}");
     assert!(told.contains("second"), "{told}");
+}
+
+fn metrics(cluster: &Cluster, place: usize) -> String {
+    let mut stream = std::net::TcpStream::connect(&cluster.nodes[place].http).expect("connects");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("asks");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("answers");
+    page
+}
+
+/// Alerts and dashboards read these: each family is explained once, and its lines say what commands say.
+#[test]
+fn metrics_say_what_would_survive_and_how_disks_are() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let cluster = start(dir.path(), THREE_ARRAYS, "site=south");
+    let mut page = String::new();
+    wait_until("a leader that knows what would survive", || {
+        let pages = (0..3).map(|place| metrics(&cluster, place));
+        page = pages.into_iter().find(|page| page.contains("\nholdfast_raft_is_leader 1\n")).unwrap_or_default();
+        page.contains("holdfast_survive_loss_entries{scenario=\"array=a1\"} 0\n")
+    });
+    for line in [
+        "holdfast_survive_writes{scenario=\"array=a1\"} 1",
+        "holdfast_survive_writes{scenario=\"site=x\"} 0",
+        "holdfast_storage_refusing 0",
+    ] {
+        assert!(page.lines().any(|one| one == line), "`{line}` is missing in: {page}");
+    }
+    for name in
+        ["free_bytes", "size_bytes", "refusing", "headroom_bytes"].map(|name| format!("holdfast_storage_{name}"))
+    {
+        for head in [format!("# HELP {name} "), format!("# TYPE {name} gauge")] {
+            assert_eq!(page.lines().filter(|line| line.starts_with(&head)).count(), 1, "`{head}` in: {page}");
+        }
+    }
+    let value = |name: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
+        line.unwrap_or_else(|| panic!("{name} has no value in: {page}"))
+    };
+    let [free, size, kept] =
+        ["free_bytes", "size_bytes", "headroom_bytes"].map(|one| value(&format!("holdfast_storage_{one}")));
+    assert!(0.0 < free && free < size, "{free} of {size} bytes");
+    let mib = f64::from(1 << 20);
+    assert!((20.0 * mib..=1024.0 * mib).contains(&kept), "{kept} bytes are kept free");
 }

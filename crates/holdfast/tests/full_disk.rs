@@ -21,6 +21,7 @@ const MIB: u64 = 1 << 20;
 /// Large enough for a few records, small enough to fill.
 const RECORD_BYTES: usize = 20_000;
 const PHOTO_BYTES: usize = 100_000;
+const LAST_INDEX: &str = "holdfast_raft_last_log_index";
 
 /// True when this machine can mount; says so on stderr when not, and fails where everything must run.
 fn can_mount() -> bool {
@@ -335,6 +336,155 @@ fn a_node_that_starts_on_a_full_disk_asks_for_room() {
     disk.wait_released();
 }
 
+/// WALs of a node's log; which number RocksDB gives the next one is its own affair.
+fn wals(cluster: &Cluster, place: usize) -> Vec<String> {
+    let raft = cluster.nodes[place].data_dir.join("raft");
+    (1..200).map(|number| raft.join(format!("{number:06}.log")).display().to_string()).collect()
+}
+
+/// What strace wrote of a node.
+fn injected(trace: &Path) -> usize {
+    std::fs::read_to_string(trace).unwrap_or_default().matches("(INJECTED)").count()
+}
+
+/// Somebody else takes the very last block in the moment in which the log is written, and gives it back. RocksDB never
+/// goes on from that; the log does, in the same process, and what it acknowledges afterwards it holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_finds_no_room_for_a_moment_goes_on() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 20, 2000).await;
+    let place = cluster.leader().await;
+    cluster.kill(place);
+    let trace = dir.path().join("trace");
+    let wals = wals(&cluster, place);
+    let mut under = vec!["strace", "-f", "-qq", "-o", trace.to_str().expect("text"), "-e", "trace=write,pwrite64"];
+    under.extend(["-e", "inject=write,pwrite64:error=ENOSPC:when=20..21"]);
+    under.extend(wals.iter().flat_map(|wal| ["-P", wal.as_str()]));
+    restart_under(&mut cluster, place, &under);
+    let pid = cluster.nodes[place].pid;
+    wait_for("a log that found no room", async || {
+        ledger.write(&client, 1, 2000).await;
+        injected(&trace) > 0
+    })
+    .await;
+    // Without one of the others nothing is acknowledged that this node does not hold.
+    let other = (cluster.leader().await + 1) % 3;
+    let other = if other == place { (other + 1) % 3 } else { other };
+    cluster.kill(other);
+    ledger.write(&client, 50, 2000).await;
+    assert!(is_alive(pid), "{}", said(&cluster, place));
+    assert!(said(&cluster, place).contains("log.reopened"), "{}", said(&cluster, place));
+    // What its memory holds goes with it.
+    cluster.kill_together(&[0, 1, 2]);
+    for at in 0..3 {
+        restart(&mut cluster, at);
+    }
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(place)).await;
+    assert!(!said(&cluster, place).contains("log.recovering"), "it lost nothing: {}", said(&cluster, place));
+}
+
+/// A follower that takes the whole state while the disk is full keeps the old one, and takes the new one when there is
+/// room, in the same process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_finds_no_room_is_installed_later() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let small = ["--set", "raft.snapshot_entries=20", "--set", "raft.keep_entries=5"];
+    let mut cluster = Cluster::start(&dir.path().join("c"), &small);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 20, 2000).await;
+    let leader = cluster.leader().await;
+    let place = (leader + 1) % 3;
+    let last = metric(&cluster, place, LAST_INDEX);
+    cluster.kill(place);
+    wait_for("a log that the follower cannot follow", async || {
+        ledger.write(&client, 10, 2000).await;
+        metric(&cluster, leader, "holdfast_raft_purged_index") > last + 10.0
+    })
+    .await;
+    // Copies what an install does not link; nothing else of the node does.
+    let trace = dir.path().join("trace");
+    let under = ["strace", "-f", "-qq", "-o", trace.to_str().expect("text"), "-e", "trace=copy_file_range"];
+    let under = [&under[..], &["-e", "inject=copy_file_range:error=ENOSPC:when=1..3"]].concat();
+    restart_under(&mut cluster, place, &under);
+    let pid = cluster.nodes[place].pid;
+    cluster.wait_converged().await;
+    assert!(injected(&trace) >= 3, "there was room all the time: {}", said(&cluster, place));
+    assert!(is_alive(pid), "{}", said(&cluster, place));
+    ledger.check(&cluster.client_of(place)).await;
+    cluster.kill(place);
+    restart(&mut cluster, place);
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(place)).await;
+}
+
+/// A follower without any room hears its leader and votes: nobody stands for election because its disk is full, and when
+/// the leader dies, it elects another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_follower_starts_no_election_and_votes_in_one() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    // Long enough that a busy machine is not taken for a dead leader.
+    let patient = ["raft.heartbeat_ms=100", "raft.election_min_ms=600", "raft.election_max_ms=900"];
+    let patient = patient.map(|value| ["--set", value]).concat();
+    let mut cluster = Cluster::start(&dir.path().join("c"), &patient);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 20, 2000).await;
+    let leader = cluster.leader().await;
+    let full = (leader + 1) % 3;
+    let disk = on_disks(&mut cluster, dir.path(), &[full], 64 * MIB).await.remove(0);
+    let leader = cluster.leader().await;
+    let pid = cluster.nodes[full].pid;
+    fill(pid, &disk);
+    wait_for("its disk to be full", async || {
+        ledger.write(&client, 5, PHOTO_BYTES).await;
+        metric(&cluster, full, "holdfast_storage_refusing") == 2.0
+    })
+    .await;
+    let term = "holdfast_raft_term";
+    let [before, behind] = [(leader, term), (full, LAST_INDEX)].map(|(place, name)| metric(&cluster, place, name));
+    // Many times the longest election timeout.
+    for _ in 0..120 {
+        ledger.write(&client, 5, 2000).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let status = cluster.status(full).await.expect("it answers");
+        let age = status.groups[0].leader_contact_age.as_ref().map_or(u64::MAX, |age| age.seconds.unsigned_abs());
+        assert!(age < 2, "it hears its leader: {age} s");
+    }
+    for place in 0..3 {
+        assert_eq!(
+            metric(&cluster, place, term),
+            before,
+            "node {} of the cluster: somebody stood for election",
+            cluster.nodes[place].id
+        );
+    }
+    let own = metric(&cluster, full, LAST_INDEX);
+    assert!(own < behind + 100.0, "it took entries: {own} after {behind}");
+
+    cluster.kill(leader);
+    let other = 3 - leader - full;
+    wait_for("the other one to lead", async || cluster.leader_now().await == Some(other)).await;
+    assert!(metric(&cluster, other, term) > before);
+    // It is read with the full one's word, as nobody else is there.
+    ledger.check(&cluster.client_of(other)).await;
+    make_room(pid, &disk);
+    wait_taken_again(&mut ledger, &client).await;
+    restart(&mut cluster, leader);
+    cluster.wait_converged().await;
+    ledger.check(&cluster.client_of(full)).await;
+    assert!(is_alive(pid), "{}", said(&cluster, full));
+    cluster.kill(full);
+    disk.wait_released();
+}
+
 /// As a disk that takes no more writes, though it still reads and syncs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_log_cannot_be_written_aborts_and_rejoins() {
@@ -345,9 +495,8 @@ async fn a_node_whose_log_cannot_be_written_aborts_and_rejoins() {
     ledger.write(&client, 20, 2000).await;
     let place = cluster.leader().await;
     cluster.kill(place);
-    // Which number RocksDB gives its next WAL is its own affair.
     let raft = cluster.nodes[place].data_dir.join("raft");
-    let wals: Vec<String> = (1..60).map(|number| raft.join(format!("{number:06}.log")).display().to_string()).collect();
+    let wals = wals(&cluster, place);
     let mut under = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=write,pwrite64"];
     under.extend(["-e", "inject=write,pwrite64:error=EIO:when=20+"]);
     under.extend(wals.iter().flat_map(|wal| ["-P", wal.as_str()]));

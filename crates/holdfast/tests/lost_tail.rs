@@ -147,6 +147,50 @@ async fn a_recovery_outlives_restarts_until_it_is_complete() {
     assert!(!is_recovering(&cluster, 0).await, "{}", said(&cluster, 0));
 }
 
+/// How far this node says that its log once was.
+fn recovers_to(cluster: &Cluster, place: usize) -> u64 {
+    let told = said(cluster, place);
+    let line =
+        told.lines().find(|line| line.contains("log.recovering")).unwrap_or_else(|| panic!("it is whole: {told}"));
+    let upto = line.split("\"upto\":").nth(1).and_then(|rest| rest.split([',', '}']).next()?.parse().ok());
+    upto.unwrap_or_else(|| panic!("no index: {line}"))
+}
+
+/// The floor alone knew how much was lost. Without it, a log that a leader of the same term has filled up halfway would
+/// pass for whole, and its node would elect someone who lacks the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_much_was_lost_outlives_the_floor() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 20, PAYLOAD_BYTES).await;
+    cluster.wait_converged().await;
+    cluster.kill_together(&[0, 1, 2]);
+    let data = cluster.nodes[0].data_dir.clone();
+    Spoilt::new(largest(&data.join("raft"), ".log"), |mut bytes| {
+        bytes.truncate(bytes.len() / 2);
+        Some(bytes)
+    });
+    // Alone: no peer can tell it.
+    restart(&mut cluster, 0);
+    wait_started(&cluster, 0).await;
+    let lost = recovers_to(&cluster, 0);
+    assert!(lost >= 20, "it acknowledged more than {lost} entries");
+    for spoil in [Box::new(vanish) as Spoil, Box::new(become_bytes(b""))] {
+        cluster.kill(0);
+        Spoilt::new(data.join("floor-0"), spoil);
+        restart(&mut cluster, 0);
+        wait_started(&cluster, 0).await;
+        assert_eq!(recovers_to(&cluster, 0), lost, "{}", said(&cluster, 0));
+    }
+    for place in [1, 2] {
+        restart(&mut cluster, place);
+    }
+    cluster.wait_converged().await;
+    wait_for("the end of the recovery", async || !is_recovering(&cluster, 0).await).await;
+    ledger.check(&cluster.client_of(0)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_log_or_a_damaged_floor_is_filled_up_again() {
     let dir = tempfile::tempdir().expect("tempdir");

@@ -192,6 +192,11 @@ async fn three_nodes_become_five_and_three_again_under_load() {
     // Who was taken out serves nobody, and says so.
     let error = cluster.client_of(0).get(contact("user-0", "c0")).await.expect_err("it is no member");
     assert_eq!(error.reason(), "DRAINING");
+    let checks = cluster.status(0).await.expect("it answers").checks;
+    let removed = checks.iter().find(|check| check.check_id == "NODE_REMOVED").expect("it says that it was taken out");
+    assert!(removed.remedy.contains("stop it"), "{}", removed.remedy);
+    let checks = cluster.status(4).await.expect("it answers").checks;
+    assert!(checks.iter().all(|check| check.check_id != "NODE_REMOVED"), "{checks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

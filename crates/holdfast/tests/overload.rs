@@ -97,3 +97,45 @@ async fn who_asks_for_too_much_waits_and_others_get_through() {
     }
     cluster.wait_converged().await;
 }
+
+/// Callers who are many use up the whole budget of their leader, each a little of it. An operator's job is proposed all
+/// the same, each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_get_through_when_callers_have_used_up_everything() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let url = format!("file://{}", dir.path().join("offsite").display());
+    let small = ["--offsite", &url, "--set", "limits.inflight_bytes_max=1048576"];
+    let cluster = Cluster::start(&dir.path().join("c"), &small);
+    let leader = cluster.leader().await;
+    let http = cluster.nodes[leader].http.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS * 2 {
+        let (client, stop) = (cluster.client_of(leader), stop.clone());
+        writers.push(tokio::spawn(async move {
+            let user = format!("user-{writer}");
+            for n in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let record = contact(&user, &format!("c{}", n % 10));
+                if let Err(error) = client.put(record, "text/plain", vec![b'x'; PAYLOAD_BYTES]).await {
+                    assert_refused(&error);
+                }
+            }
+        }));
+    }
+    wait_for("refusals", async || rejected(&http, "inflight_bytes") > 100).await;
+    for round in 1..=5 {
+        let before = rejected(&http, "inflight_bytes");
+        let admin = cluster.nodes[leader].admin.clone();
+        let backup = move || holdfast(&["backup", "now", "--endpoint", &admin]);
+        let (code, told, stderr) = tokio::task::spawn_blocking(backup).await.expect("runs");
+        assert_eq!(code, 0, "round {round}: {told}{stderr}");
+        assert!(rejected(&http, "inflight_bytes") > before, "round {round}: nobody was refused meanwhile");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("was refused in order at worst");
+    }
+}

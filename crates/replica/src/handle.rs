@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use holdfast_model::id::{GroupId, Millis, NodeId};
 use holdfast_model::state::{Sys, Touched};
-use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, Room, StateStore, StoreError, View};
+use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, Recovering, Room, StateStore, StoreError, View};
 use holdfast_wire::internal::v1 as pb;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -145,15 +145,13 @@ impl Replica {
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
         startup::remove_leftovers(&data, options.group)?;
         let room = Arc::new(Room::open(data.path(), options.headroom_bytes, options.floor_bytes)?);
-        let startup::Opened { log, state, report, mut recovering } =
-            startup::open(&data, &options, &room, &hooks).await?;
+        let startup::Opened { log, state, mut recovering } = startup::open(&data, &options, &room, &hooks).await?;
         let may_adopt = log.last().is_none() && !startup::opens(&options, state.view().sys());
         if let Some(members) = options.members.clone().filter(|_| may_adopt) {
             startup::adopt_members(&state, members)?;
         }
         startup::agree(&log, &state)?;
         startup::raise_vote(&log, &state).await.map_err(|error| StartError::Raft(error.to_string()))?;
-        let mut recover_to = report.floor.map_or(0, |floor| floor.index);
 
         let peers = Arc::new(Peers::new(options.group.0));
         peers.fill_up_from(log.clone());
@@ -166,12 +164,13 @@ impl Replica {
         if let Some(index) = acknowledged_elsewhere(&peers, node_id).await
             && index > log.last().map_or(0, |last| last.index)
         {
-            recover_to = recover_to.max(index);
-            let reason = recovering.get_or_insert_with(|| format!("a peer saw this node acknowledge entry {index}"));
-            data.set_recovering(Some(reason))?;
+            let seen = || format!("a peer saw this node acknowledge entry {index}");
+            let known = recovering.get_or_insert_with(|| Recovering { reason: seen(), upto: 0 });
+            known.upto = known.upto.max(index);
+            data.set_recovering(Some(known))?;
         }
-        if let Some(reason) = &recovering {
-            tracing::warn!(event = "log.recovering", reason, recover_to, "this node will not vote until caught up");
+        if let Some(Recovering { reason, upto }) = &recovering {
+            tracing::warn!(event = "log.recovering", reason, upto, "this node will not vote until caught up");
         }
 
         let applied_index = state.applied().index();
@@ -225,7 +224,7 @@ impl Replica {
             integrity,
             recovering: AtomicBool::new(recovering.is_some()),
             stopping: AtomicBool::new(false),
-            recover_to,
+            recover_to: recovering.map_or(0, |recovering| recovering.upto),
             heard_term: AtomicU64::new(0),
             heard_at: Mutex::default(),
             displaced: AtomicBool::new(false),
@@ -387,6 +386,18 @@ impl Replica {
     /// This node's disk.
     pub fn disk(&self) -> Disk {
         self.core.peers.rooms.own()
+    }
+
+    /// While this node leads: why it takes nothing that adds data, for want of room; `None` = it does.
+    pub fn refuses_for_room(&self) -> Option<String> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        if !self.is_leader() {
+            return None;
+        }
+        let metrics = self.core.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        self.core.peers.rooms.refuses(self.core.node_id, configs)
     }
 
     pub(crate) fn room(&self) -> &Arc<Room> {

@@ -71,10 +71,13 @@ fn learn_cluster(replica: &Replica) {
     let Some(history) = sys.history.as_ref().filter(|_| replica.is_opened(&sys)) else { return };
     if replica.cluster_id().is_none() {
         match replica.data().set_cluster(history.cluster_id) {
-            Ok(()) => tracing::info!(event = "cluster.joined", "this node belongs to the cluster now"),
+            Ok(()) => {
+                tracing::info!(event = "cluster.joined", "this node belongs to the cluster now");
+                replica.peers().set_cluster(history.cluster_id);
+            }
+            Err(error) if error.is_no_space() => tracing::warn!(event = "cluster.not_noted", %error, "trying again"),
             Err(error) => (replica.hooks().on_fatal)(error.to_string()),
         }
-        replica.peers().set_cluster(history.cluster_id);
     }
     let contact = status.leader_contact_age.is_some_and(|age| age <= SILENCE_MAX);
     if contact || !status.members.is_empty() && !status.members.contains_key(&replica.node_id()) {

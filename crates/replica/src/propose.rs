@@ -60,7 +60,7 @@ enum Local {
 }
 
 /// What a command does to disks.
-fn weight_of(command: &Command) -> Weight {
+pub(crate) fn weight_of(command: &Command) -> Weight {
     match command {
         Command::WriteBatch(batch) if batch.mutations.iter().any(|one| matches!(one.op, Op::Put(_))) => Weight::Adds,
         Command::WriteBatch(_) | Command::AckCursor(_) | Command::DropDevice(_) => Weight::Frees,

@@ -182,6 +182,11 @@ impl Rooms {
         }
     }
 
+    /// As the leader: why nothing is taken now that adds data; `None` = it is.
+    pub fn refuses(&self, own: u64, configs: &[BTreeSet<u64>]) -> Option<String> {
+        self.lock().refusal(own, configs, DiskLevel::Low)
+    }
+
     /// Called now and then by who leads: the voters that may take over from a leader whose disk is nearly full, when
     /// they have room.
     pub fn successors(&self, own: u64, voters: &[u64], leads: bool) -> Vec<u64> {
@@ -320,6 +325,7 @@ mod tests {
             "node 2 has 10 MiB left of the 16 MiB that are kept free, node 3 has 10 MiB left of the 16 MiB that are kept \
              free; deletes are still taken"
         );
+        assert_eq!(rooms.refuses(1, &three()), Some(evidence), "it says so before anybody asks");
         assert!(takes(&rooms, Weight::Frees));
         peer(&rooms, 2, 1);
         peer(&rooms, 3, 1);
@@ -327,6 +333,7 @@ mod tests {
         assert!(takes(&rooms, Weight::Own));
         peer(&rooms, 2, 100);
         assert!(takes(&rooms, Weight::Adds), "a peer's word replaces the one before");
+        assert_eq!(rooms.refuses(1, &three()), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use holdfast_model::id::GroupId;
 use holdfast_model::state::Sys;
-use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, Room, StateStore, StoreError, VoteRecord};
+use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, Recovering, Room, StateStore, StoreError, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 
 use crate::handle::{Hooks, StartError};
@@ -18,9 +18,8 @@ use crate::snapshot::Incoming;
 pub(crate) struct Opened {
     pub(crate) log: LogStore,
     pub(crate) state: StateStore,
-    pub(crate) report: LogReport,
-    /// Why this node must not vote yet.
-    pub(crate) recovering: Option<String>,
+    /// Why this node must not vote yet, and how far its log has to reach before it may.
+    pub(crate) recovering: Option<Recovering>,
 }
 
 /// Opens log and state, sets aside what is of no use, and says so.
@@ -37,6 +36,9 @@ pub(crate) async fn open(
             cache_bytes_max: options.log_cache_bytes_max,
             room: Some(room.clone()),
             on_fatal: Box::new(move |reason| (hooks.on_fatal)(reason)),
+            on_reopened: Arc::new(|cause| {
+                tracing::warn!(event = "log.reopened", cause, "the disk was full; the log goes on where it was");
+            }),
         };
         LogStore::open(data, options.group, log_options)
     };
@@ -44,7 +46,9 @@ pub(crate) async fn open(
     let state = StateStore::open(data, options.group)?;
     let bound = data.identity().cluster_id.is_some();
     check_history(data, options, &log, state.view().sys())?;
-    let mut recovering = report.recovering.clone().or(data.recovering()?);
+    let before = data.recovering()?;
+    let upto = before.as_ref().map_or(0, |before| before.upto);
+    let mut reason = report.recovering.clone().or(before.map(|before| before.reason));
     if log.purged().map(|purged| purged.index) > state.applied().position.map(|applied| applied.index) {
         // The state was lost or set aside, and the log does not reach down to it: both come from a peer.
         let vote = log.vote();
@@ -55,14 +59,16 @@ pub(crate) async fn open(
         (log, reopened) = open_log()?;
         report = LogReport { quarantined, floor: report.floor.max(reopened.floor), ..reopened };
         save_vote(&log, vote).await.map_err(|error| StartError::Raft(error.to_string()))?;
-        recovering = Some("the state ends before the log begins; both are taken from a peer".into());
+        reason = Some("the state ends before the log begins; both are taken from a peer".into());
     }
     // The entry that names the cluster is in the log before the directory is bound to it.
     if bound && log.last().is_none() && state.applied().position.is_none() {
-        recovering.get_or_insert_with(|| "the directory belongs to a cluster, and its log and state are gone".into());
+        reason.get_or_insert_with(|| "the directory belongs to a cluster, and its log and state are gone".into());
     }
+    let upto = upto.max(report.floor.map_or(0, |floor| floor.index));
+    let recovering = reason.map(|reason| Recovering { reason, upto });
     if recovering.is_some() {
-        data.set_recovering(recovering.as_deref())?;
+        data.set_recovering(recovering.as_ref())?;
     }
     if let Some(path) = &report.quarantined {
         let path = path.display();
@@ -72,7 +78,7 @@ pub(crate) async fn open(
         let path = path.display();
         tracing::warn!(event = "log.floor_missing", %path, "there was no floor file; it was made from the log");
     }
-    Ok(Opened { log, state, report, recovering })
+    Ok(Opened { log, state, recovering })
 }
 
 /// A directory serves one cluster: the one whose history it holds, or the one that its restore is to open.

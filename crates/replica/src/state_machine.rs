@@ -202,7 +202,8 @@ impl RaftStateMachine<TypeConfig> for StateAdapter {
         let installed = tokio::task::spawn_blocking(move || {
             // Flush what the log still holds before the state moves past it.
             log.flush_wal().map_err(io_error)?;
-            state.install(&path).map_err(io_error)?;
+            // A failure here would end the node. The old state is kept until there is room for the new one.
+            state.install_in(&room, &path).map_err(io_error)?;
             // What was received became the state itself. As a leader this node must be able to offer it on: the log
             // below is gone.
             room.retry(|| SnapshotDir::checkpoint(&state, &snapshots)).map_err(io_error)

@@ -21,6 +21,7 @@ use crate::keyspace::{Family, sys};
 use crate::load::RawRow;
 use crate::marker::DataDir;
 use crate::planted::{self, Bug};
+use crate::room::Room;
 use crate::scan::{Bounds, Scan};
 use crate::state::{Applied, Published, StateStore};
 use crate::view::View;
@@ -58,6 +59,22 @@ impl StateStore {
     /// Views taken before stay readable.
     pub fn install(&self, checkpoint_dir: &Path) -> Result<(), StoreError> {
         let _writer = self.lock();
+        let path = self.stage(checkpoint_dir)?;
+        self.publish(self.staged(&path)?);
+        Ok(())
+    }
+
+    /// As [`StateStore::install`]; on a full disk it keeps the old state until there is room, and goes on then.
+    pub fn install_in(&self, room: &Room, checkpoint_dir: &Path) -> Result<(), StoreError> {
+        let _writer = self.lock();
+        let path = room.retry(|| self.stage(checkpoint_dir))?;
+        // `CURRENT` names it by now: only this one will do.
+        self.publish(room.retry(|| self.staged(&path))?);
+        Ok(())
+    }
+
+    /// Builds a database of a checkpoint and lets `CURRENT` name it. Called with the writer held.
+    fn stage(&self, checkpoint_dir: &Path) -> Result<PathBuf, StoreError> {
         let info = describe(checkpoint_dir, self.0.group)?;
         let (number, building) = self.0.dir.next()?;
         for (name, _) in &info.files {
@@ -68,17 +85,22 @@ impl StateStore {
         if adopted != info.applied {
             return Err(StoreError::defect("the checkpoint changed while it was installed"));
         }
-        let path = self.0.dir.switch(number)?;
-        let next = Generation::open(&path, self.0.group)?;
+        self.0.dir.switch(number)
+    }
+
+    fn staged(&self, path: &Path) -> Result<Published, StoreError> {
+        let next = Generation::open(path, self.0.group)?;
         if planted::is(Bug::DedupForgotten) {
             let mut batch = rocksdb::WriteBatch::default();
             batch.delete_range_cf(next.family(Family::Req)?, &[][..], &[0xff; 64][..]);
             next.write(batch)?;
         }
-        let next = Published::load(next)?;
+        Published::load(next)
+    }
+
+    fn publish(&self, next: Published) {
         let previous = self.0.published.swap(Arc::new(next));
         previous.generation.retire();
-        Ok(())
     }
 }
 

@@ -111,6 +111,11 @@ impl StoreError {
         }
     }
 
+    /// As [`StoreError::is_no_space`], and it was a WAL that found none: RocksDB does not go on from that by itself.
+    pub(crate) fn is_no_space_of_wal(&self) -> bool {
+        matches!(self, Self::Rocks { source, .. } if self.is_no_space() && source.as_ref().contains(".log: "))
+    }
+
     /// Wraps an I/O error.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }

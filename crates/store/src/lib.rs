@@ -33,7 +33,7 @@ pub use log::{
     Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, LogStore, OnFatal, StoredEntry,
     VoteRecord,
 };
-pub use marker::{DataDir, FORMAT_VERSION, Identity};
+pub use marker::{DataDir, FORMAT_VERSION, Identity, Recovering};
 pub use room::{Left, Marks, Room, Space};
 pub use scrub::{ScrubFault, ScrubReport};
 pub use state::{Applied, StateStats, StateStore};

@@ -11,6 +11,7 @@ mod floor;
 mod flush;
 mod frame;
 mod open;
+mod rows;
 mod tail;
 mod types;
 

@@ -21,6 +21,8 @@ const IDENTITY: &str = "IDENTITY";
 const FORMAT: &str = "FORMAT";
 /// Why this node must not vote, while it must not.
 const RECOVERING: &str = "RECOVERING";
+/// Between the reason and the index.
+const RECOVERING_UPTO: &str = "\nit had acknowledged entries up to ";
 /// Why this node must not serve its state, while it must not.
 const DIVERGED: &str = "DIVERGED";
 const LOCK: &str = "LOCK";
@@ -39,6 +41,25 @@ pub struct Identity {
     pub identity: [u8; 16],
     /// Cluster, once known.
     pub cluster_id: Option<[u8; 16]>,
+}
+
+/// Why a node must not vote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovering {
+    /// For people.
+    pub reason: String,
+    /// Last index that its log is known to have acknowledged; 0 = not known. What tells it otherwise, the floor and a
+    /// peer's memory, may be gone at the next start.
+    pub upto: u64,
+}
+
+impl Recovering {
+    fn parse(text: &str) -> Self {
+        let parsed =
+            text.split_once(RECOVERING_UPTO).and_then(|(reason, upto)| Some((reason, upto.trim().parse().ok()?)));
+        let (reason, upto) = parsed.unwrap_or((text, 0));
+        Self { reason: reason.to_owned(), upto }
+    }
 }
 
 /// An open data directory. Holds its lock while it lives.
@@ -118,16 +139,19 @@ impl DataDir {
 
     /// Why this node must not vote, as an earlier start found it; `None` = nothing is amiss. A log that is filled up
     /// halfway looks whole at the next start: only this file knows better.
-    pub fn recovering(&self) -> Result<Option<String>, StoreError> {
+    pub fn recovering(&self) -> Result<Option<Recovering>, StoreError> {
+        let text = files::read_text(&self.path.join(RECOVERING))?;
         // Unreadable text is a reason as good as any.
-        Ok(files::read_text(&self.path.join(RECOVERING))?.map(|text| text.unwrap_or_else(str::to_owned)))
+        Ok(text.map(|text| Recovering::parse(&text.unwrap_or_else(str::to_owned))))
     }
 
-    /// Notes durably that this node must not vote, and why; `None` when it may again.
-    pub fn set_recovering(&self, reason: Option<&str>) -> Result<(), StoreError> {
+    /// Notes durably that this node must not vote, why, and how far its log once was; `None` when it may again.
+    pub fn set_recovering(&self, recovering: Option<&Recovering>) -> Result<(), StoreError> {
         let path = self.path.join(RECOVERING);
-        match reason {
-            Some(reason) => files::replace_file(&path, reason.as_bytes()),
+        match recovering {
+            Some(Recovering { reason, upto }) => {
+                files::replace_file(&path, format!("{reason}{RECOVERING_UPTO}{upto}\n").as_bytes())
+            }
             None => files::remove_file(&path),
         }
     }

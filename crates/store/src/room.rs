@@ -1,7 +1,7 @@
 //! Room on the file system of a data directory: how much there is, and what is kept back of it.
 //!
-//! RocksDB cannot go on after a write to its WAL was refused for want of room, and what other programs put on the same
-//! disk nobody can foresee. So blocks are held by a file, `RESERVE`, while there is plenty, and given back when this node
+//! RocksDB cannot go on after a write to its WAL was refused for want of room, and opening a log again takes a while; and
+//! what other programs put on the same disk nobody can foresee. So blocks are held by a file, `RESERVE`, while there is plenty, and given back when this node
 //! itself needs them: the deletes, votes and flushes that lead out of a full disk are written into them.
 //!
 //! Invariants:
@@ -241,6 +241,11 @@ impl Room {
     /// This node ends: nobody waits for room any more.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
+    }
+
+    /// This node ends.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
     }
 
     fn lock(&self) -> MutexGuard<'_, Reserve> {

@@ -22,7 +22,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::clocks::wall_clock_ms;
 use crate::handle::Replica;
-use crate::propose::ProposeError;
+use crate::propose::{ProposeError, weight_of};
+use crate::rooms::Weight;
 use crate::snapshot::{Incoming, SnapshotDir};
 use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from, read_chunks};
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
@@ -52,6 +53,21 @@ fn fatal(error: impl ToString) -> Status {
 }
 
 impl Service {
+    /// A snapshot needs room for what is still to be received, and to be opened.
+    fn check_room_for_snapshot(&self, bytes: u64) -> Result<(), Status> {
+        let disk = self.replica.disk();
+        if disk.headroom == 0 || disk.left >= disk.floor + bytes {
+            return Ok(());
+        }
+        let [left, floor, bytes] = [disk.left, disk.floor, bytes].map(|bytes| bytes >> 20);
+        let told = format!(
+            "the disk of this node has {left} MiB left, and a snapshot needs {bytes} MiB and {floor} MiB that are kept free; it \
+             is taken once there is room"
+        );
+        tracing::warn!(event = "snapshot.no_room", "{told}");
+        Err(Status::resource_exhausted(told))
+    }
+
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let refuse = |what: &str| Err(Status::failed_precondition(format!("this is another {what}")));
         let text = |key: &str| request.metadata().get(key).and_then(|value| value.to_str().ok());
@@ -98,6 +114,14 @@ fn has_room(replica: &Replica, request: &AppendEntriesRequest<TypeConfig>) -> bo
     });
     let sizes: Vec<usize> = proposals.collect();
     sizes.is_empty() || replica.peers().rooms.takes(sizes.iter().sum())
+}
+
+/// A piece of a snapshot that the disk did not take: for want of room, it says so, and the leader tries again later.
+fn not_written(error: std::io::Error) -> Status {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        return Status::resource_exhausted("the disk of this node became full while it received a snapshot");
+    }
+    fatal(error)
 }
 
 fn no_room() -> Status {
@@ -245,10 +269,7 @@ impl PeerService for Service {
         let needed =
             tokio::task::spawn_blocking(move || incoming.prepare(&files)).await.map_err(fatal)?.map_err(fatal)?;
         let bytes = offer.files.iter().filter(|file| needed.contains(&file.name)).map(|file| file.length).sum::<u64>();
-        let disk = self.replica.disk();
-        if disk.headroom > 0 && disk.left < disk.floor + bytes {
-            return Err(no_room());
-        }
+        self.check_room_for_snapshot(bytes)?;
         Ok(Response::new(pb::SnapshotOfferReply { needed }))
     }
 
@@ -266,7 +287,7 @@ impl PeerService for Service {
             let incoming = incoming.clone();
             let current = open.take();
             let written = tokio::task::spawn_blocking(move || write_chunk(&incoming, current, &chunk)).await;
-            open = Some(written.map_err(fatal)?.map_err(fatal)?);
+            open = Some(written.map_err(fatal)?.map_err(not_written)?);
         }
         Ok(Response::new(pb::SnapshotReceived {}))
     }
@@ -282,6 +303,8 @@ impl PeerService for Service {
         let membership = offer.membership.clone().ok_or_else(|| bad("membership is missing"))?;
         let last_membership = stored_membership_from(membership).map_err(bad)?;
         let last_log_id = offer.last_log_id.as_ref().map(log_id_from);
+        // What was received stays where the next try finds it.
+        self.check_room_for_snapshot(0)?;
         let incoming = self.replica.incoming();
         let snapshots = self.replica.snapshots_dir();
         let files = offer.files;
@@ -308,7 +331,12 @@ impl PeerService for Service {
         let message = request.into_inner();
         self.check_group(message.group_id)?;
         let proposal = wire_log::decode_proposal(&message.proposal).map_err(bad)?;
-        let result = match self.replica.admission().admit(message.proposal.len()) {
+        let (admission, bytes) = (self.replica.admission(), message.proposal.len());
+        let admitted = match weight_of(&proposal.command) {
+            Weight::Own => Ok(admission.admit_first(bytes)),
+            Weight::Adds | Weight::Frees => admission.admit(bytes),
+        };
+        let result = match admitted {
             Err(overloaded) => Answer::OverloadedRetryMs(overloaded.retry_after.as_millis() as u32),
             Ok(_held) => {
                 // The forwarding node keeps the caller's deadline; this bound only ends what nobody waits for.

@@ -115,21 +115,26 @@ impl Shared {
                 remedy: remedy.to_owned(),
             });
         };
+        let (disk, refused) = (self.replica.disk(), self.replica.refuses_for_room());
         if let Ok(space) = Space::of(&self.config.data_dir)
-            && is_low(space, self.replica.disk())
+            && (is_low(space, disk) || refused.is_some())
         {
-            let disk = self.replica.disk();
-            let refused = match disk.level {
-                DiskLevel::Ample => String::new(),
-                DiskLevel::Low | DiskLevel::Full => format!(
-                    "; with less than {} MiB, what is held back included, a quorum takes no writes",
-                    disk.headroom >> 20
+            let headroom = disk.headroom >> 20;
+            let (severity, what) = match (refused, disk.level) {
+                (Some(evidence), _) => (v1::HealthSeverity::Error, format!("; writes are refused: {evidence}")),
+                (None, DiskLevel::Full) => {
+                    (v1::HealthSeverity::Error, "; it is full: this node takes no entries".into())
+                }
+                (None, DiskLevel::Low) => (
+                    v1::HealthSeverity::Warning,
+                    format!("; with less than {headroom} MiB, what is held back included, a quorum takes no writes"),
                 ),
+                (None, DiskLevel::Ample) => (v1::HealthSeverity::Warning, String::new()),
             };
             check(
                 CheckId::DiskLow.as_str(),
-                v1::HealthSeverity::Warning,
-                format!("{} MiB are left on the disk of {}{refused}", space.free >> 20, self.config.data_dir.display()),
+                severity,
+                format!("{} MiB are left on the disk of {}{what}", space.free >> 20, self.config.data_dir.display()),
                 "make room or grow the disk: writes are refused before it is full, and taken again once there is room",
             );
         }

@@ -3,11 +3,16 @@
 //! RocksDB's WAL does not prove that it is whole: a flipped length or a zeroed header drops the rest of a block without
 //! a word. So opening walks every entry: contiguous, terms not decreasing, each linked to the one before by checksum.
 //!
-//! Invariants: what is broken is cut off durably before anything is appended, and the floor is raised over it first, so
-//! that a node which lost entries stays recovering through any number of restarts.
+//! Invariants:
+//! - What is broken is cut off durably before anything is appended, and the floor is raised over it first, so that a node
+//!   which lost entries stays recovering through any number of restarts.
+//! - Every batch is kept until an fsync covers it. RocksDB never goes on from a WAL that it could not write for want of
+//!   room; such a database is closed, opened again once there is some, and given those batches once more, in order.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
 
 use bytes::BufMut;
 use holdfast_model::id::GroupId;
@@ -17,6 +22,7 @@ use crate::error::{Part, StoreError};
 use crate::files;
 use crate::log::floor::{Floor, FloorFile, FloorKeeper, Found};
 use crate::log::frame;
+use crate::log::rows::{entry_key, fact_key, parse_entry_key, parse_position, parse_purged, parse_vote, put_position};
 use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
 use crate::marker::DataDir;
@@ -29,12 +35,33 @@ const META: &str = "meta";
 const VOTE: u8 = 1;
 const COMMITTED: u8 = 2;
 const PURGED: u8 = 3;
+/// Opening takes room as well, and whoever fills the disk may have taken it again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// `raft/`: entries under `group | index`, facts under `group | tag`.
 pub(crate) struct LogDb {
-    db: DB,
+    open: RwLock<Open>,
+    unsynced: Mutex<Unsynced>,
     path: PathBuf,
     room: Option<Arc<Room>>,
+    on_reopened: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// The database, and how often it was opened again.
+struct Open {
+    /// `None` only when it could not be opened again: this node ends.
+    db: Option<DB>,
+    times: u64,
+}
+
+/// What no fsync covers yet.
+#[derive(Default)]
+struct Unsynced {
+    batches: Vec<WriteBatch>,
+    /// All up to this sequence number is covered.
+    synced: u64,
+    /// A WAL could not be written for want of room: whatever it says from now on has that cause.
+    wal_was_short: bool,
 }
 
 /// A log ready for use.
@@ -113,7 +140,7 @@ fn open_or_quarantine(
 ) -> Result<(LogDb, Walked), StoreError> {
     let path = data.path().join("raft");
     let walk = |db: LogDb| db.walk(group).map(|walked| (db, walked));
-    let open = || LogDb::open(&path, options.room.clone()).and_then(walk);
+    let open = || LogDb::open(&path, options).and_then(walk);
     match open() {
         Err(StoreError::Corrupt { reason, .. }) if found == Found::Floor => {
             reasons.push(format!("the log database is damaged and was set aside: {reason}"));
@@ -132,16 +159,21 @@ pub(crate) fn set_aside(data: &DataDir) -> Result<PathBuf, StoreError> {
     Ok(target)
 }
 
+fn open_db(path: &Path) -> Result<DB, StoreError> {
+    let sizes = Sizes::at(&files::parent(path));
+    let families = options::log_families(&[LOG, META, "default"], sizes);
+    DB::open_cf_descriptors(&options::log_db(sizes), path, families).map_err(StoreError::rocks(Part::Log, "open", path))
+}
+
 impl LogDb {
-    fn open(path: &Path, room: Option<Arc<Room>>) -> Result<Self, StoreError> {
-        let sizes = Sizes::at(&files::parent(path));
-        let families = options::log_families(&[LOG, META, "default"], sizes);
-        let db = DB::open_cf_descriptors(&options::log_db(sizes), path, families).map_err(StoreError::rocks(
-            Part::Log,
-            "open",
-            path,
-        ))?;
-        Ok(Self { db, path: path.to_owned(), room })
+    fn open(path: &Path, options: &LogOptions) -> Result<Self, StoreError> {
+        Ok(Self {
+            open: RwLock::new(Open { db: Some(open_db(path)?), times: 0 }),
+            unsynced: Mutex::default(),
+            path: path.to_owned(),
+            room: options.room.clone(),
+            on_reopened: options.on_reopened.clone(),
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -150,46 +182,175 @@ impl LogDb {
 
     /// What memtables hold; a family that cannot say counts as nothing.
     pub(crate) fn memtable_bytes(&self) -> u64 {
-        let of =
-            |name| self.db.property_int_value_cf(self.family(name).ok()?, options::MEMTABLES_PROPERTY).ok().flatten();
-        [LOG, META].into_iter().filter_map(of).sum()
+        let of = |db: &DB, name| {
+            db.property_int_value_cf(self.family(db, name).ok()?, options::MEMTABLES_PROPERTY).ok().flatten()
+        };
+        self.with(|db| Ok([LOG, META].into_iter().filter_map(|name| of(db, name)).sum())).unwrap_or(0)
     }
 
     /// Hands a batch to the operating system's care with the next [`LogDb::sync`], not before.
     ///
-    /// What RocksDB cannot write to its WAL for want of room it never goes on from, so nothing is handed to it before
-    /// there is some. A flush of its own that finds none it makes up for later, and refuses writes until then.
+    /// What RocksDB cannot write to its WAL for want of room it never goes on from by itself, so nothing is handed to it
+    /// before there is some; who takes the last of it in that very moment makes the database be opened again. A flush of
+    /// its own that finds no room it makes up for later, and refuses writes until then.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        let Some(room) = &self.room else {
-            return self.db.write(batch).map_err(StoreError::rocks(Part::Log, "write", &self.path));
-        };
+        let Some(room) = &self.room else { return self.write_once(&batch).1 };
         room.wait_for(batch.size_in_bytes());
-        room.retry(|| {
+        loop {
+            let mut seen = 0;
+            let written = room.retry(|| {
+                let (times, written) = self.write_once(&batch);
+                seen = times;
+                match written {
+                    // No use in waiting for RocksDB.
+                    Err(error) if error.is_no_space_of_wal() => Ok(Err(error)),
+                    other => other.map(Ok),
+                }
+            });
+            match written.and_then(|written| written) {
+                Err(error) if self.was_short(seen, &error) && !room.has_given_up() => {
+                    self.reopen(room, seen, &error)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Gives also how often the database was opened before.
+    fn write_once(&self, batch: &WriteBatch) -> (u64, Result<(), StoreError>) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let again = || WriteBatch::from_data(batch.data());
+        let written =
+            self.db_of(&open).and_then(|db| db.write(again()).map_err(StoreError::rocks(Part::Log, "write", &self.path)));
+        self.note(&written);
+        if written.is_ok() {
+            self.unsynced().batches.push(again());
+        }
+        (open.times, written)
+    }
+
+    /// Called by whoever met a failure, before the database is let go.
+    fn note(&self, result: &Result<(), StoreError>) {
+        if result.as_ref().is_err_and(StoreError::is_no_space_of_wal) {
+            self.unsynced().wal_was_short = true;
+        }
+    }
+
+    /// True for a failure that comes of want of room. Only who meets it first is told so; the others hear of an earlier
+    /// error, so they ask once everyone has let go of the database.
+    fn was_short(&self, seen: u64, error: &StoreError) -> bool {
+        if error.is_no_space() {
+            return true;
+        }
+        let open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        open.times != seen || self.unsynced().wal_was_short
+    }
+
+    /// Closes the database and opens it again once there is room, unless that was done since it was opened for the
+    /// `seen`th time. What no fsync covered is written again.
+    fn reopen(&self, room: &Room, seen: u64, cause: &StoreError) -> Result<(), StoreError> {
+        let bytes = self.unsynced().batches.iter().map(WriteBatch::size_in_bytes).sum::<usize>() as u64;
+        // A start flushes what the WALs hold.
+        room.wait_for(usize::try_from(bytes + self.memtable_bytes() / 2).unwrap_or(usize::MAX));
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.times != seen {
+            return Ok(());
+        }
+        loop {
+            drop(open.db.take());
+            match self.open_again() {
+                Ok(db) => {
+                    open.db = Some(db);
+                    open.times += 1;
+                    self.unsynced().wal_was_short = false;
+                    (self.on_reopened)(cause.to_string());
+                    return Ok(());
+                }
+                Err(error) if error.is_no_space() && !room.has_given_up() => thread::sleep(REOPEN_PAUSE),
+                Err(error) => return Err(error),
+            }
+            room.wait_for(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+    }
+
+    fn open_again(&self) -> Result<DB, StoreError> {
+        let db = open_db(&self.path)?;
+        let unsynced = self.unsynced();
+        let found = db.latest_sequence_number();
+        if found < unsynced.synced {
+            return Err(StoreError::Corrupt {
+                what: "the log".into(),
+                path: self.path.clone(),
+                reason: format!(
+                    "it was fsynced up to write {}, and ends at {found} after a full disk",
+                    unsynced.synced
+                ),
+                hint: HINT_LOG,
+            });
+        }
+        for batch in &unsynced.batches {
             let again = WriteBatch::from_data(batch.data());
-            self.db.write(again).map_err(StoreError::rocks(Part::Log, "write", &self.path))
-        })
+            db.write(again).map_err(StoreError::rocks(Part::Log, "write", &self.path))?;
+        }
+        Ok(db)
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `f` with the database. It must not come back here.
+    fn with<T>(&self, f: impl FnOnce(&DB) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        f(self.db_of(&open)?)
+    }
+
+    fn db_of<'a>(&self, open: &'a Open) -> Result<&'a DB, StoreError> {
+        open.db.as_ref().ok_or_else(|| StoreError::Halted("the log could not be opened again".into()))
     }
 
     /// Gives the room of entries up to `purged` back: their WALs and tables. Takes the room of one write buffer meanwhile.
     pub(crate) fn reclaim(&self, group: GroupId, purged: u64) -> Result<(), StoreError> {
-        let mut families = Vec::new();
-        // A WAL goes with the last family that has something in it.
-        for name in [LOG, META, "default"] {
-            families.push(self.family(name)?);
-        }
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        self.db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks(Part::Log, "flush", &self.path))?;
-        let (first, last) = (entry_key(group, 0), entry_key(group, purged));
-        let log = self.family(LOG)?;
-        self.db.delete_file_in_range_cf(log, first, last).map_err(StoreError::rocks(Part::Log, "tidy", &self.path))?;
-        self.db.compact_range_cf(log, Some(first), Some(last));
-        Ok(())
+        self.with(|db| {
+            let mut families = Vec::new();
+            // A WAL goes with the last family that has something in it.
+            for name in [LOG, META, "default"] {
+                families.push(self.family(db, name)?);
+            }
+            let mut options = FlushOptions::default();
+            options.set_wait(true);
+            db.flush_cfs_opt(&families, &options).map_err(StoreError::rocks(Part::Log, "flush", &self.path))?;
+            let (first, last) = (entry_key(group, 0), entry_key(group, purged));
+            let log = self.family(db, LOG)?;
+            db.delete_file_in_range_cf(log, first, last).map_err(StoreError::rocks(Part::Log, "tidy", &self.path))?;
+            db.compact_range_cf(log, Some(first), Some(last));
+            Ok(())
+        })
     }
 
-    /// One `write` and one `fdatasync` for all that was written before.
+    /// One `write` and one `fdatasync` for all that was written before. A WAL that finds no room is waited for and written
+    /// anew; any other failure is final.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.db.flush_wal(!planted::leaves_out_fsync()).map_err(StoreError::rocks(Part::Log, "fsync", &self.path))
+        loop {
+            let (seen, synced) = {
+                let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+                let db = self.db_of(&open)?;
+                let count = self.unsynced().batches.len();
+                let sequence = db.latest_sequence_number();
+                let synced = db.flush_wal(!planted::leaves_out_fsync()).map_err(StoreError::rocks(Part::Log, "fsync", &self.path)).inspect(|()| {
+                    let mut unsynced = self.unsynced();
+                    unsynced.batches.drain(..count);
+                    unsynced.synced = sequence;
+                });
+                self.note(&synced);
+                (open.times, synced)
+            };
+            let Err(error) = synced else { return Ok(()) };
+            match self.room.as_ref().filter(|room| self.was_short(seen, &error) && !room.has_given_up()) {
+                Some(room) => self.reopen(room, seen, &error)?,
+                None => return Err(error),
+            }
+        }
     }
 
     pub(crate) fn put_entry(
@@ -199,8 +360,10 @@ impl LogDb {
         index: u64,
         frame: &[u8],
     ) -> Result<(), StoreError> {
-        batch.put_cf(self.family(LOG)?, entry_key(group, index), frame);
-        Ok(())
+        self.with(|db| {
+            batch.put_cf(self.family(db, LOG)?, entry_key(group, index), frame);
+            Ok(())
+        })
     }
 
     /// Deletes entries `[from, to)`.
@@ -211,8 +374,10 @@ impl LogDb {
         from: u64,
         to: u64,
     ) -> Result<(), StoreError> {
-        batch.delete_range_cf(self.family(LOG)?, entry_key(group, from), entry_key(group, to));
-        Ok(())
+        self.with(|db| {
+            batch.delete_range_cf(self.family(db, LOG)?, entry_key(group, from), entry_key(group, to));
+            Ok(())
+        })
     }
 
     pub(crate) fn put_vote(&self, batch: &mut WriteBatch, group: GroupId, vote: VoteRecord) -> Result<(), StoreError> {
@@ -260,7 +425,9 @@ impl LogDb {
     ) -> Result<Vec<StoredEntry>, StoreError> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(entry_key(group, end).to_vec());
-        let mut rows = self.db.raw_iterator_cf_opt(self.family(LOG)?, options);
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db_of(&open)?;
+        let mut rows = db.raw_iterator_cf_opt(self.family(db, LOG)?, options);
         rows.seek(entry_key(group, start));
         let mut out = Vec::new();
         let mut bytes = 0;
@@ -285,7 +452,9 @@ impl LogDb {
 
     /// One entry and its checksum.
     pub(crate) fn read_one(&self, group: GroupId, index: u64) -> Result<Option<(StoredEntry, u32)>, StoreError> {
-        let value = self.db.get_pinned_cf(self.family(LOG)?, entry_key(group, index));
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db_of(&open)?;
+        let value = db.get_pinned_cf(self.family(db, LOG)?, entry_key(group, index));
         let Some(value) = value.map_err(StoreError::rocks(Part::Log, "read", &self.path))? else { return Ok(None) };
         let framed = frame::decode(index, &value).map_err(|reason| self.bad_entry(index, reason))?;
         Ok(Some((framed.entry, framed.crc)))
@@ -308,7 +477,9 @@ impl LogDb {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(entry_key(group, u64::MAX).to_vec());
         options.fill_cache(false);
-        let mut rows = self.db.raw_iterator_cf_opt(self.family(LOG)?, options);
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db_of(&open)?;
+        let mut rows = db.raw_iterator_cf_opt(self.family(db, LOG)?, options);
         rows.seek(entry_key(group, purged.position.map_or(0, |purged| purged.index + 1)));
         while let Some((key, value)) = rows.item() {
             walked.step(parse_entry_key(key), value);
@@ -321,21 +492,26 @@ impl LogDb {
     fn put_fact(&self, batch: &mut WriteBatch, group: GroupId, tag: u8, mut value: Vec<u8>) -> Result<(), StoreError> {
         let crc = crc32c::crc32c(&value);
         value.put_u32(crc);
-        batch.put_cf(self.family(META)?, fact_key(group, tag), value);
-        Ok(())
+        self.with(|db| {
+            batch.put_cf(self.family(db, META)?, fact_key(group, tag), value);
+            Ok(())
+        })
     }
 
     fn fact(&self, group: GroupId, tag: u8) -> Result<Option<Vec<u8>>, StoreError> {
-        let value = self.db.get_cf(self.family(META)?, fact_key(group, tag));
-        let Some(value) = value.map_err(StoreError::rocks(Part::Log, "read", &self.path))? else { return Ok(None) };
+        let value = self.with(|db| {
+            let value = db.get_cf(self.family(db, META)?, fact_key(group, tag));
+            value.map_err(StoreError::rocks(Part::Log, "read", &self.path))
+        });
+        let Some(value) = value? else { return Ok(None) };
         match value.split_last_chunk::<4>() {
             Some((body, crc)) if crc32c::crc32c(body) == u32::from_be_bytes(*crc) => Ok(Some(body.to_vec())),
             _ => Err(self.bad_fact("fact")),
         }
     }
 
-    fn family(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
-        self.db.cf_handle(name).ok_or_else(|| self.bad_fact("column family"))
+    fn family<'a>(&self, db: &'a DB, name: &str) -> Result<&'a ColumnFamily, StoreError> {
+        db.cf_handle(name).ok_or_else(|| self.bad_fact("column family"))
     }
 
     fn bad_entry(&self, index: u64, reason: &str) -> StoreError {
@@ -387,46 +563,4 @@ impl Walked {
             }
         }
     }
-}
-
-fn entry_key(group: GroupId, index: u64) -> [u8; 12] {
-    let mut key = [0; 12];
-    key[..4].copy_from_slice(&group.0.to_be_bytes());
-    key[4..].copy_from_slice(&index.to_be_bytes());
-    key
-}
-
-fn parse_entry_key(key: &[u8]) -> Option<u64> {
-    key.get(4..)?.try_into().ok().map(u64::from_be_bytes)
-}
-
-fn fact_key(group: GroupId, tag: u8) -> [u8; 5] {
-    let [a, b, c, d] = group.0.to_be_bytes();
-    [a, b, c, d, tag]
-}
-
-fn put_position(out: &mut Vec<u8>, position: LogPosition) {
-    out.put_u64(position.term);
-    out.put_u64(position.node);
-    out.put_u64(position.index);
-}
-
-fn parse_position(value: &[u8]) -> Option<(LogPosition, &[u8])> {
-    let (term, rest) = value.split_first_chunk::<8>()?;
-    let (node, rest) = rest.split_first_chunk::<8>()?;
-    let (index, rest) = rest.split_first_chunk::<8>()?;
-    let [term, node, index] = [term, node, index].map(|bytes| u64::from_be_bytes(*bytes));
-    Some((LogPosition { term, node, index }, rest))
-}
-
-fn parse_purged(value: &[u8]) -> Option<Link> {
-    let (position, crc) = parse_position(value)?;
-    Some(Link { position: Some(position), crc: u32::from_be_bytes(crc.try_into().ok()?) })
-}
-
-fn parse_vote(value: &[u8]) -> Option<VoteRecord> {
-    let (term, rest) = value.split_first_chunk::<8>()?;
-    let (node, rest) = rest.split_first_chunk::<8>()?;
-    let [committed @ (0 | 1)] = *rest else { return None };
-    Some(VoteRecord { term: u64::from_be_bytes(*term), node: u64::from_be_bytes(*node), committed: committed == 1 })
 }

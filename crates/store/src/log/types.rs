@@ -56,6 +56,8 @@ pub struct LogOptions {
     pub room: Option<Arc<Room>>,
     /// What to do when an fsync fails.
     pub on_fatal: OnFatal,
+    /// Hears why the database was opened again: a full disk that it could not go on from by itself.
+    pub on_reopened: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 impl Default for LogOptions {
@@ -68,6 +70,7 @@ impl Default for LogOptions {
                 eprintln!("holdfast: the log cannot go on: {reason}");
                 std::process::abort();
             }),
+            on_reopened: Arc::new(|_| {}),
         }
     }
 }
