@@ -11,6 +11,7 @@ use holdfast_model::limits::DEDUP_WINDOW_MS;
 use holdfast_model::memory::MemoryState;
 use holdfast_model::outcome::{Outcome, Receipt, Rejection};
 use holdfast_model::state::{Effects, Sys};
+use holdfast_model::transition::remembered;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -110,6 +111,24 @@ proptest! {
                 prop_assert_eq!(receipt.commit_index, index);
                 first.insert(id, (now, receipt.clone()));
             }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn what_is_remembered_is_the_answer_that_the_entry_would_get(log in log::log()) {
+        play(&log, |index, judged| {
+            let Some(batch) = batch(judged.proposal) else { return Ok(()) };
+            let found = match remembered(judged.before, batch, judged.proposal.stamp) {
+                Ok(found) => found,
+                Err(never) => match never {},
+            };
+            let known = match judged.outcome {
+                Outcome::Written(receipt) => receipt.replayed,
+                Outcome::Rejected(rejection) => *rejection == Rejection::RequestIdReused,
+                _ => false,
+            };
+            prop_assert_eq!(found.as_ref(), known.then_some(judged.outcome), "entry {}", index);
             Ok(())
         })?;
     }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use holdfast_model::command::Command;
 use holdfast_store::StoreError;
-use tokio::task::JoinHandle;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, sleep};
 
 use crate::handle::{Core, Replica};
@@ -27,6 +28,15 @@ const CHECKPOINT_WITHIN: Duration = Duration::from_secs(30);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A member that was heard within this time gets what it lacks from the log.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Sleeps without keeping other tasks waiting: a worker of the runtime that only blocks takes along the task that it woke
+/// last, which no other worker may have, and that may be the one that hears the leader.
+pub(crate) fn pause_in_place(duration: Duration) {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(|| thread::sleep(duration)),
+        _ => thread::sleep(duration),
+    }
+}
 
 /// Measures the disk for as long as the replica lives, on a thread of its own: a disk that hangs holds up nobody.
 ///

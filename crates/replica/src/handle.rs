@@ -144,7 +144,8 @@ impl Replica {
         let node_id = data.identity().node_id;
         let identity: String = data.identity().identity.iter().map(|byte| format!("{byte:02x}")).collect();
         startup::remove_leftovers(&data, options.group)?;
-        let room = Arc::new(Room::open(data.path(), options.headroom_bytes, options.floor_bytes)?);
+        let room = Room::open(data.path(), options.headroom_bytes, options.floor_bytes)?;
+        let room = Arc::new(room.pausing_by(crate::disk_keeper::pause_in_place));
         let startup::Opened { log, state, mut recovering } = startup::open(&data, &options, &room, &hooks).await?;
         let may_adopt = log.last().is_none() && !startup::opens(&options, state.view().sys());
         if let Some(members) = options.members.clone().filter(|_| may_adopt) {

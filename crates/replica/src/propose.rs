@@ -8,6 +8,7 @@ use std::time::Duration;
 use holdfast_model::command::{Command, Op, Proposal, RULES};
 use holdfast_model::id::Millis;
 use holdfast_model::outcome::Outcome;
+use holdfast_model::transition::remembered;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::{log as wire_log, peer};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -144,7 +145,8 @@ impl Replica {
             self.peers().rooms.judge(self.node_id(), configs, weight_of(&proposal.command), bytes.0.len())
         };
         if let Verdict::Refuse(evidence) = judged {
-            return Err(ProposeError::DiskFull(evidence));
+            let remembered = self.remembered(&stamped, deadline).await;
+            return remembered.map(Local::Applied).ok_or(ProposeError::DiskFull(evidence));
         }
         let (responder, answer) = OneshotResponder::<TypeConfig, _>::new_pair();
         if self.raft().client_write_ff(bytes, Some(responder)).await.is_err() {
@@ -160,6 +162,21 @@ impl Replica {
             Ok(Ok(Err(ClientWriteError::ForwardToLeader(to)))) => Ok(Local::NotLeader(to.leader_id)),
             Ok(Ok(Err(_))) => Err(ProposeError::Unknown { deadline: false }),
         }
+    }
+
+    /// The first answer of a write that took effect before. It needs no room: whoever sends it again on a full disk must
+    /// not be told that it was refused.
+    async fn remembered(&self, proposal: &Proposal, deadline: Instant) -> Option<Applied> {
+        let Command::WriteBatch(batch) = proposal.command.clone() else { return None };
+        // The first try may be in the log, and not be applied yet.
+        let last = self.raft().metrics().borrow_watched().last_log_index.unwrap_or(0);
+        self.wait_applied(last, deadline).await.ok()?;
+        let (state, stamp) = (self.state().clone(), proposal.stamp);
+        let found = tokio::task::spawn_blocking(move || {
+            let index = state.applied().index();
+            Some(Applied { outcome: remembered(&state.begin(), &batch, stamp).ok()??, index })
+        });
+        found.await.ok().flatten()
     }
 
     /// Sends the proposal to `leader`; `None` = it was certainly not proposed.

@@ -40,6 +40,7 @@ impl StateStore {
     /// caller in a hurry calls [`StateStore::flush`] in the background before.
     pub fn checkpoint(&self, into: &Path) -> Result<CheckpointInfo, StoreError> {
         let current = self.0.published.load_full();
+        current.generation.check_writable()?;
         let checkpoint = Checkpoint::new(current.generation.db()).map_err(StoreError::rocks(
             Part::State,
             "begin checkpoint",

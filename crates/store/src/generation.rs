@@ -20,6 +20,7 @@ use crate::error::{HINT_STATE, Part, StoreError};
 use crate::files;
 use crate::keyspace::{Family, sys};
 use crate::options::{self, Sizes};
+use crate::stall;
 
 const CURRENT: &str = "CURRENT";
 
@@ -114,8 +115,18 @@ impl Generation {
 
     /// Writes without WAL: the Raft log is this database's WAL.
     pub(crate) fn write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
+        self.write_opt(batch, false)
+    }
+
+    /// As [`Generation::write`], and gives a write that would have to wait back as stalled.
+    pub(crate) fn try_write(&self, batch: rocksdb::WriteBatch) -> Result<(), StoreError> {
+        self.write_opt(batch, true)
+    }
+
+    fn write_opt(&self, batch: rocksdb::WriteBatch, no_slowdown: bool) -> Result<(), StoreError> {
         let mut options = rocksdb::WriteOptions::default();
         options.disable_wal(true);
+        options.set_no_slowdown(no_slowdown);
         self.db.write_opt(batch, &options).map_err(StoreError::rocks(Part::State, "write", &self.path))
     }
 
@@ -150,8 +161,14 @@ impl Generation {
         if has_blobs { cutoff(options::BLOB_AGE_CUTOFF) } else { Ok(()) }
     }
 
+    /// Fails with what RocksDB stopped for, if it did ([`stall::check`]).
+    pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
+        stall::check(&self.db).map_err(StoreError::rocks(Part::State, "write", &self.path))
+    }
+
     /// Flushes all families as one.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.check_writable()?;
         let mut families = Vec::with_capacity(Family::ALL.len());
         for family in Family::ALL {
             families.push(self.family(family)?);

@@ -20,6 +20,7 @@ pub mod planted;
 mod room;
 mod scan;
 mod scrub;
+mod stall;
 mod state;
 mod view;
 

@@ -135,7 +135,11 @@ pub(crate) fn state_families(sizes: Sizes) -> Vec<ColumnFamilyDescriptor> {
         .into_iter()
         .map(|family| ColumnFamilyDescriptor::new(family.name(), state_family(family, &cache, sizes)))
         .collect();
-    out.push(ColumnFamilyDescriptor::new("default", Options::default()));
+    // After a full disk RocksDB goes on once the largest write buffer of its families is free: that of the empty one
+    // counts too, and by default it is larger than what a small disk ever has.
+    let mut unused = Options::default();
+    sized(&mut unused, sizes);
+    out.push(ColumnFamilyDescriptor::new("default", unused));
     out
 }
 

@@ -1,8 +1,9 @@
 //! Room on the file system of a data directory: how much there is, and what is kept back of it.
 //!
-//! RocksDB cannot go on after a write to its WAL was refused for want of room, and opening a log again takes a while; and
-//! what other programs put on the same disk nobody can foresee. So blocks are held by a file, `RESERVE`, while there is plenty, and given back when this node
-//! itself needs them: the deletes, votes and flushes that lead out of a full disk are written into them.
+//! RocksDB cannot go on after a write to its WAL was refused for want of room, opening a log again takes a while, and what
+//! other programs put on the same disk nobody can foresee. So blocks are held by a file, `RESERVE`, while there is plenty,
+//! and given back when this node itself needs them: the deletes, votes and flushes that lead out of a full disk are written
+//! into them.
 //!
 //! Invariants:
 //! - `RESERVE` holds no data: whoever removes it takes away nothing but headroom.
@@ -46,6 +47,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const OPEN_FOR: Duration = Duration::from_secs(10);
 /// RocksDB looks every five seconds whether it can go on.
 const RECOVERY: Duration = Duration::from_secs(20);
+/// A write that RocksDB slows down is due after its size over the rate that RocksDB wants, and each try that comes sooner
+/// is charged once more: twice that long must lie between two tries at last.
+const STALL_MIN: Duration = Duration::from_millis(1);
+const STALL_MAX: Duration = Duration::from_secs(1);
 /// A file system in memory: what it holds back is memory.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
@@ -128,6 +133,7 @@ pub struct Room {
     marks: Marks,
     reserve: Mutex<Reserve>,
     given_up: AtomicBool,
+    pause: fn(Duration),
 }
 
 /// The file that holds blocks.
@@ -161,7 +167,15 @@ impl Room {
         if space.free < marks.headroom || reserve.held > reserve.target {
             reserve.shrink(0);
         }
-        Ok(Self { path: path.to_owned(), marks, reserve: Mutex::new(reserve), given_up: AtomicBool::new(false) })
+        let reserve = Mutex::new(reserve);
+        Ok(Self { path: path.to_owned(), marks, reserve, given_up: AtomicBool::new(false), pause: thread::sleep })
+    }
+
+    /// Who waits for room sleeps by this; it may wait for hours, on a thread on which others depend.
+    #[must_use]
+    pub fn pausing_by(mut self, pause: fn(Duration)) -> Self {
+        self.pause = pause;
+        self
     }
 
     /// From where on the disk counts as nearly full.
@@ -211,17 +225,19 @@ impl Room {
     pub fn wait_for(&self, bytes: usize) {
         let needed = 2 * bytes as u64 + LOG_WRITE_SLACK;
         while self.give(needed).is_ok_and(|left| left.free < needed) && !self.given_up.load(Ordering::Acquire) {
-            thread::sleep(POLL);
+            (self.pause)(POLL);
         }
     }
 
     /// Runs `write` again for as long as RocksDB has no room for it: it goes on by itself some seconds after there is
-    /// some. For writes that have no effect when they fail.
+    /// some. For writes that have no effect when they fail, and that RocksDB gives back instead of holding them: one that
+    /// waits inside of it keeps the flush from its place by which RocksDB would go on, so that both wait for ever.
     ///
     /// # Errors
     /// Any other failure; want of room only when this node ends, or when RocksDB does not go on though there is plenty.
     pub fn retry<T>(&self, mut write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut roomy_since: Option<Instant> = None;
+        let mut stall = STALL_MIN;
         loop {
             match write() {
                 Err(error) if error.is_no_space() && !self.given_up.load(Ordering::Acquire) => {
@@ -231,7 +247,11 @@ impl Room {
                     if roomy_since.is_some_and(|since| since.elapsed() > RECOVERY) {
                         return Err(error);
                     }
-                    thread::sleep(POLL);
+                    (self.pause)(POLL);
+                }
+                Err(error) if error.is_stalled() && !self.given_up.load(Ordering::Acquire) => {
+                    (self.pause)(stall);
+                    stall = (2 * stall).min(STALL_MAX);
                 }
                 other => return other,
             }
@@ -241,6 +261,10 @@ impl Room {
     /// This node ends: nobody waits for room any more.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn pause(&self, duration: Duration) {
+        (self.pause)(duration);
     }
 
     /// This node ends.

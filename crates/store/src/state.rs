@@ -172,7 +172,7 @@ impl StateStore {
     /// As [`StateStore::commit`]; on a full disk it waits until a flush that failed for it was made up for.
     pub fn commit_in(&self, room: &Room, batch: ApplyBatch) -> Result<(), StoreError> {
         self.commit_by(batch, |generation, writes| {
-            room.retry(|| generation.write(WriteBatch::from_data(writes.data())))
+            room.retry(|| generation.try_write(WriteBatch::from_data(writes.data())))
         })
     }
 

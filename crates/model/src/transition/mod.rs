@@ -26,6 +26,7 @@ use crate::command::{Command, Proposal};
 use crate::outcome::{Outcome, Rejection};
 use crate::state::{Effects, StateRead, Sys};
 
+pub use write_batch::remembered;
 pub(crate) use writing::due;
 
 /// What a command's rules answer. On a rejection the draft is thrown away, so no rule has to undo anything.

@@ -45,6 +45,7 @@ pub(super) fn judge<S: StateRead>(
         Some((user, _)) => state.request(*user, batch.request_id)?,
         None => None,
     };
+    // As `remembered`.
     if let Some(row) = request.as_ref().filter(|row| row.expires > now) {
         return Ok(replay(row, batch));
     }
@@ -70,6 +71,17 @@ pub(super) fn judge<S: StateRead>(
     }
     let forgotten = request.map(|row| row.expires);
     Ok(Ok(commit(index, history, batch, known, stored, forgotten, draft)))
+}
+
+/// The answer to a request that is remembered at `now`, and need not be proposed again for it; `None` = it is not known.
+///
+/// # Errors
+/// As [`transition`](super::transition).
+pub fn remembered<S: StateRead>(state: &S, batch: &WriteBatch, now: Millis) -> Result<Option<Outcome>, S::Error> {
+    let Some(uid) = state.uid(&batch.user)? else { return Ok(None) };
+    let row = state.request(UserRef { slot: Slot::of(&batch.user), uid }, batch.request_id)?;
+    let row = row.filter(|row| row.expires > now.max(state.sys().now));
+    Ok(row.map(|row| replay(&row, batch).unwrap_or_else(Outcome::Rejected)))
 }
 
 /// The edge lets no other batch through; one that got here would break the keys of change rows.

@@ -11,12 +11,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::thread;
 use std::time::Duration;
 
 use bytes::BufMut;
 use holdfast_model::id::GroupId;
-use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch};
+use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::error::{Part, StoreError};
 use crate::files;
@@ -29,6 +28,7 @@ use crate::marker::DataDir;
 use crate::options::{self, Sizes};
 use crate::planted;
 use crate::room::Room;
+use crate::stall;
 
 const LOG: &str = "log";
 const META: &str = "meta";
@@ -194,12 +194,14 @@ impl LogDb {
     /// before there is some; who takes the last of it in that very moment makes the database be opened again. A flush of
     /// its own that finds no room it makes up for later, and refuses writes until then.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        let Some(room) = &self.room else { return self.write_once(&batch).1 };
-        room.wait_for(batch.size_in_bytes());
+        let bytes = batch.size_in_bytes();
+        let mut batch = Some(batch);
+        let Some(room) = &self.room else { return self.write_once(&mut batch, false).1 };
+        room.wait_for(bytes);
         loop {
             let mut seen = 0;
             let written = room.retry(|| {
-                let (times, written) = self.write_once(&batch);
+                let (times, written) = self.write_once(&mut batch, true);
                 seen = times;
                 match written {
                     // No use in waiting for RocksDB.
@@ -216,15 +218,17 @@ impl LogDb {
         }
     }
 
-    /// Gives also how often the database was opened before.
-    fn write_once(&self, batch: &WriteBatch) -> (u64, Result<(), StoreError>) {
+    /// Takes the batch once it is written. Gives also how often the database was opened before.
+    fn write_once(&self, batch: &mut Option<WriteBatch>, no_slowdown: bool) -> (u64, Result<(), StoreError>) {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let again = || WriteBatch::from_data(batch.data());
-        let written =
-            self.db_of(&open).and_then(|db| db.write(again()).map_err(StoreError::rocks(Part::Log, "write", &self.path)));
+        let mut options = WriteOptions::default();
+        options.set_no_slowdown(no_slowdown);
+        let again = WriteBatch::from_data(batch.as_ref().map_or(&[], WriteBatch::data));
+        let write = |db: &DB| db.write_opt(again, &options).map_err(StoreError::rocks(Part::Log, "write", &self.path));
+        let written = self.db_of(&open).and_then(write);
         self.note(&written);
         if written.is_ok() {
-            self.unsynced().batches.push(again());
+            self.unsynced().batches.extend(batch.take());
         }
         (open.times, written)
     }
@@ -266,7 +270,7 @@ impl LogDb {
                     (self.on_reopened)(cause.to_string());
                     return Ok(());
                 }
-                Err(error) if error.is_no_space() && !room.has_given_up() => thread::sleep(REOPEN_PAUSE),
+                Err(error) if error.is_no_space() && !room.has_given_up() => room.pause(REOPEN_PAUSE),
                 Err(error) => return Err(error),
             }
             room.wait_for(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -285,7 +289,7 @@ impl LogDb {
                     "it was fsynced up to write {}, and ends at {found} after a full disk",
                     unsynced.synced
                 ),
-                hint: HINT_LOG,
+                part: Part::Log,
             });
         }
         for batch in &unsynced.batches {
@@ -312,6 +316,7 @@ impl LogDb {
     /// Gives the room of entries up to `purged` back: their WALs and tables. Takes the room of one write buffer meanwhile.
     pub(crate) fn reclaim(&self, group: GroupId, purged: u64) -> Result<(), StoreError> {
         self.with(|db| {
+            stall::check(db).map_err(StoreError::rocks(Part::Log, "write", &self.path))?;
             let mut families = Vec::new();
             // A WAL goes with the last family that has something in it.
             for name in [LOG, META, "default"] {
@@ -337,11 +342,14 @@ impl LogDb {
                 let db = self.db_of(&open)?;
                 let count = self.unsynced().batches.len();
                 let sequence = db.latest_sequence_number();
-                let synced = db.flush_wal(!planted::leaves_out_fsync()).map_err(StoreError::rocks(Part::Log, "fsync", &self.path)).inspect(|()| {
-                    let mut unsynced = self.unsynced();
-                    unsynced.batches.drain(..count);
-                    unsynced.synced = sequence;
-                });
+                let synced = db
+                    .flush_wal(!planted::leaves_out_fsync())
+                    .map_err(StoreError::rocks(Part::Log, "fsync", &self.path))
+                    .inspect(|()| {
+                        let mut unsynced = self.unsynced();
+                        unsynced.batches.drain(..count);
+                        unsynced.synced = sequence;
+                    });
                 self.note(&synced);
                 (open.times, synced)
             };
