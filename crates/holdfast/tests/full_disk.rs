@@ -430,7 +430,7 @@ async fn a_state_whose_flush_finds_no_room_for_a_moment_goes_on() {
         return;
     }
     let dir = tempfile::tempdir().expect("tempdir");
-    let small = ["--set", "raft.snapshot_entries=20", "--set", "raft.keep_entries=200"];
+    let small = ["--set", "raft.snapshot_entries=3", "--set", "raft.keep_entries=200"];
     let mut cluster = Cluster::start(&dir.path().join("c"), &small);
     let client = cluster.client();
     let mut ledger = Ledger::default();
@@ -438,17 +438,26 @@ async fn a_state_whose_flush_finds_no_room_for_a_moment_goes_on() {
     let place = (cluster.leader().await + 1) % 3;
     cluster.kill(place);
     // On a disk of this size the buffers are small.
-    let disk = Disk::of(&cluster.nodes[place].data_dir, dir.path().join("disk.ext4"), 128 * MIB);
+    let disk = Disk::of(&cluster.nodes[place].data_dir, dir.path().join("disk.ext4"), 64 * MIB);
     let trace = dir.path().join("trace");
     let state = cluster.nodes[place].data_dir.join("state/0/db-1");
     let blobs: Vec<_> = (1..200).map(|number| state.join(format!("{number:06}.blob")).display().to_string()).collect();
     let mut under = disk.mounted("true").to_vec();
     under.extend(["strace", "-f", "-qq", "-o", trace.to_str().expect("text"), "-e", "trace=write,pwrite64"]);
-    under.extend(["-e", "inject=write,pwrite64:error=ENOSPC:when=1..3"]);
+    // Slow enough for its buffers to fill meanwhile.
+    under.extend(["-e", "inject=write,pwrite64:error=ENOSPC:delay_enter=1500000:when=1..3"]);
     under.extend(blobs.iter().flat_map(|blob| ["-P", blob.as_str()]));
     restart_under(&mut cluster, place, &under);
     let pid = cluster.nodes[place].pid;
-    ledger.write(&client, 150, PHOTO_BYTES).await;
+    ledger.write(&client, 120, PHOTO_BYTES).await;
+    let mut silence = 0;
+    wait_for("the flush to find room", async || {
+        silence = silence.max(heard(&cluster, place).await.unwrap_or(0));
+        injected(&trace) >= 3
+    })
+    .await;
+    // RocksDB tries every five seconds, and what waits for it keeps nobody else waiting.
+    assert!(silence < 8, "it did not hear its leader for {silence} s");
     cluster.wait_converged().await;
     assert!(injected(&trace) >= 3, "there was room all the time: {}", said(&cluster, place));
     assert!(is_alive(pid), "{}", said(&cluster, place));

@@ -203,3 +203,27 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_room_keeps_no_task_waiting() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let waits = async {
+            let heard = Arc::new(AtomicBool::new(false));
+            let told = heard.clone();
+            // Woken last by this task, it is next on this worker.
+            drop(tokio::spawn(async move { told.store(true, Ordering::Release) }));
+            let begin = Instant::now();
+            while !heard.load(Ordering::Acquire) && begin.elapsed() < Duration::from_secs(30) {
+                pause_in_place(Duration::from_millis(1));
+            }
+            heard.load(Ordering::Acquire)
+        };
+        assert!(runtime.expect("runtime").block_on(async { tokio::spawn(waits).await }).expect("it ends"));
+    }
+}

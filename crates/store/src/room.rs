@@ -45,8 +45,8 @@ const POLL: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Once it was opened, nobody waits again for so long.
 const OPEN_FOR: Duration = Duration::from_secs(10);
-/// RocksDB looks every five seconds whether it can go on.
-const RECOVERY: Duration = Duration::from_secs(20);
+/// RocksDB looks every five seconds whether it can go on, and its flush may fail some more times.
+const RECOVERY: Duration = Duration::from_secs(60);
 /// A write that RocksDB slows down is due after its size over the rate that RocksDB wants, and each try that comes sooner
 /// is charged once more: twice that long must lie between two tries at last.
 const STALL_MIN: Duration = Duration::from_millis(1);
