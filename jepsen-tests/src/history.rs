@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use calls::{Batch, Hint, Page, Point, Read, Seen};
+use calls::{Batch, Hint, Page, Read, Restored};
 
 pub mod calls;
 pub mod edn;
@@ -312,36 +312,6 @@ pub struct Term {
     pub node: u64,
     /// Its term.
     pub term: u64,
-}
-
-/// A new cluster out of the archive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Restored {
-    /// Counts from 1.
-    pub round: u32,
-    /// When all clients had ended, and there was time to ship what they wrote.
-    pub last: bool,
-    /// Up to where the restore says that everything is there, in the history of the old cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<Point>,
-    /// What is there.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub users: Vec<RestoredUser>,
-    /// Nodes of the new cluster with the same digest at the same index as the first one, that one included.
-    pub digests: usize,
-    /// From the command to the last read.
-    pub took_ms: u64,
-}
-
-/// One user as a restore brought it back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestoredUser {
-    /// Owner.
-    pub user: String,
-    /// `collection/record id` of all that was looked for.
-    pub keys: Vec<String>,
-    /// Records and tombstones; what was never there is missing.
-    pub records: Vec<Seen>,
 }
 
 /// Order-dependent sum (FNV-1a, 64 bits) of records: feeds of three nodes are compared by it, so that a history need

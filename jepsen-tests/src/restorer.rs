@@ -12,8 +12,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, comes_true, plan};
-use crate::history::calls::{Level, Point, Read};
-use crate::history::{Action, Failure, Named, Process, Recorder, Restored, RestoredUser, Stage};
+use crate::history::calls::{Level, Point, Read, Restored, RestoredUser};
+use crate::history::{Action, Failure, Named, Process, Recorder, Stage};
 use crate::workload::{Shared, Users, look};
 
 /// Between two restores.

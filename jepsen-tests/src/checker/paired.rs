@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::history::calls::{Batch, Page, Read};
-use crate::history::{Action, Failure, Op, Process, Restored, Stage};
+use crate::history::calls::{Batch, Page, Read, Restored};
+use crate::history::{Action, Failure, Op, Process, Stage};
 
 /// One call of a client, from its beginning to its end.
 #[derive(Debug)]

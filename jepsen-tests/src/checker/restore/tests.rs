@@ -5,8 +5,8 @@ use crate::checker::Verdict;
 use crate::checker::paired::calls;
 use crate::checker::simulation::{Plan, Simulation, simulate};
 use crate::checker::timeline;
-use crate::history::calls::{Batch, Point, Seen};
-use crate::history::{Action, Failure, Named, Op, Process, Restored, RestoredUser};
+use crate::history::calls::{Batch, Point, Restored, RestoredUser, Seen};
+use crate::history::{Action, Failure, Named, Op, Process};
 
 const INCARNATION: u64 = 7;
 
