@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use calls::{Batch, Hint, Page, Read};
+use calls::{Batch, Hint, Page, Read, Restored};
 
 pub mod calls;
 pub mod edn;
@@ -60,6 +60,10 @@ pub enum Named {
     Nemesis,
     /// Reads everything at the end.
     Reader,
+    /// Watches what nodes say of themselves.
+    Observer,
+    /// Restores the archive.
+    Restorer,
 }
 
 /// Beginning or end of an operation.
@@ -114,6 +118,10 @@ pub enum Action {
     NodeFeed(NodeFeed),
     /// A node's state after everything was healed.
     Replica(Replica),
+    /// The term that a node is in now, whenever it is another one.
+    Term(Term),
+    /// What a restore of the archive brought back.
+    Restored(Restored),
 }
 
 impl Action {
@@ -134,7 +142,9 @@ impl Action {
             | Self::Heal(_)
             | Self::Feed(_)
             | Self::NodeFeed(_)
-            | Self::Replica(_) => None,
+            | Self::Replica(_)
+            | Self::Term(_)
+            | Self::Restored(_) => None,
         }
     }
 }
@@ -295,6 +305,15 @@ pub struct Replica {
     pub digest: String,
 }
 
+/// The term that a node says it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Term {
+    /// The node.
+    pub node: u64,
+    /// Its term.
+    pub term: u64,
+}
+
 /// Order-dependent sum (FNV-1a, 64 bits) of records: feeds of three nodes are compared by it, so that a history need
 /// not hold each record four times. It guards against differences, not against intent.
 pub fn fold(records: &[Found]) -> u64 {
@@ -326,6 +345,7 @@ struct Inner {
     ops: Vec<Op>,
     acknowledged: usize,
     unknown: usize,
+    newest: u64,
     mark_ns: u64,
     acknowledged_since_mark: usize,
     /// Kept for the end: a history that is not on disk cannot be judged again.
@@ -355,6 +375,7 @@ impl Recorder {
             ops: Vec::new(),
             acknowledged: 0,
             unknown: 0,
+            newest: 0,
             mark_ns: 0,
             acknowledged_since_mark: 0,
             error: None,
@@ -376,6 +397,7 @@ impl Recorder {
         let mut inner = self.locked();
         let time_ns = self.now_ns();
         inner.acknowledged += 1;
+        inner.newest = inner.newest.max(reply.commit_index);
         if began_ns >= inner.mark_ns {
             inner.acknowledged_since_mark += 1;
         }
@@ -396,6 +418,9 @@ impl Recorder {
     pub fn answered(&self, process: Process, began_ns: u64, stage: Stage, action: Action, error: Option<Failure>) {
         let mut inner = self.locked();
         let time_ns = self.now_ns();
+        if let Action::Batch(Batch { done: Some(done), .. }) = &action {
+            inner.newest = inner.newest.max(done.at.index);
+        }
         if action.request_id().is_some() && stage == Stage::Ok {
             inner.acknowledged += 1;
             inner.acknowledged_since_mark += usize::from(began_ns >= inner.mark_ns);
@@ -431,6 +456,11 @@ impl Recorder {
     pub fn progress(&self) -> Progress {
         let inner = self.locked();
         Progress { acknowledged: inner.acknowledged, unknown: inner.unknown, since_mark: inner.acknowledged_since_mark }
+    }
+
+    /// The greatest log index at which a write was acknowledged; 0 = none was.
+    pub fn newest(&self) -> u64 {
+        self.locked().newest
     }
 
     /// Ends the history; gives all of it.

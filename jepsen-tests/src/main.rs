@@ -155,6 +155,10 @@ struct TestArgs {
     /// made for this long.
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     time_limit: u64,
+    /// Seconds. Once a fault is healed, writes must be acknowledged again and each node must serve within this; a cluster
+    /// that does not come back is a violation, and the run ends.
+    #[arg(long, value_name = "SECS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    recover_within: u64,
     /// Any key of the nodes' configuration; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -271,6 +275,7 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         kills: args.kills,
         kill_all: args.kill_all,
         time_limit: Duration::from_secs(args.time_limit),
+        recover_within: Duration::from_secs(args.recover_within),
         arrays: args.arrays.unwrap_or(if args.nodes == "5" { 5 } else { 3 }),
         may_take_quorum: args.may_take_quorum,
         args: std::env::args().skip(1).collect(),

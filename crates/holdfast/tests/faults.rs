@@ -15,8 +15,9 @@ use holdfast_client::{Client, RecordRef};
 use jepsen_tests::chance::Chance;
 use jepsen_tests::clock::{Clocks, Skew};
 use jepsen_tests::cluster::{Cluster, Founding};
+use jepsen_tests::disk::Mounts;
 use jepsen_tests::history::Recorder;
-use jepsen_tests::nemesis::{Fault, Struck, World};
+use jepsen_tests::nemesis::{Disks, Fault, Struck, World};
 use jepsen_tests::network::Network;
 
 /// Long enough for a healthy node under load of the machine, far shorter than a fault stands here.
@@ -25,16 +26,26 @@ const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", r
 
 /// Runs `test` with a cluster of three in a network of its own, with room for one more and clocks of its own.
 fn in_a_world(test: impl AsyncFnOnce(World, &mut Chance) + Send + 'static) {
+    in_a_world_with(false, test);
+}
+
+/// The same, each node with a disk of its own, or not.
+fn in_a_world_with(disks: bool, test: impl AsyncFnOnce(World, &mut Chance) + Send + 'static) {
     if !is_root() {
         eprintln!("***** skipped: a network of its own takes root *****");
         return;
     }
     let run = move || {
         let dir = tempfile::tempdir().expect("tempdir");
+        let disks = disks.then(|| {
+            let mounts = Mounts::private().expect("mounts of its own");
+            Disks::create(mounts, &dir.path().join("cluster"), 3, 3).expect("disks")
+        });
         let network = Network::create(4, 7).expect("a network");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.expect("a runtime").block_on(async {
-            let world = world(dir.path(), network).await;
+            let mut world = world(dir.path(), network).await;
+            world.disks = disks;
             test(world, &mut Chance::new(7, 0)).await;
         });
     };
@@ -232,6 +243,38 @@ fn a_node_goes_by_the_clock_that_it_is_shown() {
         let struck = strike(&mut world, chance, Fault::Clock).await;
         writes_go_on(&world, &[]).await;
         struck.heal(&mut world).await.expect("healed");
+    });
+}
+
+#[test]
+fn a_leader_alone_takes_its_tail_back_for_good() {
+    in_a_world_with(true, async |mut world, chance| {
+        writes_go_on(&world, &[]).await;
+        let leader = world.cluster.leader().await;
+        let log_ends = async |world: &World| {
+            let mut end = None;
+            wait_for("a node's status", async || {
+                end = world.cluster.status(leader).await.map(|status| status.groups[0].last_log_index);
+                end.is_some()
+            })
+            .await;
+            end.expect("waited for")
+        };
+        let before = log_ends(&world).await;
+        let struck = strike(&mut world, chance, Fault::LostTail).await;
+        assert_eq!(struck.places, [leader]);
+        let alone = log_ends(&world).await;
+        assert!(alone >= before + 100, "no tail: {before}, then {alone}");
+        writes_go_on(&world, &[leader]).await;
+        let pid = world.cluster.nodes[leader].pid;
+        struck.heal(&mut world).await.expect("healed");
+        assert_ne!(world.cluster.nodes[leader].pid, pid, "its power was not cut");
+        wait_all_serve(&world).await;
+        world.cluster.wait_converged().await;
+        let after = log_ends(&world).await;
+        assert!(after < alone, "the tail is back: {before}, {alone}, then {after}");
+        let told = std::fs::read_to_string(world.cluster.log(leader)).expect("log");
+        assert!(!told.contains("log.recovering"), "{told}");
     });
 }
 

@@ -24,6 +24,12 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
     }
 }
 
+/// Whether this fault leaves every node the log that it fsynced.
+pub(super) fn spares_logs(fault: &str) -> bool {
+    let damages = fault == "bit-flip" || fault.starts_with("rollback-");
+    !damages && !matches!(fault, "array-wipe" | "array-scramble" | "array-rollback")
+}
+
 /// Judges the faults of a run; `expected` are those that must each have been there.
 pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
     let mut lives: BTreeMap<u32, Life<'_>> = BTreeMap::new();

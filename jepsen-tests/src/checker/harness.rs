@@ -46,6 +46,8 @@ const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHO
 const READ_REASONS: &[&str] = &["REPLICA_BEHIND"];
 /// What a panic leaves in a log, whatever wrote it.
 const PANIC: &str = "panicked";
+/// What a node says that has lost entries, a vote or the whole log.
+const LOST: &[&str] = &["log.recovering", "log.quarantined"];
 /// A node that ends in the middle of a line, or of a log, is normal here.
 const SIGKILL: i32 = 9;
 
@@ -73,13 +75,26 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
         log.text.lines().filter(|line| line.contains(PANIC)).map(|line| format!("{}: {line}", log.name))
     });
     report.never("panics in the nodes' logs", panics.collect());
+    if expected.faults.iter().all(|fault| faults::spares_logs(fault)) {
+        report.never("logs that a node found broken though no fault breaks them", broken_logs(logs));
+    }
     report
+}
+
+/// A node that starts and finds that its log lost something, or holds what it should not, says so: nothing but a disk that
+/// damages or forgets what was fsynced may do that.
+fn broken_logs(logs: &[Log]) -> Vec<String> {
+    let says = |line: &&str| LOST.iter().any(|event| line.contains(event));
+    let lines = logs.iter().flat_map(|log| log.text.lines().filter(says).map(|line| format!("{}: {line}", log.name)));
+    lines.collect()
 }
 
 fn explained(action: &Action, reason: &str) -> bool {
     match action {
         // Guards are there to fail; whether they did so rightly is for others to judge.
         Action::Batch(batch) if batch.refused.is_some() => reason == "VERSION_MISMATCH",
+        // Whoever judges restores names each that failed.
+        Action::Restored(_) => true,
         Action::Read(_) | Action::Page(_) if READ_REASONS.contains(&reason) => true,
         _ => REASONS.contains(&reason),
     }
@@ -214,6 +229,21 @@ mod tests {
         let mut ops = valid();
         ops.iter_mut().for_each(change);
         check(&ops, &logs(), &EXPECTED)
+    }
+
+    #[test]
+    fn a_log_that_broke_by_itself_is_seen_and_a_damaged_disk_excuses_it() {
+        let mut logs = logs();
+        logs[1].text += "{\"event\":\"log.recovering\",\"reason\":\"entry 9 does not link to the one before\"}\n";
+        let row = "logs that a node found broken though no fault breaks them";
+        let report = check(&valid(), &logs, &EXPECTED);
+        assert_eq!((report.verdict, report.broken()), (Verdict::Invalid, vec![row]));
+        let with = |fault: &str| {
+            let report = check(&valid(), &logs, &Expected { faults: vec![fault.into()], ..EXPECTED });
+            report.rows.iter().any(|one| one.what == row && one.verdict == Verdict::Invalid)
+        };
+        assert!(["kill", "power-all", "partition", "lost-tail", "array-eio"].into_iter().all(with));
+        assert!(!["bit-flip", "array-wipe", "array-rollback", "rollback-alone"].into_iter().any(with));
     }
 
     #[test]

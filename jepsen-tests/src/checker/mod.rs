@@ -14,9 +14,11 @@ pub mod linear;
 pub mod model;
 pub mod paired;
 pub mod replicas;
+pub mod restore;
 pub mod set;
 #[cfg(test)]
 pub mod simulation;
+pub mod terms;
 pub mod timeline;
 pub mod versioned;
 

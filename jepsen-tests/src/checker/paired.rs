@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::history::calls::{Batch, Page, Read};
+use crate::history::calls::{Batch, Page, Read, Restored};
 use crate::history::{Action, Failure, Op, Process, Stage};
 
 /// One call of a client, from its beginning to its end.
@@ -31,6 +31,8 @@ pub struct Calls<'a> {
     pub reads: Vec<Call<'a, Read>>,
     /// Pages of feeds.
     pub pages: Vec<Call<'a, Page>>,
+    /// Restores of the archive, failed ones too.
+    pub restored: Vec<Call<'a, Restored>>,
     /// What does not fit together: a history with a hole proves nothing.
     pub broken: Vec<String>,
 }
@@ -93,6 +95,7 @@ impl<'a> Calls<'a> {
             Action::Batch(what) => self.batches.push(call.of(what)),
             Action::Read(what) => self.reads.push(call.of(what)),
             Action::Page(what) => self.pages.push(call.of(what)),
+            Action::Restored(what) => self.restored.push(call.of(what)),
             _ => {}
         }
     }
@@ -106,7 +109,7 @@ impl<'a> Call<'a, ()> {
 }
 
 fn is_call(action: &Action) -> bool {
-    matches!(action, Action::Batch(_) | Action::Read(_) | Action::Page(_))
+    matches!(action, Action::Batch(_) | Action::Read(_) | Action::Page(_) | Action::Restored(_))
 }
 
 fn is_answered(action: &Action) -> bool {
@@ -114,6 +117,7 @@ fn is_answered(action: &Action) -> bool {
         Action::Batch(batch) => batch.done.as_ref().is_some_and(|done| done.results.len() == batch.changes.len()),
         Action::Read(read) => read.got.is_some(),
         Action::Page(page) => page.turned.is_some(),
+        Action::Restored(restored) => restored.at.is_some(),
         _ => true,
     }
 }
@@ -130,6 +134,7 @@ fn is_end_of(end: &Action, began: &Action) -> bool {
         (Action::Page(end), Action::Page(began)) => {
             (&end.user, &end.from, &end.collections) == (&began.user, &began.from, &began.collections)
         }
+        (Action::Restored(end), Action::Restored(began)) => (end.round, end.last) == (began.round, began.last),
         _ => false,
     }
 }
@@ -139,6 +144,7 @@ fn name(action: &Action) -> String {
         Action::Batch(batch) => format!("{}/{}", batch.user, batch.request_id),
         Action::Read(read) => format!("a read of {}", read.user),
         Action::Page(page) => format!("a page of {}", page.user),
+        Action::Restored(restored) => format!("restore {}", restored.round),
         action => format!("{action:?}"),
     }
 }

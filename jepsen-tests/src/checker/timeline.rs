@@ -185,7 +185,12 @@ fn sights<'a>(calls: &Calls<'a>) -> Vec<Sight<'a>> {
         let (turned, ended_ns) = (call.what.turned.as_ref()?, call.ended_ns?);
         Some(Sight { user: &call.what.user, at: turned.at, ended_ns, records: &turned.records })
     });
-    reads.chain(pages).collect()
+    // A restored cluster shows the old one as it was at the position that it was restored to.
+    let restored = calls.restored.iter().filter_map(|call| Some((call.what, call.what.at?, call.ended_ns?)));
+    let restored = restored.flat_map(|(restored, at, ended_ns)| {
+        restored.users.iter().map(move |user| Sight { user: &user.user, at, ended_ns, records: &user.records })
+    });
+    reads.chain(pages).chain(restored).collect()
 }
 
 type Owners<'a> = HashMap<(&'a str, &'a str, &'a str), usize>;

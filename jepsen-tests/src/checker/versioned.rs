@@ -151,7 +151,7 @@ fn unchanged(history: &History<'_>, request: &Request<'_>, index: u64, results: 
 }
 
 /// Why no state that the user can have had at this position shows these records.
-fn read(
+pub(super) fn read(
     users: &BTreeMap<&str, Timeline<'_>>,
     user: &str,
     keys: &[String],

@@ -12,6 +12,7 @@
 mod found;
 mod ports;
 mod process;
+mod restored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
@@ -28,6 +29,7 @@ pub(crate) use process::Orphan;
 pub use process::is_alive;
 use process::signal_group;
 pub(crate) use process::spawn;
+pub(crate) use restored::plan;
 
 /// Starts a child that the kernel kills when this process ends.
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! What clients ask of records and feeds, and what they are told: batches, reads, pages of changes, hints.
+//! What clients ask of records and feeds, and what they are told: batches, reads, pages of changes, hints, and what a
+//! restored cluster shows of them.
 //!
 //! A call's end repeats what was asked and holds the answer, as in Jepsen. What a node said is written down as it came:
 //! whether it is right is for the checkers.
@@ -208,4 +209,34 @@ pub struct Hint {
     pub head: u64,
     /// Where that was so.
     pub at: Point,
+}
+
+/// A new cluster out of the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Counts from 1.
+    pub round: u32,
+    /// When all clients had ended, and there was time to ship what they wrote.
+    pub last: bool,
+    /// Up to where the restore says that everything is there, in the history of the old cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Point>,
+    /// What is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<RestoredUser>,
+    /// Nodes of the new cluster with the same digest at the same index as the first one, that one included.
+    pub digests: usize,
+    /// From the command to the last read.
+    pub took_ms: u64,
+}
+
+/// One user as a restore brought it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredUser {
+    /// Owner.
+    pub user: String,
+    /// `collection/record id` of all that was looked for.
+    pub keys: Vec<String>,
+    /// Records and tombstones; what was never there is missing.
+    pub records: Vec<Seen>,
 }

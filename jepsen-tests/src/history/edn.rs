@@ -32,6 +32,8 @@ fn line(index: usize, op: &Op) -> String {
         Process::Client(number) => number.to_string(),
         Process::Named(Named::Nemesis) => ":nemesis".to_owned(),
         Process::Named(Named::Reader) => ":reader".to_owned(),
+        Process::Named(Named::Observer) => ":observer".to_owned(),
+        Process::Named(Named::Restorer) => ":restorer".to_owned(),
     };
     let stage = match op.stage {
         Stage::Invoke => "invoke",
@@ -81,6 +83,10 @@ fn function(action: &Action, stage: Stage) -> (&'static str, String) {
         Action::Heal(note) => ("heal", format!("[:{} {}]", note.fault, nodes(note.nodes.iter().copied()))),
         Action::NodeFeed(own) => ("node-read", format!("[{} {}]", own.node, own.records)),
         Action::Replica(replica) => ("digest", format!("[{} {}]", replica.node, replica.digest_index)),
+        Action::Restored(restored) => {
+            ("restore", format!("[{} {}]", restored.round, restored.at.map_or(0, |at| at.index)))
+        }
+        Action::Term(seen) => ("term", format!("[{} {}]", seen.node, seen.term)),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cluster::{Cluster, comes_true};
 use crate::history::{Action, Named, Recovered, Restart, Stage};
 use crate::nemesis::{Fault, Struck, World};
 
-/// How long a cluster with a quorum may go without an acknowledgement, and a node without serving.
+/// How long a fault may take until what it does is seen, where a run does not say how long it waits for nodes.
 pub(super) const RECOVER_WITHIN: Duration = Duration::from_secs(30);
 /// For one try of the read that shows that a node serves.
 const PROBE_WITHIN: Duration = Duration::from_millis(500);
@@ -26,6 +26,27 @@ const OVERLAP_PERCENT: usize = 60;
 /// How long faults stand, at least and at most.
 const HOLD_MS: (usize, usize) = (500, 5_000);
 
+/// How the cluster was when the last fault was healed. Ordered: the worse, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum After {
+    /// Writes are acknowledged, and every member serves.
+    Well,
+    /// Writes are acknowledged, and a member does not serve.
+    Limping,
+    /// No writes are acknowledged: there is nothing more to ask it.
+    Down,
+}
+
+impl After {
+    pub(super) fn of(writes: bool, serve: bool) -> Self {
+        match (writes, serve) {
+            (true, true) => Self::Well,
+            (true, false) => Self::Limping,
+            (false, _) => Self::Down,
+        }
+    }
+}
+
 /// What is to strike.
 #[derive(Debug, Clone)]
 pub struct Storm {
@@ -35,13 +56,15 @@ pub struct Storm {
     pub until: Instant,
     /// Acknowledgements that count as load.
     pub acknowledged_between: usize,
+    /// How long a cluster with a quorum may go without an acknowledgement, and a node without serving.
+    pub recover_within: Duration,
 }
 
-/// Makes faults until the time is over, or the cluster does not come back; that is then in the history.
+/// Makes faults until the time is over, or the cluster does not come back in time; that is then in the history.
 ///
 /// # Errors
 /// When the machine fails the harness.
-pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyhow::Result<()> {
+pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyhow::Result<After> {
     let mut turn: Vec<Fault> = Vec::new();
     let mut last = 0;
     while Instant::now() < storm.until {
@@ -50,9 +73,9 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
             chance.shuffle(&mut turn);
         }
         world.recorder.mark();
-        if !enough(world, storm).await {
+        if !enough(world, storm, storm.recover_within).await {
             note(world, last, false);
-            return Ok(());
+            return Ok(After::Down);
         }
         let mut standing: Vec<Struck> = Vec::new();
         let second = usize::from(chance.percent(OVERLAP_PERCENT));
@@ -73,7 +96,7 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         world.recorder.mark();
         let held = Duration::from_millis((HOLD_MS.0 + chance.below(HOLD_MS.1 - HOLD_MS.0)) as u64);
         tokio::time::sleep(held).await;
-        let mut goes_on = !world.must_serve() || recovered(world, round, storm).await;
+        let went_on = !world.must_serve() || recovered(world, round, storm, storm.recover_within).await;
         chance.shuffle(&mut standing);
         // A change of members ends, and the next one begins, only where all are well.
         let all_well = world.must_serve() && world.whole() == world.cluster.members();
@@ -83,8 +106,9 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         }
         world.recorder.mark();
         let began = Instant::now();
-        goes_on &= all_serve(world).await;
-        goes_on &= recovered(world, round, storm).await;
+        let serve = all_serve(world, began + storm.recover_within).await;
+        // Those who waited in vain for a member have waited for writes as long.
+        let writes = recovered(world, round, storm, if serve { storm.recover_within } else { Duration::ZERO }).await;
         let progress = world.recorder.progress();
         println!(
             "round {round}: {}; held {} ms, all well again after {} ms; {} acknowledged, {} unknown",
@@ -94,20 +118,21 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
             progress.acknowledged,
             progress.unknown
         );
-        if !goes_on {
-            return Ok(());
+        let after = After::of(writes, serve);
+        if !went_on || after > After::Well {
+            return Ok(after);
         }
     }
-    Ok(())
+    Ok(After::Well)
 }
 
 /// Whether clients' writes that began after the mark are acknowledged.
-async fn enough(world: &World, storm: &Storm) -> bool {
-    comes_true(RECOVER_WITHIN, async || world.recorder.progress().since_mark >= storm.acknowledged_between).await
+async fn enough(world: &World, storm: &Storm, within: Duration) -> bool {
+    comes_true(within, async || world.recorder.progress().since_mark >= storm.acknowledged_between).await
 }
 
-async fn recovered(world: &World, round: u32, storm: &Storm) -> bool {
-    let writes = enough(world, storm).await;
+async fn recovered(world: &World, round: u32, storm: &Storm, within: Duration) -> bool {
+    let writes = enough(world, storm, within).await;
     note(world, round, writes);
     writes
 }
@@ -118,10 +143,11 @@ fn note(world: &World, round: u32, writes: bool) {
 }
 
 /// Waits until each member answers a linearizable read: it has then caught up.
-async fn all_serve(world: &mut World) -> bool {
+async fn all_serve(world: &mut World, end: Instant) -> bool {
     let mut all = true;
     for place in world.cluster.members() {
-        let serves = comes_true(RECOVER_WITHIN, async || serves(&world.cluster, place).await).await;
+        let left = end.saturating_duration_since(Instant::now());
+        let serves = comes_true(left, async || serves(&world.cluster, place).await).await;
         // Also one that nobody started again, and that is silent all the same.
         if world.restarted.remove(&place) || !serves {
             let node = &world.cluster.nodes[place];

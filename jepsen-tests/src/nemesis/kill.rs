@@ -3,13 +3,15 @@
 //! It proves little about fsync: what a killed process wrote stays in the page cache. It proves what is promised about
 //! leaders, elections, restarts and request ids.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::checker::harness::Expected;
 use crate::cluster::{Cluster, comes_true};
 use crate::history::{Action, Kill, Named, Recorder, Recovered, Restart, Stage, Target};
-use crate::nemesis::drive::{RECOVER_WITHIN, serves};
+use crate::nemesis::drive::{After, RECOVER_WITHIN, serves};
 use crate::nemesis::{Fault, Harm, Struck, World};
 
 /// Kills one node, or as many as may be taken, in one moment.
@@ -40,11 +42,17 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
 }
 
 /// Kills as `expected`, until `until` at the latest; what was not done is missing in the history, and then the run
-/// proves nothing. All nodes run when it returns.
-pub async fn run(cluster: &mut Cluster, recorder: &Recorder, expected: &Expected, until: Instant) {
+/// proves nothing. All nodes were started again when it returns.
+pub async fn run(
+    cluster: &mut Cluster,
+    recorder: &Recorder,
+    expected: &Expected,
+    until: Instant,
+    recover_within: Duration,
+) -> After {
     for round in 1..=expected.kills {
         if !load(recorder, expected, until).await {
-            return;
+            return After::Down;
         }
         let mut leader = None;
         let led = comes_true(RECOVER_WITHIN, async || {
@@ -52,12 +60,12 @@ pub async fn run(cluster: &mut Cluster, recorder: &Recorder, expected: &Expected
             leader.is_some()
         });
         led.await;
-        let Some(leader) = leader else { return };
+        let Some(leader) = leader else { return After::Down };
         kill(cluster, recorder, round, &[leader], Some(leader));
         let began = Instant::now();
-        let writes = recovered(recorder, round, expected).await;
+        let writes = recovered(recorder, round, expected, recover_within).await;
         let waited = began.elapsed();
-        let served = restart(cluster, recorder, &[leader]).await;
+        let served = restart(cluster, recorder, &[leader], recover_within).await;
         let progress = recorder.progress();
         println!(
             "kill {round}/{}: node {}, the leader; {} ms to {} new acknowledgements; {} in all, {} unknown",
@@ -68,8 +76,9 @@ pub async fn run(cluster: &mut Cluster, recorder: &Recorder, expected: &Expected
             progress.acknowledged,
             progress.unknown
         );
-        if !writes || !served {
-            return;
+        let after = After::of(writes, served);
+        if after > After::Well {
+            return after;
         }
     }
     if expected.kill_all && load(recorder, expected, until).await {
@@ -77,10 +86,13 @@ pub async fn run(cluster: &mut Cluster, recorder: &Recorder, expected: &Expected
         let leader = cluster.leader_now().await;
         kill(cluster, recorder, 0, &all, leader);
         let began = Instant::now();
-        restart(cluster, recorder, &all).await;
-        recovered(recorder, 0, expected).await;
+        let served = restart(cluster, recorder, &all, recover_within).await;
+        // Those who waited in vain for a node have waited for writes as long.
+        let writes = recovered(recorder, 0, expected, if served { recover_within } else { Duration::ZERO }).await;
         println!("kill of all nodes: {} ms to new acknowledgements", began.elapsed().as_millis());
+        return After::of(writes, served);
     }
+    After::Well
 }
 
 /// Lets clients write for a while; false = they did not, or the time is over.
@@ -112,21 +124,23 @@ fn kill(
     targets
 }
 
-async fn recovered(recorder: &Recorder, round: u32, expected: &Expected) -> bool {
+async fn recovered(recorder: &Recorder, round: u32, expected: &Expected, within: Duration) -> bool {
     let enough = async || recorder.progress().since_mark >= expected.acknowledged_between;
-    let writes = comes_true(RECOVER_WITHIN, enough).await;
+    let writes = comes_true(within, enough).await;
     recorder.note(Named::Nemesis, Stage::Info, Action::Recovered(Recovered { round, writes }));
     writes
 }
 
 /// Starts nodes again, and waits until each answers a linearizable read: it has then caught up.
-async fn restart(cluster: &mut Cluster, recorder: &Recorder, places: &[usize]) -> bool {
+async fn restart(cluster: &mut Cluster, recorder: &Recorder, places: &[usize], within: Duration) -> bool {
     for place in places {
         cluster.restart(*place);
     }
     let mut all = true;
+    let end = Instant::now() + within;
     for place in places {
-        let serves = comes_true(RECOVER_WITHIN, async || serves(cluster, *place).await).await;
+        let left = end.saturating_duration_since(Instant::now());
+        let serves = comes_true(left, async || serves(cluster, *place).await).await;
         let node = &cluster.nodes[*place];
         let restart = Restart { node: node.id, pid: node.pid, serves };
         recorder.note(Named::Nemesis, Stage::Info, Action::Restart(restart));

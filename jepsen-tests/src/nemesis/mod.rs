@@ -15,6 +15,7 @@ mod drive;
 mod fsync;
 pub mod kill;
 mod links;
+mod lost_tail;
 mod membership;
 mod need;
 mod partition;
@@ -30,7 +31,7 @@ use clap::ValueEnum;
 
 use crate::chance::Chance;
 pub use disks::Disks;
-pub use drive::{Storm, run};
+pub use drive::{After, Storm, run};
 pub use need::Need;
 pub use world::{Harm, Struck, World};
 
@@ -70,6 +71,9 @@ pub enum Fault {
     RollbackBlind,
     /// Links between nodes that carry nothing: one node or half of them alone, one direction only, two overlapping sides.
     Partition,
+    /// The leader alone, with many writes that nobody else hears of; joined again, and its power is cut as soon as it took
+    /// them back.
+    LostTail,
     /// Links that lose, double and mix up packets.
     Lossy,
     /// Links that are late and slow.
@@ -104,6 +108,7 @@ impl Fault {
             | Self::RollbackBlind => &[Need::Root, Need::Disk],
             Self::Kill | Self::Pause | Self::Transfer | Self::Membership | Self::BitFlip => &[],
             Self::Partition | Self::Lossy | Self::Slow => &[Need::Root, Need::Network],
+            Self::LostTail => &[Need::Root, Need::Disk, Need::Network],
             Self::Clock => &[Need::Clocks],
         }
     }
@@ -127,6 +132,7 @@ impl Fault {
             }
             Self::RollbackAlone | Self::RollbackBlind => rollback::strike(world, self, chance).await,
             Self::Partition => partition::strike(world, chance).await,
+            Self::LostTail => lost_tail::strike(world).await,
             Self::Lossy => links::lossy(world, chance).await,
             Self::Slow => links::slow(world, chance).await,
             Self::Transfer => transfer::strike(world, chance).await,
@@ -159,6 +165,7 @@ impl Struck {
             }
             Fault::RollbackAlone | Fault::RollbackBlind => rollback::heal(world, &mut self).await,
             Fault::Partition => partition::heal(world, &mut self).await,
+            Fault::LostTail => lost_tail::heal(world, &mut self).await,
             Fault::Lossy | Fault::Slow => links::heal(world, &mut self).await,
             Fault::Transfer => transfer::heal(world, &mut self).await,
             Fault::Membership => membership::heal(world, &mut self).await,

@@ -15,7 +15,7 @@ const WAIT: Duration = Duration::from_millis(400);
 /// What is seen later than this to be gone counts as not gone.
 pub(super) const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-type Links = Vec<(usize, usize)>;
+pub(super) type Links = Vec<(usize, usize)>;
 
 /// Which links are cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,33 +39,56 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     }
     let cut = draw(few, &many, chance);
     let mut struck = world.begin(Fault::Partition, cut.places.clone(), cut.harm, cut.name);
-    world.network()?.set(struck.round, cut.links.iter().copied(), Rule { cut: true, ..Rule::default() });
-    let arrived = arrived(world, &cut.links)?;
-    struck.installed = arrived.iter().all(|count| *count == 0);
-    let links = by_id(world, &cut.links);
-    struck.detail = format!("{}: probes of {EACH} that came through: {}", cut.name, told(&links, &arrived));
+    self::cut(world, struck.round, &cut.links)?;
+    let (installed, told) = is_cut(world, &cut.links)?;
+    struck.installed = installed;
+    struck.detail = format!("{}: {told}", cut.name);
     Ok(Some(struck))
+}
+
+/// Cuts links, under the round of a fault.
+pub(super) fn cut(world: &World, round: u32, links: &Links) -> anyhow::Result<()> {
+    world.network()?.set(round, links.iter().copied(), Rule { cut: true, ..Rule::default() });
+    Ok(())
+}
+
+/// Whether nothing comes through any of these links, and what was seen of that.
+pub(super) fn is_cut(world: &World, links: &Links) -> anyhow::Result<(bool, String)> {
+    let arrived = arrived(world, links)?;
+    let shown = format!("probes of {EACH} that came through: {}", told(&by_id(world, links), &arrived));
+    Ok((arrived.iter().all(|count| *count == 0), shown))
 }
 
 /// Joins them again.
 pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Result<()> {
+    let open = uncut(world, struck.round)?;
+    let (joined, told) = is_joined(world, &open)?;
+    (struck.installed, struck.detail) = (!joined, told);
+    Ok(())
+}
+
+/// Takes away what a round cut; gives the links that nothing cuts any more.
+pub(super) fn uncut(world: &World, round: u32) -> anyhow::Result<Links> {
     let network = world.network()?;
     let members = world.cluster.members();
     let pairs = members.iter().flat_map(|from| members.iter().map(move |to| (*from, *to)));
-    let cut: Links =
-        pairs.filter(|(from, to)| network.rules(*from, *to).iter().any(|(of, _)| *of == struck.round)).collect();
-    network.clear(struck.round);
+    let cut: Links = pairs.filter(|(from, to)| network.rules(*from, *to).iter().any(|(of, _)| *of == round)).collect();
+    network.clear(round);
     // Another fault may keep a link cut that this one no longer does.
     let open = |(from, to): &(usize, usize)| network.rules(*from, *to).iter().all(|(_, rule)| !rule.cut);
-    let open: Links = cut.into_iter().filter(open).collect();
+    Ok(cut.into_iter().filter(open).collect())
+}
+
+/// Whether something comes through all of these links in the end, and what was seen of that.
+pub(super) fn is_joined(world: &World, links: &Links) -> anyhow::Result<(bool, String)> {
     // A machine under load lets probes wait, too: those that come through in the end say that nothing is cut.
     let end = Instant::now() + GONE_WITHIN;
     loop {
-        let arrived = arrived(world, &open)?;
-        struck.installed = arrived.contains(&0);
-        struck.detail = format!("probes of {EACH} that came through: {}", told(&by_id(world, &open), &arrived));
-        if !struck.installed || Instant::now() >= end {
-            return Ok(());
+        let arrived = arrived(world, links)?;
+        let joined = !arrived.contains(&0);
+        if joined || Instant::now() >= end {
+            let told = told(&by_id(world, links), &arrived);
+            return Ok((joined, format!("probes of {EACH} that came through: {told}")));
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct World {
     pub(super) flips: usize,
     /// Nodes on their way into the cluster, by round: the operation, if one was accepted, and the draw of who goes.
     pub(super) joining: BTreeMap<u32, (Option<String>, u64)>,
+    /// Where the log was committed up to, and where it ended, of leaders with a tail of their own, by round.
+    pub(super) tails: BTreeMap<u32, (u64, u64)>,
     standing: BTreeMap<u32, Standing>,
     rounds: u32,
 }
@@ -97,6 +99,7 @@ impl World {
             whole: BTreeMap::new(),
             flips: 0,
             joining: BTreeMap::new(),
+            tails: BTreeMap::new(),
             standing: BTreeMap::new(),
             rounds: 0,
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use holdfast_client::{Client, Error, SyncOutcome, v1};
 
 use crate::chance::Chance;
@@ -71,13 +72,7 @@ impl Caller {
     /// Reads records.
     pub async fn read(&self, asked: &Read) -> Option<Got> {
         let began_ns = self.shared.recorder.invoke(self.process, Action::Read(asked.clone()));
-        let request = v1::BatchGetRecordsRequest {
-            user_id: asked.user.clone(),
-            keys: asked.keys.iter().map(|key| key_of(key)).collect(),
-            consistency: consistency(Some(asked.level)),
-            ..Default::default()
-        };
-        let answer = self.client.read(request).await;
+        let answer = self.client.read(read_request(asked)).await;
         let (stage, error, got) = match answer {
             Ok(answer) => match got_of(&answer, asked.level) {
                 Some(got) => (Stage::Ok, None, Some(got)),
@@ -122,6 +117,24 @@ impl Caller {
         let turned = page.turned.clone();
         self.shared.recorder.answered(self.process, began_ns, stage, Action::Page(page), error);
         turned
+    }
+}
+
+/// Reads records of a cluster whose history is not written down.
+///
+/// # Errors
+/// When it does not answer, or not as the API says.
+pub async fn look(client: &Client, asked: &Read) -> anyhow::Result<Got> {
+    let answer = client.read(read_request(asked)).await?;
+    got_of(&answer, asked.level).with_context(|| format!("an answer that the API does not know: {answer:?}"))
+}
+
+fn read_request(asked: &Read) -> v1::BatchGetRecordsRequest {
+    v1::BatchGetRecordsRequest {
+        user_id: asked.user.clone(),
+        keys: asked.keys.iter().map(|key| key_of(key)).collect(),
+        consistency: consistency(Some(asked.level)),
+        ..Default::default()
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::history::calls::{Level, Read};
 use crate::history::{Process, Recorder};
 use caller::Caller;
+pub(crate) use caller::look;
 
 /// One client in so many waits so little that a failover leaves it with writes of unknown outcome.
 const IMPATIENT: u32 = 4;
@@ -35,6 +36,8 @@ pub enum Workload {
     Append,
     /// Feeds, followed by consumers that crash and go on at another node.
     Feed,
+    /// Registers, and an archive offsite that is restored into new clusters meanwhile.
+    Restore,
 }
 
 impl fmt::Display for Workload {
@@ -44,6 +47,7 @@ impl fmt::Display for Workload {
             Self::Register => "register",
             Self::Append => "append",
             Self::Feed => "feed",
+            Self::Restore => "restore",
         })
     }
 }
@@ -111,15 +115,18 @@ impl Load {
                         load.writers.push(tokio::spawn(writer.run(load.stop.clone())));
                     }
                 }
-                Workload::Register | Workload::Append => load.start_records(block, *workload == Workload::Append),
+                Workload::Register => load.start_records(block, 'r'),
+                Workload::Append => load.start_records(block, 'l'),
+                Workload::Restore => load.start_records(block, 'b'),
                 Workload::Feed => load.start_feed(block, count, addresses)?,
             }
         }
         Ok(load)
     }
 
-    fn start_records(&mut self, block: Vec<(u32, Client)>, append: bool) {
-        let letter = if append { 'l' } else { 'r' };
+    /// A letter begins the names of each workload's users; those of `l` are lists.
+    fn start_records(&mut self, block: Vec<(u32, Client)>, letter: char) {
+        let append = letter == 'l';
         for (circle, group) in (0u32..).zip(block.chunks(records::CLIENTS_PER_USER as usize)) {
             let circle = Arc::new(records::Circle::new(format!("{letter}{circle}"), append));
             for (number, client) in group {
@@ -155,23 +162,52 @@ impl Load {
         Caller { shared: self.shared.clone(), process: Process::Client(number), client }
     }
 
+    /// Ends all clients where they are: a cluster that is down tells nobody what became of a write.
+    pub async fn abandon(self) {
+        for client in self.writers.into_iter().chain(self.consumers) {
+            client.abort();
+            // Gone, or it had ended before.
+            let _ = client.await;
+        }
+    }
+
     /// Ends all clients: writers find out the end of what they are not sure of, then consumers come to the end of their
     /// feeds. Gives what is to be read back.
     ///
     /// # Errors
     /// When a client panicked.
-    pub async fn finish(self) -> anyhow::Result<Written> {
+    pub async fn finish(mut self) -> anyhow::Result<Written> {
         self.stop.store(true, Ordering::Release);
-        for writer in self.writers {
+        for writer in std::mem::take(&mut self.writers) {
             writer.await.context("a client of the load")?;
         }
         self.stop_consumers.store(true, Ordering::Release);
-        for consumer in self.consumers {
+        for consumer in std::mem::take(&mut self.consumers) {
             consumer.await.context("a consumer of a feed")?;
         }
+        let records = self.users().all();
+        Ok(Written { shared: self.shared, set_users: self.set_users, records })
+    }
+
+    /// Users whose records are batches and reads in the history.
+    pub fn users(&self) -> Users {
+        Users { circles: self.circles.clone(), feeds: self.feed_users.clone() }
+    }
+}
+
+/// Users that clients write to, while they do.
+#[derive(Debug, Clone)]
+pub struct Users {
+    circles: Vec<Arc<records::Circle>>,
+    feeds: Vec<String>,
+}
+
+impl Users {
+    /// All that were written up to now, each with its records.
+    pub fn all(&self) -> Vec<(String, Vec<String>)> {
         let records = self.circles.iter().flat_map(|circle| circle.users()).map(|user| (user, records::keys()));
-        let feeds = self.feed_users.into_iter().map(|user| (user, feed::keys()));
-        Ok(Written { shared: self.shared, set_users: self.set_users, records: records.chain(feeds).collect() })
+        let feeds = self.feeds.iter().map(|user| (user.clone(), feed::keys()));
+        records.chain(feeds).collect()
     }
 }
 

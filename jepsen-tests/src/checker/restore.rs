@@ -1,0 +1,101 @@
+//! Checker F: a restored cluster shows what the model makes of the old one's history, folded up to the position that the
+//! restore declared, and nothing else; and once everything was shipped, it shows all that was acknowledged.
+//!
+//! Which writes are up to there is told by the positions that clients were answered: what an isolated leader wrote and
+//! nobody committed has none, and stands where others were acknowledged.
+
+use std::collections::HashMap;
+
+use crate::checker::Report;
+use crate::checker::paired::Calls;
+use crate::checker::timeline::{History, Request};
+use crate::checker::versioned;
+use crate::history::Stage;
+
+/// Nodes of a restored cluster.
+const NODES: usize = 3;
+
+/// Judges all restores of a history.
+pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
+    let mut report = Report::new("restore");
+    let (mut failed, mut contradicted, mut phantoms, mut undead, mut apart, mut lost) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut during, mut at_the_end, mut covered, mut beyond) = (0usize, 0usize, 0usize, 0usize);
+    let (mut furthest, mut back) = (0, Vec::new());
+    let writers = writers(history);
+    for call in &calls.restored {
+        let restored = call.what;
+        let name = format!("restore {}", restored.round);
+        let Some(at) = restored.at.filter(|_| call.stage == Stage::Ok) else {
+            let why = call.error.map_or("it never ended", |error| error.message.as_str());
+            failed.push(format!("{name}: {why}"));
+            continue;
+        };
+        *(if restored.last { &mut at_the_end } else { &mut during }) += 1;
+        if at.index < furthest {
+            back.push(format!("{name}: up to {}, an earlier one up to {furthest}", at.index));
+        }
+        furthest = furthest.max(at.index);
+        if restored.digests != NODES {
+            apart.push(format!("{name}: {} of {NODES} nodes have one digest", restored.digests));
+        }
+        for user in &restored.users {
+            let broken = versioned::read(&history.users, &user.user, &user.keys, at.index, &user.records);
+            contradicted.extend(broken.map(|broken| format!("{name}: {broken}")));
+            for seen in &user.records {
+                let Some(content) = &seen.payload else { continue };
+                match writers.get(&(user.user.as_str(), seen.key.as_str(), content.as_str())) {
+                    None => phantoms.push(format!("{name}: {} {seen:?}", user.user)),
+                    Some(request) if request.refused => {
+                        undead.push(format!("{name}: {} {seen:?}, of {}", user.user, request.name()));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        // Before the restore began: later ones may be in it, and need not.
+        let earlier = history.requests.iter().filter_map(|request| {
+            let (done, ended_ns) = request.done?;
+            (ended_ns < call.began_ns).then_some((request, done.at.index))
+        });
+        for (request, index) in earlier {
+            if index <= at.index {
+                covered += 1;
+            } else {
+                beyond += 1;
+                if restored.last {
+                    lost.push(format!("{} at {index}, restored up to {}", request.name(), at.index));
+                }
+            }
+        }
+    }
+    report.at_least("restores while clients wrote", during, 1);
+    report.at_least("restores after everything was shipped", at_the_end, 1);
+    report.at_least("acknowledged writes that a restore must show", covered, 1);
+    report.figure("acknowledged writes that were not shipped yet", beyond);
+    report.never("restores that failed", failed);
+    report.never("recovery points that went back", back);
+    report.never("restored states that the history contradicts", contradicted);
+    report.never("restored, never written", phantoms);
+    report.never("restored, though reported as failed", undead);
+    report.never("acknowledged, not offsite in the end", lost);
+    report.never("restored clusters whose nodes differ", apart);
+    report
+}
+
+/// Who wrote which content.
+fn writers<'a>(history: &'a History<'_>) -> HashMap<(&'a str, &'a str, &'a str), &'a Request<'a>> {
+    let mut writers = HashMap::new();
+    for request in &history.requests {
+        for change in &request.batch.changes {
+            if let Some(content) = &change.put {
+                let key = (request.batch.user.as_str(), change.key.as_str(), content.as_str());
+                writers.insert(key, request);
+            }
+        }
+    }
+    writers
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Valid histories by the thousand with restores in them, and restores spoilt in the ways in which a bug would.
+
+use super::*;
+use crate::checker::Verdict;
+use crate::checker::paired::calls;
+use crate::checker::simulation::{Plan, Simulation, simulate};
+use crate::checker::timeline;
+use crate::history::calls::{Batch, Point, Restored, RestoredUser, Seen};
+use crate::history::{Action, Failure, Named, Op, Process};
+
+const INCARNATION: u64 = 7;
+
+fn judged(ops: &[Op]) -> Report {
+    let calls = calls(ops);
+    assert!(calls.broken.is_empty(), "{:?}", calls.broken);
+    check(&calls, &timeline::history(&calls))
+}
+
+/// The greatest position that anybody was told of before this place of the history.
+fn told(ops: &[Op]) -> u64 {
+    let done = |op: &Op| match &op.action {
+        Action::Batch(Batch { done: Some(done), .. }) => Some(done.at.index),
+        _ => None,
+    };
+    ops.iter().filter_map(done).max().unwrap_or(0)
+}
+
+/// What a restore up to `index` shows when its state is that of `of`.
+fn restored(simulation: &Simulation, round: u32, last: bool, index: u64, of: u64) -> Restored {
+    let user = |number: usize| {
+        let user = format!("u{number}");
+        let state = simulation.state(&user, of);
+        let seen = |(key, stored): (&&str, &crate::checker::model::Stored<'_>)| Seen {
+            key: (*key).to_owned(),
+            version: stored.version,
+            payload: stored.content.map(str::to_owned),
+        };
+        let records: Vec<Seen> = state.stored.iter().map(seen).collect();
+        let keys = records.iter().map(|seen| seen.key.clone()).collect();
+        RestoredUser { user, keys, records }
+    };
+    let at = Some(Point { incarnation: INCARNATION, group: 0, index });
+    Restored { round, last, at, users: (0..2).map(user).collect(), digests: NODES, took_ms: 1 }
+}
+
+fn add(ops: &mut Vec<Op>, place: usize, restored: Restored) {
+    let time_ns = ops[place.min(ops.len() - 1)].time_ns;
+    let asked = Restored { at: None, users: Vec::new(), digests: 0, ..restored.clone() };
+    let op = |stage, restored| Op {
+        process: Process::Named(Named::Restorer),
+        stage,
+        time_ns,
+        action: Action::Restored(restored),
+        reply: None,
+        error: None,
+    };
+    ops.insert(place, op(Stage::Ok, restored));
+    ops.insert(place, op(Stage::Invoke, asked));
+}
+
+/// A history with two restores, made by `make` from the round and the position that each is to declare.
+fn with_restores(seed: u64, make: impl Fn(&Simulation, u32, bool, u64) -> Restored) -> Vec<Op> {
+    let plan = Plan { lost_percent: [0, 5, 20][seed as usize % 3], ..Plan::small(seed) };
+    let simulation = simulate(plan);
+    let mut ops = simulation.ops.clone();
+    let middle = ops.len() / 2 + seed as usize % 20;
+    let (half, whole) = (told(&ops[..middle]), told(&ops));
+    let end = ops.len();
+    add(&mut ops, end, make(&simulation, 2, true, whole));
+    add(&mut ops, middle, make(&simulation, 1, false, half));
+    ops
+}
+
+#[test]
+fn what_a_sound_restore_shows_is_valid() {
+    for seed in 0..150 {
+        let report =
+            judged(&with_restores(seed, |simulation, round, last, at| restored(simulation, round, last, at, at)));
+        assert_eq!(report.verdict, Verdict::Valid, "{seed}: {report:#?}");
+    }
+}
+
+#[test]
+fn a_state_that_ends_before_its_recovery_point_is_seen() {
+    let mut seen = 0;
+    for seed in 0..60 {
+        let short = |simulation: &Simulation, round, last, at: u64| restored(simulation, round, last, at, at - 4);
+        let report = judged(&with_restores(seed, short));
+        seen += usize::from(report.row("restored states that the history contradicts").verdict == Verdict::Invalid);
+    }
+    // Four entries may all be without an effect, or of writes that nobody heard of.
+    assert!(seen >= 58, "{seen} of 60");
+}
+
+#[test]
+fn a_state_beyond_its_recovery_point_is_seen() {
+    let mut seen = 0;
+    for seed in 0..60 {
+        let long = |simulation: &Simulation, round, last, at: u64| restored(simulation, round, last, at - 4, at);
+        let report = judged(&with_restores(seed, long));
+        seen += usize::from(report.row("restored states that the history contradicts").verdict == Verdict::Invalid);
+    }
+    assert!(seen >= 58, "{seen} of 60");
+}
+
+#[test]
+fn contents_that_nobody_wrote_or_that_were_refused_are_seen() {
+    let ops = with_restores(3, |simulation, round, last, at| {
+        let mut restored = restored(simulation, round, last, at, at);
+        restored.users[0].records[0].payload = Some("nobody's".into());
+        restored
+    });
+    assert_eq!(judged(&ops).row("restored, never written").verdict, Verdict::Invalid);
+    let mut refused = simulate(Plan::small(3)).ops.into_iter().filter_map(|op| match op.action {
+        Action::Batch(batch) if op.stage == Stage::Fail && batch.refused.is_some() => {
+            let change = batch.changes.iter().find(|change| change.put.is_some())?;
+            Some((batch.user.clone(), change.key.clone(), change.put.clone()))
+        }
+        _ => None,
+    });
+    let (user, key, content) = refused.next().expect("a write was refused");
+    let ops = with_restores(3, |simulation, round, last, at| {
+        let mut restored = restored(simulation, round, last, at, at);
+        let own = restored.users.iter_mut().find(|one| one.user == user).expect("a user");
+        own.records.retain(|seen| seen.key != key);
+        own.records.push(Seen { key: key.clone(), version: 1, payload: content.clone() });
+        restored
+    });
+    assert_eq!(judged(&ops).row("restored, though reported as failed").verdict, Verdict::Invalid);
+}
+
+#[test]
+fn an_archive_that_stays_behind_goes_back_or_cannot_be_restored_is_seen() {
+    let behind = |simulation: &Simulation, round, last, at: u64| {
+        let at = if last { at - 3 } else { at };
+        restored(simulation, round, last, at, at)
+    };
+    assert_eq!(judged(&with_restores(6, behind)).broken(), ["acknowledged, not offsite in the end"]);
+    let back = |simulation: &Simulation, round: u32, last: bool, at: u64| {
+        let at = if last { 5 } else { at };
+        restored(simulation, round, last, at, at)
+    };
+    assert_eq!(judged(&with_restores(6, back)).row("recovery points that went back").verdict, Verdict::Invalid);
+    let mut ops = with_restores(6, |simulation, round, last, at| restored(simulation, round, last, at, at));
+    let end = ops.iter_mut().find(|op| matches!(&op.action, Action::Restored(one) if one.at.is_some())).expect("one");
+    let Action::Restored(restored) = &mut end.action else { panic!("{end:?}") };
+    (restored.at, restored.users) = (None, Vec::new());
+    end.stage = Stage::Fail;
+    end.error = Some(Failure { reason: "RESTORE_FAILED".into(), message: "exit 9".into() });
+    assert_eq!(judged(&ops).row("restores that failed").evidence, ["restore 1: exit 9"]);
+}
+
+#[test]
+fn nodes_of_a_restored_cluster_must_be_equal() {
+    let ops = with_restores(6, |simulation, round, last, at| Restored {
+        digests: 2,
+        ..restored(simulation, round, last, at, at)
+    });
+    assert_eq!(judged(&ops).broken(), ["restored clusters whose nodes differ"]);
+}
+
+#[test]
+fn without_a_restore_nothing_is_proved() {
+    let report = judged(&simulate(Plan::small(1)).ops);
+    assert_eq!(report.verdict, Verdict::Unknown);
+    // One of a cluster that had acknowledged nothing yet proves as little.
+    let early = with_restores(1, |simulation, round, last, _| restored(simulation, round, last, 5, 5));
+    assert_eq!(judged(&early).row("acknowledged writes that a restore must show").verdict, Verdict::Unknown);
+}

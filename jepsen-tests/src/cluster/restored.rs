@@ -1,0 +1,57 @@
+//! Clusters that come out of an archive, by the command line that operators have.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use super::{Cluster, NODES, Orphan, process};
+use crate::cluster::ports::Ports;
+
+/// What `holdfast restore plan` and `run` say with `-o json`, as far as it is judged.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    last_index: u64,
+}
+
+/// Up to where the archive at a URL can be restored; `None` = there is nothing in it yet. What the command complains of
+/// goes to a file.
+///
+/// # Errors
+/// When the program cannot be started.
+pub(crate) fn plan(binary: &Path, from: &str, complaints: &Path) -> anyhow::Result<Option<u64>> {
+    let said = complaints.with_extension("json");
+    let mut command = Command::new(binary);
+    command.args(["restore", "plan", "--from", from, "-o", "json"]);
+    command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(complaints)?);
+    if !process::spawn(command, Orphan::Killed)?.wait()?.success() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&said)?;
+    let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore plan said {text:?}"))?;
+    Ok(Some(answer.last_index))
+}
+
+impl Cluster {
+    /// Restores the archive at a URL into three nodes in `dir`, and starts them. Gives the index up to which the command
+    /// said that everything is there, too. What it said is beside `dir`.
+    ///
+    /// # Errors
+    /// What the command said when it failed; when the nodes do not become a cluster within a minute.
+    pub(crate) fn restore(binary: &Path, dir: &Path, from: &str) -> anyhow::Result<(Self, u64)> {
+        let ports = Ports::claim().context("no thirty free ports in a row")?;
+        let (said, complained) = (dir.with_extension("restore.json"), dir.with_extension("restore.log"));
+        let mut command = Command::new(binary);
+        command.args(["restore", "run", "--from", from, "--nodes", &NODES.to_string(), "-o", "json"]);
+        command.args(["--port-base", &ports.base.to_string()]).arg("--data").arg(dir);
+        command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&complained)?);
+        let status = process::spawn(command, Orphan::Killed)?.wait()?;
+        let complaint = std::fs::read_to_string(&complained).unwrap_or_default();
+        ensure!(status.success(), "restore run ended with {status}: {}", complaint.trim());
+        let text = std::fs::read_to_string(&said)?;
+        let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore run said {text:?}"))?;
+        Ok((Self::start_on(ports, binary, dir, &[])?, answer.last_index))
+    }
+}
