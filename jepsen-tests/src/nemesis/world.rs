@@ -80,6 +80,8 @@ pub struct Struck {
     pub installed: bool,
     /// What was done, and by what it was seen.
     pub detail: String,
+    /// What it had to make somebody do or say, and did not: a broken promise.
+    pub missed: Option<String>,
 }
 
 impl World {
@@ -152,7 +154,8 @@ impl World {
     /// Gives a fault its round and writes down that it will be made. Call it before the fault is made.
     pub fn begin(&mut self, fault: Fault, places: Vec<usize>, harm: Harm, detail: impl Into<String>) -> Struck {
         self.rounds += 1;
-        let struck = Struck { fault, round: self.rounds, places, installed: false, detail: detail.into() };
+        let struck =
+            Struck { fault, round: self.rounds, places, installed: false, detail: detail.into(), missed: None };
         self.standing.insert(struck.round, Standing { places: struck.places.clone(), harm });
         self.recorder.note(Named::Nemesis, Stage::Invoke, Action::Fault(self.note_of(&struck)));
         struck
@@ -186,6 +189,7 @@ impl World {
             nodes: struck.places.iter().map(|place| self.cluster.nodes[*place].id).collect(),
             installed: struck.installed,
             detail: struck.detail.clone(),
+            missed: struck.missed.clone(),
         }
     }
 }
