@@ -23,6 +23,7 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod serve;
+pub mod shrink;
 pub mod soak;
 pub mod suite;
 pub mod workload;

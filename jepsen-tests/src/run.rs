@@ -154,6 +154,7 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         workload: workload.clone(),
         nemesis: nemesis.clone(),
         versions,
+        planted: std::env::var("PLANTED_BUG").ok(),
         expected: expected.clone(),
     };
     folder.write_test(&test)?;
