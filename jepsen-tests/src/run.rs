@@ -77,7 +77,7 @@ pub struct Options {
 
 impl Options {
     /// So many kills and no other fault, one after the other: the one run whose length is not a time.
-    fn counts_kills(&self) -> bool {
+    pub(crate) fn counts_kills(&self) -> bool {
         self.faults == [Fault::Kill]
     }
 
@@ -246,6 +246,9 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
 /// The nodes' configuration.
 fn keys(options: &Options, cluster: &Path) -> Vec<String> {
     let mut keys = options.set.clone();
+    if options.needs(Need::Archive) {
+        keys.push(format!("offsite=file://{}", nemesis::archive_flip::dir(cluster).display()));
+    }
     if options.needs(Need::Floor) {
         keys.push(format!("raft.floor_dir={}/floor{{place}}", cluster.display()));
     }

@@ -17,7 +17,6 @@ use anyhow::Context;
 
 use crate::checker::Verdict;
 use crate::folder::{Folder, timestamp};
-use crate::nemesis::Fault;
 use crate::run::Options;
 use crate::suite;
 
@@ -137,7 +136,7 @@ fn steps(of: &Options) -> Vec<Options> {
             push(&|one| without(&mut one.faults, at));
         }
     }
-    let counted = of.faults == [Fault::Kill];
+    let counted = of.counts_kills();
     if counted && of.kill_all {
         push(&|one| one.kill_all = false);
     }
@@ -182,7 +181,9 @@ impl Options {
         if let Some(rate) = self.rate {
             push("--rate", rate.to_string());
         }
-        push("--kills", self.kills.to_string());
+        if self.counts_kills() {
+            push("--kills", self.kills.to_string());
+        }
         push("--time-limit", self.time_limit.as_secs().to_string());
         for one in &self.set {
             push("--set", one.clone());
@@ -198,6 +199,7 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nemesis::Fault;
     use crate::workload::Workload;
 
     fn first() -> Options {

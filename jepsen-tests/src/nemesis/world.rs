@@ -14,6 +14,7 @@ use crate::clock::Clocks;
 use crate::cluster::Cluster;
 use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
+use crate::nemesis::archive_flip::Object;
 use crate::nemesis::bit_flip::Whole;
 use crate::nemesis::{Disks, Fault};
 use crate::network::Network;
@@ -39,6 +40,8 @@ pub struct World {
     pub disks: Option<Disks>,
     /// Files as they were before they were damaged, by round.
     pub(super) whole: BTreeMap<u32, Whole>,
+    /// Objects of the archive as they were before, by round.
+    pub(super) objects: BTreeMap<u32, Object>,
     /// Bits flipped so far.
     pub(super) flips: usize,
     /// Nodes on their way into the cluster, by round: the operation, if one was accepted, and the draw of who goes.
@@ -97,6 +100,7 @@ impl World {
             restarted: BTreeSet::new(),
             disks: None,
             whole: BTreeMap::new(),
+            objects: BTreeMap::new(),
             flips: 0,
             joining: BTreeMap::new(),
             standing: BTreeMap::new(),
