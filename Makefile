@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build planted demo test jepsen-kill jepsen-smoke conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -40,11 +40,17 @@ SYNC_ARGS ?=
 TRANSFER_ARGS ?=
 JEPSEN_ARGS ?=
 SMOKE_ARGS ?=
+REGRESSIONS_ARGS ?=
+SOAK_ARGS ?=
+# Of a soak: hours in all, over all calls with one ledger; and DEBUG=1 for runs with debug assertions in turn.
+HOURS ?= 1
+LEDGER ?= runs/soak.jsonl
+DEBUG ?=
 CONFORMANCE_ARGS ?=
 RUNBOOKS ?=
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 build: system ## Build the release binary and print its path
 	$(CARGO) build $(FLAGS) --bins
@@ -78,6 +84,25 @@ jepsen-kill: build ## Kill the leader ten times and everyone once under 64 clien
 # Not part of `make test`: it needs root for networks and disks of its own, and the binary with bugs in it.
 jepsen-smoke: build planted ## Short runs through faults, and planted bugs that must be found (root; SMOKE_ARGS=...)
 	$(BIN_DIR)/jepsen-tests test-all --profile smoke --at-once 2 --require --holdfast $(BIN) --planted $(dir $(BIN))holdfast-planted $(SMOKE_ARGS)
+
+# At most 25 minutes on two cores: faults and workloads in pairs, the smoke profile, and the planted bugs.
+jepsen: build planted ## Full fault suite before a change counts as done, at most 25 minutes (root; JEPSEN_ARGS=...)
+	$(BIN_DIR)/jepsen-tests test-all --profile ci --require --holdfast $(BIN) --planted $(dir $(BIN))holdfast-planted $(JEPSEN_ARGS)
+
+# What once broke Holdfast or systems like it, and the limit that it states.
+jepsen-regressions: build ## Runs of what once broke this or other systems, about six minutes (root; REGRESSIONS_ARGS=...)
+	$(BIN_DIR)/jepsen-tests test-all --profile regressions --require --holdfast $(BIN) $(REGRESSIONS_ARGS)
+
+# Can be stopped at any time: the next call with the same ledger goes on.
+soak: build $(if $(DEBUG),holdfast-debug) ## Drawn runs for HOURS=n, resumed from LEDGER=file; DEBUG=1: debug assertions in turn (root)
+	@mkdir -p $(dir $(LEDGER))
+	$(BIN_DIR)/jepsen-tests test-all --profile soak --hours $(HOURS) --ledger $(LEDGER) --holdfast $(BIN) $(if $(DEBUG),--holdfast-debug $(dir $(BIN))holdfast-debug) $(SOAK_ARGS)
+
+# The same profile with assertions on, in a target directory of its own: cargo keeps one output for a profile, and would
+# compile all crates again at every change of hands. RocksDB comes from ccache there, if that is installed.
+holdfast-debug: system ## Build a binary with debug assertions, for soaks; the first time takes as long as a first build
+	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/debug-assertions $(CARGO) build $(FLAGS) --bin holdfast
+	@mkdir -p $(dir $(BIN)) && cp $(CARGO_TARGET_DIR)/debug-assertions/release/holdfast $(dir $(BIN))holdfast-debug
 
 # Not part of `make test`: a minute more, and a table of its own.
 conformance: build ## The promises to frontends, one by one, through transfers, kills and a restore (CONFORMANCE_ARGS=...)

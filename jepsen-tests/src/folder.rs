@@ -35,6 +35,9 @@ pub struct Test {
     pub nemesis: String,
     /// Versions of this program and of the binary under test, as they say themselves.
     pub versions: Versions,
+    /// The bug that the environment asked a binary with planted bugs for.
+    #[serde(default)]
+    pub planted: Option<String>,
     /// What the run must have done to prove anything.
     pub expected: Expected,
 }
@@ -155,6 +158,17 @@ impl Folder {
         Ok(())
     }
 
+    /// Deletes what explains a violation, of a run that has none: most of its bytes. It cannot be judged again then.
+    ///
+    /// # Errors
+    /// When something cannot be deleted.
+    pub fn drop_history(&self) -> anyhow::Result<()> {
+        for file in [self.history(), self.edn(), self.path.join("timeline.html")].iter().filter(|file| file.exists()) {
+            std::fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// Where a node's log is kept.
     fn log(&self, place: usize) -> PathBuf {
         self.path.join(format!("log/n{place}.log"))
@@ -165,10 +179,17 @@ impl Folder {
     /// # Errors
     /// When something of it is missing or torn.
     pub fn read(&self) -> anyhow::Result<(Test, Vec<Op>, Vec<Log>)> {
+        Ok((self.test()?, history::read(&self.history())?, self.logs()))
+    }
+
+    /// What was run.
+    ///
+    /// # Errors
+    /// When it is missing or torn.
+    pub fn test(&self) -> anyhow::Result<Test> {
         let path = self.path.join("test.json");
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let test: Test = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
-        Ok((test, history::read(&self.history())?, self.logs()))
+        serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))
     }
 
     /// The nodes' logs, up to the first place that has none; one that cannot be read is empty, which the checker of the
@@ -231,6 +252,7 @@ mod tests {
             workload: "set".into(),
             nemesis: "kill".into(),
             versions: Versions { jepsen_tests: "1".into(), holdfast: "2".into(), binary: "holdfast".into() },
+            planted: None,
             expected: Expected {
                 nodes: 3,
                 clients: 1,
@@ -250,5 +272,7 @@ mod tests {
         std::fs::write(path.join("log/n1.log"), b"\xff").expect("written");
         let texts: Vec<String> = folder.logs().into_iter().map(|log| log.text).collect();
         assert_eq!(texts, ["one\n", "\u{fffd}"]);
+        folder.drop_history().expect("removed");
+        assert!(!folder.history().exists() && folder.test().is_ok() && folder.logs().len() == 2);
     }
 }

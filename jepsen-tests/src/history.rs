@@ -255,6 +255,9 @@ pub struct FaultNote {
     pub installed: bool,
     /// What was done and by what it was seen, for people.
     pub detail: String,
+    /// What this fault had to make a node do or say, and did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<String>,
 }
 
 /// All records of one user.

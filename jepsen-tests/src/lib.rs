@@ -25,6 +25,7 @@ mod restorer;
 pub mod run;
 pub mod scenario;
 pub mod serve;
+pub mod shrink;
 pub mod soak;
 pub mod suite;
 pub mod workload;

@@ -1,19 +1,22 @@
 //! The command line. Exit codes: 0 valid, 1 invalid, 2 unknown, 64 usage.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
 use jepsen_tests::disk::corrupt::{Damage, Part};
+use jepsen_tests::folder::Folder;
 use jepsen_tests::nemesis::Fault;
 use jepsen_tests::run::{self, Options};
 use jepsen_tests::scenario::{Profile, Scenario};
-use jepsen_tests::soak;
+use jepsen_tests::shrink;
+use jepsen_tests::soak::{self, Soak};
 use jepsen_tests::suite::{self, Suite};
 use jepsen_tests::workload::Workload;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,6 +57,15 @@ A soak goes on where its ledger ended:
     Check {
         /// The run's folder.
         run: PathBuf,
+    },
+    /// Run an invalid run again with fewer faults, less time and fewer clients, as long as the same checker finds something;
+    /// print the smallest command line. Exit 1 when there is one, 2 when the run was not invalid again.
+    Shrink {
+        /// The run's folder.
+        run: PathBuf,
+        /// Runs that are made, at most.
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        tries: u32,
     },
     /// Damage a file of a stopped node, or an object of an archive; print what was done as JSON.
     #[command(after_help = "Example, a flipped bit in the write-ahead log of a stopped node:\n  \
@@ -111,6 +123,12 @@ struct TestAllArgs {
     /// Of a soak: its ledger, a line a run.
     #[arg(long, value_name = "FILE", default_value = "soak.jsonl")]
     ledger: PathBuf,
+    /// Of a soak: seconds of faults in one run.
+    #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=soak::RUN_SECONDS_MAX))]
+    run_seconds: u64,
+    /// Of a soak: a binary built with debug assertions; each pair of faults meets it and the other one in turn.
+    #[arg(long, value_name = "FILE")]
+    holdfast_debug: Option<PathBuf>,
     /// Folder to make [default: runs/<time>-<profile>].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -182,17 +200,29 @@ fn main() -> ExitCode {
         Command::Serve { runs, port } => serve(runs, port).map(|()| Verdict::Valid),
         Command::Doctor => Ok(doctor()),
         Command::Check { run } => run::check(&run),
+        Command::Shrink { run, tries } => shrink(&run, tries as usize),
         Command::Corrupt(args) => corrupt(&args).map(|()| Verdict::Valid),
     };
     match verdict {
         Ok(Verdict::Valid) => ExitCode::SUCCESS,
         Ok(Verdict::Invalid) => ExitCode::from(1),
         Ok(Verdict::Unknown) => ExitCode::from(2),
-        Err(error) => {
-            eprintln!("jepsen-tests: no verdict: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => match error.downcast_ref::<clap::Error>() {
+            Some(usage) => {
+                let _ = usage.print();
+                ExitCode::from(USAGE)
+            }
+            None => {
+                eprintln!("jepsen-tests: no verdict: {error:#}");
+                ExitCode::from(2)
+            }
+        },
     }
+}
+
+/// What was asked for cannot be done, whatever the cluster does.
+fn usage(what: impl std::fmt::Display) -> anyhow::Error {
+    Cli::command().error(ErrorKind::ValueValidation, what).into()
 }
 
 /// One line a fault.
@@ -224,13 +254,21 @@ fn test_all(args: TestAllArgs) -> anyhow::Result<Verdict> {
         out: args.out.unwrap_or_else(default),
     };
     if args.profile == Profile::Soak && args.scenario.is_empty() {
-        return soak::run(suite, args.hours, &args.ledger);
+        let soak =
+            Soak { hours: args.hours, run_seconds: args.run_seconds, ledger: args.ledger, debug: args.holdfast_debug };
+        return soak::run(&suite, &soak);
     }
     let mut scenarios = match args.scenario.is_empty() {
         true => Scenario::of(args.profile)?,
         false => args.scenario.iter().map(|path| Scenario::read(path)).collect::<Result<_, _>>()?,
     };
     scenarios.retain(|one| args.only.is_empty() || args.only.iter().any(|only| one.name.contains(only)));
+    if scenarios.is_empty() {
+        return Err(usage("no scenario has such a name"));
+    }
+    if suite.planted.is_none() && scenarios.iter().any(Scenario::is_planted) {
+        return Err(usage("planted bugs need their binary: --planted FILE (`make planted`)"));
+    }
     Ok(suite::run(&Suite { scenarios, ..suite })?.verdict)
 }
 
@@ -262,7 +300,14 @@ fn corrupt(args: &CorruptArgs) -> anyhow::Result<()> {
 }
 
 fn test(args: TestArgs) -> anyhow::Result<Verdict> {
-    let options = Options {
+    let options = options(args, std::env::args().skip(1).collect());
+    // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
+    let outcome = catch_unwind(AssertUnwindSafe(|| run::test(&options, told_to_end())));
+    outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
+}
+
+fn options(args: TestArgs, line: Vec<String>) -> Options {
+    Options {
         holdfast: args.holdfast,
         set: args.set,
         out: args.out,
@@ -278,11 +323,24 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
         recover_within: Duration::from_secs(args.recover_within),
         arrays: args.arrays.unwrap_or(if args.nodes == "5" { 5 } else { 3 }),
         may_take_quorum: args.may_take_quorum,
-        args: std::env::args().skip(1).collect(),
-    };
-    // The harness panics when the machine fails it. That is no verdict on Holdfast, and no usage error.
-    let outcome = catch_unwind(AssertUnwindSafe(|| run::test(&options, told_to_end())));
-    outcome.unwrap_or_else(|_| anyhow::bail!("the harness panicked"))
+        args: line,
+    }
+}
+
+fn shrink(path: &Path, tries: usize) -> anyhow::Result<Verdict> {
+    let test = Folder::open(path).test()?;
+    let first = options_of(&test.args).with_context(|| format!("{} is no run of `test`", path.display()))?;
+    // Where it was drawn, the command line does not say it; and the binary may have been named from another folder.
+    shrink::run(path, &Options { seed: test.seed, holdfast: test.versions.binary, out: None, ..first }, tries)
+}
+
+/// What a command line asks for.
+fn options_of(line: &[String]) -> anyhow::Result<Options> {
+    let words = std::iter::once("jepsen-tests").chain(line.iter().map(String::as_str));
+    match Cli::try_parse_from(words)?.command {
+        Command::Test(args) => Ok(options(args, line.to_vec())),
+        _ => anyhow::bail!("another command"),
+    }
 }
 
 /// Named twice is meant once.
@@ -301,5 +359,39 @@ async fn told_to_end() -> anyhow::Error {
             _ = terminate.recv() => anyhow::anyhow!("told to end"),
         },
         Err(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_that_is_written_down_asks_for_the_same_run() {
+        let line = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+        for text in [
+            "test --holdfast hf",
+            "test -w register,append -n kill --nemesis=power-all --nodes 5 --arrays 2 --may-take-quorum --rate 7 \
+             --time-limit 9 --set a=1 --set b=2 --seed 3 --clients 4 --holdfast hf --out there",
+            "test -n kill --kills 3 --kill-all --holdfast hf",
+        ] {
+            let first = options_of(&line(text)).expect("reads");
+            let again = options_of(&first.command_line()).expect("reads");
+            let same = Options { args: Vec::new(), out: None, ..first };
+            assert_eq!(format!("{same:?}"), format!("{:?}", Options { args: Vec::new(), ..again }), "{text}");
+        }
+        assert!(options_of(&line("doctor")).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_a_usage_error() {
+        for further in ["--profile planted", "--profile ci", "--profile regressions --only no-such-name"] {
+            let words = format!("jepsen-tests test-all --holdfast hf {further}");
+            let Command::TestAll(args) = Cli::try_parse_from(words.split(' ')).expect("reads").command else {
+                panic!("{words}")
+            };
+            let error = test_all(args).expect_err(&words);
+            assert!(error.downcast_ref::<clap::Error>().is_some(), "{words}: {error:#}");
+        }
     }
 }

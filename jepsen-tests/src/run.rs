@@ -83,7 +83,7 @@ pub struct Options {
 
 impl Options {
     /// So many kills and no other fault, one after the other: the one run whose length is not a time.
-    fn counts_kills(&self) -> bool {
+    pub(crate) fn counts_kills(&self) -> bool {
         self.faults == [Fault::Kill]
     }
 
@@ -160,6 +160,7 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         workload: workload.clone(),
         nemesis: nemesis.clone(),
         versions,
+        planted: std::env::var("PLANTED_BUG").ok(),
         expected: expected.clone(),
     };
     folder.write_test(&test)?;
@@ -254,13 +255,13 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
 
 /// Where nodes ship to, when something is to be restored.
 fn archive(cluster: &Path) -> String {
-    format!("file://{}/offsite", cluster.display())
+    format!("file://{}", nemesis::archive_flip::dir(cluster).display())
 }
 
 /// The nodes' configuration.
 fn keys(options: &Options, cluster: &Path) -> Vec<String> {
     let mut keys = options.set.clone();
-    if options.workloads.contains(&Workload::Restore) {
+    if options.workloads.contains(&Workload::Restore) || options.needs(Need::Archive) {
         keys.push(format!("offsite={}", archive(cluster)));
     }
     if options.needs(Need::Floor) {

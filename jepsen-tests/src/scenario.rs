@@ -8,8 +8,10 @@
 //! caught_by = ["versioned"]
 //! # Seeds that are tried until it is found [1].
 //! tries = 3
-//! # A violation that is expected, because it is a stated limit: which checker finds it.
+//! # A violation that is expected, because it is a limit that Holdfast states: the checker that finds it, and no other may.
 //! limit = "set"
+//! # Words that some node's log must hold: without them the run did not meet what it is there for, and proves nothing.
+//! said = ["snapshot.received"]
 //! # Always this one: a seed that once found something.
 //! seed = 7
 //! ```
@@ -17,6 +19,7 @@
 //! Invariant: a key that is not known here is an error. A scenario that asks for less than it seems to proves nothing.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -53,6 +56,8 @@ pub struct Scenario {
     pub tries: u32,
     /// The only seed, if there is one.
     pub seed: Option<u64>,
+    /// Words that some node's log must hold.
+    pub said: Vec<String>,
 }
 
 /// How a run must end.
@@ -67,7 +72,7 @@ pub enum Wanted {
         /// Who may find it.
         by: Vec<String>,
     },
-    /// What Holdfast says that it cannot do: this checker finds it.
+    /// What Holdfast says that it cannot do: this checker finds it, and no other finds anything.
     Limit(String),
 }
 
@@ -82,6 +87,8 @@ struct File {
     tries: Option<u32>,
     limit: Option<String>,
     seed: Option<u64>,
+    #[serde(default)]
+    said: Vec<String>,
 }
 
 /// All files, in the program, so that it runs from anywhere.
@@ -114,16 +121,20 @@ impl Scenario {
             wanted,
             tries: file.tries.unwrap_or(1).max(1),
             seed: file.seed,
+            said: file.said,
         })
     }
 
-    /// Those of a profile, in the order of their names.
+    /// Those of a profile, in the order of the list; planted bugs go with smoke, and both with ci.
     ///
     /// # Errors
     /// When one cannot be read.
     pub fn of(profile: Profile) -> anyhow::Result<Vec<Self>> {
-        let also_planted = matches!(profile, Profile::Smoke | Profile::Ci);
-        let wanted = |of: Profile| of == profile || (also_planted && of == Profile::Planted);
+        let wanted = |of: Profile| match profile {
+            Profile::Ci => matches!(of, Profile::Ci | Profile::Smoke | Profile::Planted),
+            Profile::Smoke => matches!(of, Profile::Smoke | Profile::Planted),
+            _ => of == profile,
+        };
         FILES.iter().filter(|(of, ..)| wanted(*of)).map(|(_, name, text)| Self::parse(name, text)).collect()
     }
 
@@ -137,12 +148,23 @@ impl Scenario {
         Self::parse(&name, &text)
     }
 
+    /// It runs the binary with planted bugs.
+    pub fn is_planted(&self) -> bool {
+        matches!(self.wanted, Wanted::Caught { .. })
+    }
+
+    /// How long it says that its faults last; zero = it does not say.
+    pub fn faults_last(&self) -> Duration {
+        let value = self.run.iter().skip_while(|word| *word != "--time-limit").nth(1);
+        Duration::from_secs(value.and_then(|seconds| seconds.parse().ok()).unwrap_or(0))
+    }
+
     /// Whether a run ended as it must, by the checkers that found something.
     pub fn is_met(&self, verdict: Verdict, invalid: &[String]) -> bool {
         match &self.wanted {
             Wanted::Valid => verdict == Verdict::Valid,
             Wanted::Caught { by, .. } => verdict == Verdict::Invalid && by.iter().any(|one| invalid.contains(one)),
-            Wanted::Limit(by) => verdict == Verdict::Invalid && invalid.contains(by),
+            Wanted::Limit(by) => verdict == Verdict::Invalid && invalid == [by.as_str()],
         }
     }
 }
@@ -179,6 +201,16 @@ mod tests {
     }
 
     #[test]
+    fn the_full_profile_takes_the_short_ones_along() {
+        let names = |profile| Scenario::of(profile).expect("reads").into_iter().map(|one| one.name).collect::<Vec<_>>();
+        let ci = names(Profile::Ci);
+        let short = names(Profile::Smoke);
+        assert!(short.iter().all(|name| ci.contains(name)) && ci.len() >= short.len() + 10, "{ci:?}");
+        assert!(names(Profile::Planted).iter().all(|name| short.contains(name)));
+        assert!(names(Profile::Regressions).iter().all(|name| !ci.contains(name)), "one name, one folder");
+    }
+
+    #[test]
     fn a_scenario_says_how_it_must_end() {
         let parse = |text: &str| Scenario::parse("x", &format!("why = 'because'\nrun = '-w set'\n{text}"));
         let verdicts = |text: &str| {
@@ -190,6 +222,12 @@ mod tests {
         assert_eq!(verdicts("planted = 'stale-read'\ncaught_by = ['set', 'feed']"), [false, true, false]);
         assert_eq!(verdicts("planted = 'stale-read'\ncaught_by = ['feed']"), [false, false, false]);
         assert_eq!(verdicts("limit = 'set'"), [false, true, false]);
+        assert_eq!(verdicts("limit = 'feed'"), [false, false, false]);
+        assert_eq!(parse("").expect("reads").faults_last(), Duration::ZERO);
+        let timed = Scenario::parse("x", "why = 'because'\nrun = '-w set --time-limit 45'").expect("reads");
+        assert_eq!(timed.faults_last(), Duration::from_secs(45));
+        let limit = parse("limit = 'set'").expect("reads");
+        assert!(!limit.is_met(Verdict::Invalid, &["set".into(), "harness".into()]), "that much is no stated limit");
         for wrong in
             ["planted = 'x'", "caught_by = ['set']", "planted = 'x'\ncaught_by = ['y']\nlimit = 'z'", "seeds = 1"]
         {

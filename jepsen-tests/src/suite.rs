@@ -24,8 +24,8 @@ use crate::folder::{Folder, timestamp};
 use crate::history::{self, Action, Process, Stage};
 use crate::scenario::{Scenario, Wanted};
 
-/// A run that takes longer than this hangs.
-const RUN_MAX: Duration = Duration::from_secs(900);
+/// A run that takes longer than the time of its faults and this hangs.
+pub(crate) const BESIDES_FAULTS_MAX: Duration = Duration::from_secs(900);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What to run.
@@ -64,6 +64,12 @@ pub struct Ended {
     pub skipped: Option<String>,
     /// What was planted.
     pub planted: Option<String>,
+    /// It is there to show a limit that Holdfast states.
+    #[serde(default)]
+    pub limit: bool,
+    /// What some node's log must say, and none did.
+    #[serde(default)]
+    pub unsaid: Vec<String>,
     /// Checkers that found something.
     pub invalid: Vec<String>,
     /// Operations of clients that took effect.
@@ -89,6 +95,8 @@ pub struct Summary {
     pub faults: BTreeMap<String, usize>,
     /// Planted bugs, and which checkers found each; none = it slipped through.
     pub planted: BTreeMap<String, Vec<String>>,
+    /// Runs that showed a limit that Holdfast states.
+    pub limits: Vec<String>,
     /// One for each scenario.
     pub runs: Vec<Ended>,
 }
@@ -99,6 +107,8 @@ pub struct Summary {
 /// When the folder cannot be made, or a process cannot be started.
 pub fn run(suite: &Suite) -> anyhow::Result<Summary> {
     ensure!(!suite.scenarios.is_empty(), "no scenario to run");
+    let lacks = suite.scenarios.iter().any(Scenario::is_planted) && suite.planted.is_none();
+    ensure!(!lacks, "planted bugs need their binary: --planted FILE (`make planted`)");
     std::fs::create_dir_all(&suite.out).with_context(|| format!("create {}", suite.out.display()))?;
     let began = timestamp();
     println!("{} scenarios, seed {}, in {}", suite.scenarios.len(), suite.seed, suite.out.display());
@@ -141,15 +151,16 @@ fn one(suite: &Suite, place: usize, scenario: &Scenario) -> anyhow::Result<Ended
         met: false,
         skipped: None,
         planted: planted.clone(),
+        limit: matches!(scenario.wanted, Wanted::Limit(_)),
+        unsaid: Vec::new(),
         invalid: Vec::new(),
         operations: 0,
         faults: BTreeMap::new(),
         seconds: 0,
     };
-    let binary = match (&planted, &suite.planted) {
-        (None, _) => &suite.holdfast,
-        (Some(_), Some(binary)) => binary,
-        (Some(_), None) => anyhow::bail!("planted bugs need their binary: --planted FILE (`make planted`)"),
+    let binary = match &planted {
+        None => &suite.holdfast,
+        Some(_) => suite.planted.as_ref().context("planted bugs need their binary")?,
     };
     let began = Instant::now();
     for attempt in 0..scenario.tries {
@@ -165,24 +176,25 @@ fn one(suite: &Suite, place: usize, scenario: &Scenario) -> anyhow::Result<Ended
             None => command.env_remove("PLANTED_BUG"),
         };
         let log = suite.out.join(format!("{}.log", ended.run));
-        let code = within(command, &log, RUN_MAX)?;
+        let code = within(command, &log, scenario.faults_last() + BESIDES_FAULTS_MAX)?;
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         if let Some(lacks) = text.lines().find(|line| line.contains("cannot be made on this machine")) {
             ended.skipped = Some(lacks.to_owned());
             ended.met = !suite.require;
             break;
         }
-        ended.verdict = match code {
-            Some(0) => Verdict::Valid,
-            Some(1) => Verdict::Invalid,
-            _ => Verdict::Unknown,
-        };
+        ended.verdict = verdict_of(code);
         read_folder(&folder, &mut ended);
-        ended.met = scenario.is_met(ended.verdict, &ended.invalid);
+        ended.unsaid = unsaid(&folder, &scenario.said);
+        if !ended.unsaid.is_empty() {
+            ended.verdict = ended.verdict.max(Verdict::Unknown);
+        }
+        ended.met = ended.unsaid.is_empty() && scenario.is_met(ended.verdict, &ended.invalid);
         if ended.met {
             break;
         }
-        if ended.verdict != Verdict::Valid && planted.is_none() {
+        // Beyond a stated limit a cluster may also break down in ways that no promise covers: another seed may show it alone.
+        if ended.verdict != Verdict::Valid && planted.is_none() && !ended.limit {
             break;
         }
     }
@@ -190,8 +202,17 @@ fn one(suite: &Suite, place: usize, scenario: &Scenario) -> anyhow::Result<Ended
     Ok(ended)
 }
 
+/// What the exit code of a run says; of one that hung or was killed nobody can say anything.
+pub(crate) fn verdict_of(code: Option<i32>) -> Verdict {
+    match code {
+        Some(0) => Verdict::Valid,
+        Some(1) => Verdict::Invalid,
+        _ => Verdict::Unknown,
+    }
+}
+
 /// Runs a process to its end; `None` = it hung, and was killed, or ended by a signal.
-fn within(mut command: Command, log: &Path, most: Duration) -> anyhow::Result<Option<i32>> {
+pub(crate) fn within(mut command: Command, log: &Path, most: Duration) -> anyhow::Result<Option<i32>> {
     let file = std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     let mut child = crate::cluster::spawn(command, Orphan::Killed).context("start a run")?;
@@ -209,6 +230,12 @@ fn within(mut command: Command, log: &Path, most: Duration) -> anyhow::Result<Op
     }
 }
 
+/// Those of `words` that no node of a run said.
+fn unsaid(folder: &Path, words: &[String]) -> Vec<String> {
+    let logs = Folder::open(folder).logs();
+    words.iter().filter(|word| !logs.iter().any(|log| log.text.contains(word.as_str()))).cloned().collect()
+}
+
 #[derive(Deserialize)]
 struct Results {
     checkers: Vec<Checker>,
@@ -220,12 +247,17 @@ struct Checker {
     verdict: Verdict,
 }
 
-/// What the folder of a run says. One that is not whole says less, and the verdict is not better for it.
-fn read_folder(folder: &Path, ended: &mut Ended) {
+/// Checkers that found something, by the folder of a run.
+pub(crate) fn found(folder: &Path) -> Vec<String> {
     let results = std::fs::read_to_string(folder.join("results.json")).ok();
     let results: Option<Results> = results.and_then(|text| serde_json::from_str(&text).ok());
     let found = |one: &Checker| (one.verdict == Verdict::Invalid).then(|| one.checker.clone());
-    ended.invalid = results.iter().flat_map(|results| results.checkers.iter().filter_map(found)).collect();
+    results.iter().flat_map(|results| results.checkers.iter().filter_map(found)).collect()
+}
+
+/// What the folder of a run says. One that is not whole says less, and the verdict is not better for it.
+fn read_folder(folder: &Path, ended: &mut Ended) {
+    ended.invalid = found(folder);
     for op in history::read(&Folder::open(folder).history()).unwrap_or_default() {
         let kind = match (&op.action, op.process, op.stage) {
             (_, Process::Client(_), Stage::Ok) => {
@@ -246,8 +278,14 @@ fn line(ended: &Ended) -> String {
         (Some(why), false, _) => format!("FAILED, cannot be made: {why}"),
         (None, true, Some(_)) => format!("caught by {}", ended.invalid.join(", ")),
         (None, false, Some(bug)) => format!("SLIPPED THROUGH: nobody found {bug}"),
-        (None, true, None) if ended.verdict == Verdict::Invalid => "the stated limit".to_owned(),
+        (None, true, None) if ended.limit => format!("THE STATED LIMIT, as expected: {}", ended.invalid.join(", ")),
         (None, true, None) => "valid".to_owned(),
+        (None, false, None) if ended.limit && ended.verdict == Verdict::Valid => {
+            "FAILED: it no longer shows the stated limit; if Holdfast is better now, its limits say too much".to_owned()
+        }
+        (None, false, None) if !ended.unsaid.is_empty() && ended.verdict == Verdict::Unknown => {
+            format!("UNKNOWN: no node said {}", ended.unsaid.join(", "))
+        }
         (None, false, None) => format!("{:?}: {}", ended.verdict, ended.invalid.join(", ")).to_uppercase(),
     };
     let faults: usize = ended.faults.values().sum();
@@ -281,6 +319,7 @@ impl Summary {
             operations: runs.iter().map(|run| run.operations).sum(),
             faults,
             planted,
+            limits: runs.iter().filter(|run| run.limit && run.met).map(|run| run.scenario.clone()).collect(),
             runs,
         }
     }
@@ -293,6 +332,10 @@ impl Summary {
         for (bug, by) in &self.planted {
             let by = if by.is_empty() { "NOBODY".to_owned() } else { by.join(", ") };
             let _ = writeln!(text, "planted {bug:<24} caught by {by}");
+        }
+        for limit in &self.limits {
+            let _ =
+                writeln!(text, "***** {limit} shows a limit that Holdfast states: acknowledged writes are lost *****");
         }
         let skipped = self.runs.iter().filter(|run| run.skipped.is_some()).count();
         if skipped > 0 {
@@ -320,6 +363,8 @@ mod tests {
             met,
             skipped: None,
             planted: None,
+            limit: false,
+            unsaid: Vec::new(),
             invalid: Vec::new(),
             operations: 10,
             faults: [("kill".to_owned(), 2)].into(),
@@ -352,6 +397,49 @@ mod tests {
         assert_eq!((all.verdict, all.operations, all.faults["kill"]), (Verdict::Invalid, 20, 4));
         assert!(all.table().contains("stale-read               caught by NOBODY"), "{}", all.table());
         assert_eq!(summary(Vec::new()).verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_stated_limit_is_said_aloud_and_missed_when_it_is_gone() {
+        let limit = |met, verdict| Ended { limit: true, invalid: vec!["set".into()], ..ended("blind", met, verdict) };
+        let shown = summary(vec![limit(true, Verdict::Invalid)]);
+        assert_eq!((shown.verdict, shown.limits.len()), (Verdict::Valid, 1));
+        assert!(shown.table().contains("***** blind shows a limit"), "{}", shown.table());
+        assert!(line(&limit(true, Verdict::Invalid)).ends_with("THE STATED LIMIT, as expected: set"));
+        let gone = summary(vec![limit(false, Verdict::Valid)]);
+        assert_eq!((gone.verdict, gone.limits.len()), (Verdict::Invalid, 0));
+        assert!(line(&limit(false, Verdict::Valid)).contains("no longer shows"));
+    }
+
+    #[test]
+    fn what_a_run_is_there_for_must_be_in_a_log() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let words = ["snapshot.received".to_owned()];
+        assert_eq!(unsaid(dir.path(), &words), words);
+        std::fs::create_dir(dir.path().join("log")).expect("made");
+        std::fs::write(dir.path().join("log/n0.log"), "other\n").expect("written");
+        assert_eq!(unsaid(dir.path(), &words), words);
+        std::fs::write(dir.path().join("log/n1.log"), "{\"event\":\"snapshot.received\"}\n").expect("written");
+        assert!(unsaid(dir.path(), &words).is_empty());
+        assert!(unsaid(dir.path(), &[]).is_empty());
+    }
+
+    #[test]
+    fn planted_bugs_without_their_binary_are_known_before_the_first_run() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let text = "why = 'x'\nrun = '-w set'\nplanted = 'stale-read'\ncaught_by = ['set']";
+        let planted = Scenario::parse("p", text).expect("reads");
+        let suite = Suite {
+            scenarios: vec![planted],
+            holdfast: PathBuf::from("holdfast"),
+            planted: None,
+            seed: 1,
+            at_once: 1,
+            require: false,
+            out: dir.path().join("out"),
+        };
+        let error = run(&suite).expect_err("no binary").to_string();
+        assert!(error.contains("--planted") && !suite.out.exists(), "{error}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
         // Who was taken out, or did not join yet, serves nobody, and says so.
         "membership" => &["DRAINING", "NOT_FOUNDED"],
         "disk-full" => &["DISK_FULL"],
+        // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge.
+        "rollback-blind" => &["VERSION_MISMATCH"],
         // An empty node at a known address says so, until it has heard from the others.
         "array-wipe" => &["NOT_FOUNDED"],
         _ => &[],
@@ -44,9 +46,12 @@ pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
     if lives.is_empty() && expected.is_empty() {
         return;
     }
-    let (mut absent, mut left) = (Vec::new(), Vec::new());
+    let (mut absent, mut left, mut missed) = (Vec::new(), Vec::new(), Vec::new());
     let mut installed: BTreeMap<&str, usize> = expected.iter().map(|fault| (fault.as_str(), 0)).collect();
     for (round, life) in &lives {
+        for note in life.struck.iter().chain(&life.healed) {
+            missed.extend(note.missed.iter().map(|missed| format!("round {round}, {}: {missed}", note.fault)));
+        }
         match life.struck {
             Some(note) if note.installed => *installed.entry(&note.fault).or_default() += 1,
             Some(note) => absent.push(format!("{note:?}")),
@@ -63,6 +68,7 @@ pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
     }
     report.doubtful("faults that were not really there", absent);
     report.doubtful("faults that were not really gone", left);
+    report.never("faults that had to have an effect, and had none", missed);
 }
 
 #[cfg(test)]
@@ -76,7 +82,7 @@ mod tests {
     }
 
     fn note(installed: bool) -> FaultNote {
-        FaultNote { round: 1, fault: "pause".into(), nodes: vec![2], installed, detail: "seen".into() }
+        FaultNote { round: 1, fault: "pause".into(), nodes: vec![2], installed, detail: "seen".into(), missed: None }
     }
 
     fn life() -> Vec<Op> {
@@ -101,6 +107,19 @@ mod tests {
         let mut report = Report::new("harness");
         check(&[], &[], &mut report);
         assert!(report.rows.is_empty());
+    }
+
+    #[test]
+    fn a_fault_that_nobody_heeds_is_a_broken_promise() {
+        for place in [1, 3] {
+            let mut history = life();
+            if let Action::Fault(note) | Action::Heal(note) = &mut history[place].action {
+                note.missed = Some("node 2 goes on".into());
+            }
+            let (verdict, rows) = judged(&history, &["pause"]);
+            assert_eq!((verdict, rows.len()), (Verdict::Invalid, 1));
+            assert_eq!(rows[0], "faults that had to have an effect, and had none");
+        }
     }
 
     #[test]

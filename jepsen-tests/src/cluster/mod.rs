@@ -202,6 +202,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The binary under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// First port of its row.
     pub fn port_base(&self) -> u16 {
         self.ports.base

@@ -5,6 +5,7 @@
 //!   there was load while it stood, too. What was missing is in the history, and the checker of the harness judges it.
 //! - When it returns without an error, nothing stands.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_client::RecordRef;
@@ -23,6 +24,8 @@ const PROBE_WITHIN: Duration = Duration::from_millis(500);
 const PROBE: RecordRef<'_> = RecordRef { user: "probe", collection: "x-probe", record_id: "serves" };
 /// A second fault strikes while the first one stands in so many of a hundred cases.
 const OVERLAP_PERCENT: usize = 60;
+/// On a slow machine, faults that were not there yet are made for so much longer.
+const LATE: Duration = Duration::from_secs(120);
 /// How long faults stand, at least and at most.
 const HOLD_MS: (usize, usize) = (500, 5_000);
 
@@ -52,7 +55,7 @@ impl After {
 pub struct Storm {
     /// These; each strikes once before one strikes again.
     pub faults: Vec<Fault>,
-    /// No fault is made after this.
+    /// No fault is made after this, except those that were not there yet.
     pub until: Instant,
     /// Acknowledgements that count as load.
     pub acknowledged_between: usize,
@@ -66,10 +69,12 @@ pub struct Storm {
 /// When the machine fails the harness.
 pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyhow::Result<After> {
     let mut turn: Vec<Fault> = Vec::new();
+    let mut missing: BTreeSet<Fault> = storm.faults.iter().copied().collect();
     let mut last = 0;
-    while Instant::now() < storm.until {
+    while let Some(faults) = wanted(storm, &missing, Instant::now()) {
+        turn.retain(|fault| faults.contains(fault));
         if turn.is_empty() {
-            turn.clone_from(&storm.faults);
+            turn.extend(faults);
             chance.shuffle(&mut turn);
         }
         world.recorder.mark();
@@ -89,6 +94,9 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         });
         for fault in drawn {
             standing.extend(fault.strike(world, chance).await?);
+        }
+        for struck in standing.iter().filter(|struck| struck.installed) {
+            missing.remove(&struck.fault);
         }
         let Some(round) = standing.last().map(|struck| struck.round) else { continue };
         last = round;
@@ -124,6 +132,14 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         }
     }
     Ok(After::Well)
+}
+
+/// What may strike now: all, then those that were not there yet, then nothing, which ends the storm.
+fn wanted(storm: &Storm, missing: &BTreeSet<Fault>, now: Instant) -> Option<Vec<Fault>> {
+    if now < storm.until {
+        return Some(storm.faults.clone());
+    }
+    (!missing.is_empty() && now < storm.until + LATE).then(|| missing.iter().copied().collect())
 }
 
 /// Whether clients' writes that began after the mark are acknowledged.
@@ -162,4 +178,21 @@ async fn all_serve(world: &mut World, end: Instant) -> bool {
 /// It answers a linearizable read.
 pub(super) async fn serves(cluster: &Cluster, place: usize) -> bool {
     cluster.client_of(place).with_deadline(PROBE_WITHIN).get(PROBE).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_there_strikes_late_and_nothing_strikes_for_ever() {
+        let until = Instant::now();
+        let storm = Storm { faults: vec![Fault::Pause, Fault::Kill], until, acknowledged_between: 1 };
+        let (none, kill) = (BTreeSet::new(), BTreeSet::from([Fault::Kill]));
+        let before = until.checked_sub(Duration::from_secs(1)).expect("a time");
+        assert_eq!(wanted(&storm, &none, before), Some(storm.faults.clone()));
+        assert_eq!(wanted(&storm, &none, until), None);
+        assert_eq!(wanted(&storm, &kill, until), Some(vec![Fault::Kill]));
+        assert_eq!(wanted(&storm, &kill, until + LATE), None);
+    }
 }

@@ -6,6 +6,7 @@
 //!
 //! Invariant: one intact quorum is left unless the fault is meant to take it, and everything is healed at the end.
 
+pub mod archive_flip;
 mod array;
 mod bit_flip;
 mod clock;
@@ -54,6 +55,8 @@ pub enum Fault {
     SlowFsync,
     /// A flipped bit in a file of a stopped node; log, state, floor and snapshot in turn.
     BitFlip,
+    /// A flipped bit in an object of the archive.
+    ArchiveFlip,
     /// The disks of an array let every writer wait.
     ArrayHang,
     /// The disks of an array answer every call with an error.
@@ -96,6 +99,7 @@ impl Fault {
     pub fn needs(self) -> &'static [Need] {
         match self {
             Self::Eio | Self::SlowFsync => &[Need::Trace],
+            Self::ArchiveFlip => &[Need::Archive],
             Self::RollbackAlone => &[Need::Root, Need::Disk, Need::Floor],
             Self::Power
             | Self::PowerAll
@@ -127,6 +131,7 @@ impl Fault {
             Self::Eio => fsync::strike_eio(world, chance).await,
             Self::SlowFsync => fsync::strike_slow(world, chance).await,
             Self::BitFlip => bit_flip::strike(world, chance).await,
+            Self::ArchiveFlip => archive_flip::strike(world, chance).await,
             Self::ArrayHang | Self::ArrayEio | Self::ArrayWipe | Self::ArrayScramble | Self::ArrayRollback => {
                 array::strike(world, self, chance).await
             }
@@ -160,6 +165,7 @@ impl Struck {
             Fault::DiskFull => disk_full::heal(world, &mut self).await,
             Fault::Eio | Fault::SlowFsync => fsync::heal(world, &mut self).await,
             Fault::BitFlip => bit_flip::heal(world, &mut self).await,
+            Fault::ArchiveFlip => archive_flip::heal(world, &mut self).await,
             Fault::ArrayHang | Fault::ArrayEio | Fault::ArrayWipe | Fault::ArrayScramble | Fault::ArrayRollback => {
                 array::heal(world, &mut self).await
             }

@@ -19,6 +19,8 @@ pub enum Need {
     Disk,
     /// Floors on another device than the nodes' disks: any machine has that.
     Floor,
+    /// An archive that the nodes ship to: any machine has room for it.
+    Archive,
     /// strace.
     Trace,
     /// Network namespaces and TUN devices.
@@ -30,7 +32,7 @@ pub enum Need {
 impl Need {
     /// All of them.
     pub fn all() -> &'static [Self] {
-        &[Self::Root, Self::Disk, Self::Floor, Self::Trace, Self::Network, Self::Clocks]
+        &[Self::Root, Self::Disk, Self::Floor, Self::Archive, Self::Trace, Self::Network, Self::Clocks]
     }
 
     /// Tries it.
@@ -52,7 +54,7 @@ impl Need {
             Self::Clocks => in_scratch(|dir| clocks(&dir.join("clocks"))),
             Self::Disk => in_scratch(|dir| disks(dir, &["disk", "power", "disk-full", "array-hang", "array-rollback"])),
             Self::Trace => in_scratch(|dir| disks(dir, &["eio", "slow-fsync"])),
-            Self::Floor => Ok(()),
+            Self::Floor | Self::Archive => Ok(()),
         }
     }
 }

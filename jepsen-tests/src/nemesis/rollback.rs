@@ -1,19 +1,21 @@
 //! A rollback that no living peer can tell of: the node forgets what it acknowledged, those who saw it are dead, and with
 //! those who never had the writes it would make a majority. With its floor on another device it must not vote.
 
-use std::time::Duration;
+use std::path::Path;
 
 use crate::chance::Chance;
 use crate::cluster::comes_true;
 use crate::disk::array;
 use crate::nemesis::array::{mark, roll_back};
-use crate::nemesis::drive::RECOVER_WITHIN;
+use crate::nemesis::drive::{RECOVER_WITHIN, serves};
 use crate::nemesis::{Fault, Harm, Struck, World};
 
 /// Acknowledgements that the rolled-back node gave, and that will be forgotten.
 const FORGOTTEN: usize = 50;
-/// Many election timeouts: who would elect somebody has done it by then.
-const WATCHED: Duration = Duration::from_secs(5);
+/// What the rolled-back node says when it knows that it forgot something, and does not vote.
+const KNOWS: &str = "log.recovering";
+/// Linearizable reads of each node that nobody may answer then; each waits for longer than an election takes.
+const ASKED: usize = 4;
 
 /// Rolls one node back beside nodes that lack its last writes, and watches whether anything is acknowledged.
 pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
@@ -38,15 +40,42 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
     let gone = roll_back(world, forgetful)?;
     // Whatever is acknowledged from now on is acknowledged by nodes that lack what was acknowledged before.
     world.recorder.mark();
-    for place in absent.iter().chain([&forgetful]) {
+    let log = world.cluster.log(forgetful);
+    let said = std::fs::metadata(&log).map_or(0, |log| log.len());
+    let started: Vec<usize> = absent.iter().copied().chain([forgetful]).collect();
+    for place in &started {
         world.start(*place);
     }
     let answer = comes_true(RECOVER_WITHIN, async || world.cluster.status(forgetful).await.is_some()).await;
-    tokio::time::sleep(WATCHED).await;
-    let acknowledged = world.recorder.progress().since_mark;
-    struck.installed = loaded && gone && answer;
-    struck.detail = format!("{plan}; {acknowledged} acknowledged by those who forgot or never had the last writes");
+    // Either it knows, and then nobody may be elected however often one asks, or it helps to elect somebody.
+    let (mut acknowledged, mut knows) = (0, false);
+    let decided = comes_true(RECOVER_WITHIN, async || {
+        acknowledged = world.recorder.progress().since_mark;
+        knows = says_since(&log, said, KNOWS);
+        acknowledged > 0 || knows
+    });
+    let decided = decided.await;
+    let mut answered = 0;
+    if knows {
+        for place in started.repeat(ASKED) {
+            answered += usize::from(serves(&world.cluster, place).await);
+        }
+        acknowledged = world.recorder.progress().since_mark;
+    }
+    struck.installed = loaded && gone && answer && decided;
+    let knows = if knows { "it says that it does not vote" } else { "it does not say that it forgot anything" };
+    struck.detail = format!(
+        "{plan}; {knows}; {acknowledged} writes acknowledged and {answered} reads answered by those who forgot or never \
+         had the last writes"
+    );
     Ok(Some(struck))
+}
+
+/// A log holds a word behind so many bytes.
+fn says_since(log: &Path, since: u64, word: &str) -> bool {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let since = usize::try_from(since).unwrap_or(usize::MAX).min(bytes.len());
+    String::from_utf8_lossy(&bytes[since..]).contains(word)
 }
 
 /// Starts those who remember.
@@ -61,4 +90,20 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     struck.installed = false;
     struck.detail = format!("started again: {started:?}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_afterwards_counts() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let log = dir.path().join("log");
+        assert!(!says_since(&log, 0, KNOWS), "no log yet");
+        std::fs::write(&log, "log.recovering\n").expect("written");
+        assert!(says_since(&log, 0, KNOWS) && !says_since(&log, 15, KNOWS) && !says_since(&log, 99, KNOWS));
+        std::fs::write(&log, b"log.recovering\n\xff log.recovering\n").expect("written");
+        assert!(says_since(&log, 15, KNOWS));
+    }
 }

@@ -14,6 +14,7 @@ use crate::clock::Clocks;
 use crate::cluster::Cluster;
 use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
+use crate::nemesis::archive_flip::Object;
 use crate::nemesis::bit_flip::Whole;
 use crate::nemesis::{Disks, Fault};
 use crate::network::Network;
@@ -39,6 +40,8 @@ pub struct World {
     pub disks: Option<Disks>,
     /// Files as they were before they were damaged, by round.
     pub(super) whole: BTreeMap<u32, Whole>,
+    /// Objects of the archive as they were before, by round.
+    pub(super) objects: BTreeMap<u32, Object>,
     /// Bits flipped so far.
     pub(super) flips: usize,
     /// Nodes on their way into the cluster, by round: the operation, if one was accepted, and the draw of who goes.
@@ -82,6 +85,8 @@ pub struct Struck {
     pub installed: bool,
     /// What was done, and by what it was seen.
     pub detail: String,
+    /// What it had to make somebody do or say, and did not: a broken promise.
+    pub missed: Option<String>,
 }
 
 impl World {
@@ -97,6 +102,7 @@ impl World {
             restarted: BTreeSet::new(),
             disks: None,
             whole: BTreeMap::new(),
+            objects: BTreeMap::new(),
             flips: 0,
             joining: BTreeMap::new(),
             tails: BTreeMap::new(),
@@ -155,7 +161,8 @@ impl World {
     /// Gives a fault its round and writes down that it will be made. Call it before the fault is made.
     pub fn begin(&mut self, fault: Fault, places: Vec<usize>, harm: Harm, detail: impl Into<String>) -> Struck {
         self.rounds += 1;
-        let struck = Struck { fault, round: self.rounds, places, installed: false, detail: detail.into() };
+        let struck =
+            Struck { fault, round: self.rounds, places, installed: false, detail: detail.into(), missed: None };
         self.standing.insert(struck.round, Standing { places: struck.places.clone(), harm });
         self.recorder.note(Named::Nemesis, Stage::Invoke, Action::Fault(self.note_of(&struck)));
         struck
@@ -189,6 +196,7 @@ impl World {
             nodes: struck.places.iter().map(|place| self.cluster.nodes[*place].id).collect(),
             installed: struck.installed,
             detail: struck.detail.clone(),
+            missed: struck.missed.clone(),
         }
     }
 }

@@ -13,7 +13,14 @@ fn write(id: &str) -> Action {
 fn history() -> Vec<Op> {
     let client = Process::Client;
     let nemesis = Process::Named(Named::Nemesis);
-    let note = FaultNote { round: 1, fault: "pause".into(), nodes: vec![2], installed: true, detail: String::new() };
+    let note = FaultNote {
+        round: 1,
+        fault: "pause".into(),
+        nodes: vec![2],
+        installed: true,
+        detail: String::new(),
+        missed: None,
+    };
     let mut ops = vec![
         op(client(0), Stage::Invoke, 0, write("request-1")),
         op(client(1), Stage::Invoke, 1, write("request-2")),
