@@ -218,6 +218,7 @@ mod tests {
             time_limit: Duration::from_secs(60),
             arrays: 5,
             may_take_quorum: false,
+            recover_within: Duration::from_secs(30),
             args: Vec::new(),
         }
     }

@@ -118,8 +118,8 @@ async fn operators_get_through_when_callers_have_used_up_everything() {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let record = contact(&user, &format!("c{}", n % 10));
-                if let Err(error) = client.put(record, "text/plain", vec![b'x'; PAYLOAD_BYTES]).await {
+                let id = format!("c{}", n % 10);
+                if let Err(error) = client.put(contact(&user, &id), "text/plain", vec![b'x'; PAYLOAD_BYTES]).await {
                     assert_refused(&error);
                 }
             }

@@ -68,7 +68,14 @@ mod tests {
     }
 
     fn note(fault: &str) -> FaultNote {
-        FaultNote { round: 1, fault: fault.into(), nodes: vec![2], installed: true, detail: String::new() }
+        FaultNote {
+            round: 1,
+            fault: fault.into(),
+            nodes: vec![2],
+            installed: true,
+            missed: None,
+            detail: String::new(),
+        }
     }
 
     #[test]

@@ -187,7 +187,12 @@ mod tests {
     #[test]
     fn what_was_never_there_strikes_late_and_nothing_strikes_for_ever() {
         let until = Instant::now();
-        let storm = Storm { faults: vec![Fault::Pause, Fault::Kill], until, acknowledged_between: 1 };
+        let storm = Storm {
+            faults: vec![Fault::Pause, Fault::Kill],
+            until,
+            acknowledged_between: 1,
+            recover_within: Duration::ZERO,
+        };
         let (none, kill) = (BTreeSet::new(), BTreeSet::from([Fault::Kill]));
         let before = until.checked_sub(Duration::from_secs(1)).expect("a time");
         assert_eq!(wanted(&storm, &none, before), Some(storm.faults.clone()));
