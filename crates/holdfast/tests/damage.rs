@@ -208,7 +208,7 @@ async fn a_flipped_table_of_the_state_is_never_served_and_the_state_is_reinstall
     wait_for("the state to be reinstalled", async || {
         ledger.rewrite(&others).await;
         let refused = ledger.check_or_refused(&reader).await;
-        let known = ["CHECKSUM", "REPLICA_DIVERGED", "NO_LEADER", "REPLICA_BEHIND"];
+        let known = ["CHECKSUM", "REPLICA_DIVERGED", "NO_LEADER", "REPLICA_BEHIND", "DEADLINE_TOO_SHORT"];
         assert!(refused.keys().all(|reason| known.contains(&reason.as_str())), "{refused:?}");
         cluster.status(place).await.is_some_and(|status| status.integrity.is_some_and(|one| one.reinstalls_total > 0))
     })
