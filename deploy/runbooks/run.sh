@@ -302,7 +302,7 @@ before_quorum-loss() {
 }
 # refusing NODE: what it says of its disk; 0 there is room, 1 nearly full, 2 full.
 refusing() { curl -fsS "http://$1:7473/metrics" | sed -n 's/^holdfast_storage_refusing //p'; }
-called_low() { holdfast cluster health --endpoint node1:7472,node2:7472,node3:7472 | grep -A 1 DISK_LOW | grep "node $1: "; }
+called_low() { { holdfast cluster health --endpoint node1:7472,node2:7472,node3:7472 || true; } | grep -A 3 DISK_LOW | grep "node $1: "; }
 takes_all_room() { on "$1" dd if=/dev/zero of=/var/lib/holdfast/copy-of-the-old-array.tar bs=64k status=none 2>/dev/null || true; }
 before_disk-full() {
     local node n said
