@@ -22,6 +22,8 @@ use crate::rooms::{Verdict, Weight};
 use crate::transport::client::is_connect_error;
 use crate::types::{ProposalBytes, TypeConfig};
 
+/// What is in the log may never be committed while a quorum has no room: a refusal does not wait for it any longer.
+const APPLIED_WITHIN: Duration = Duration::from_millis(200);
 /// Pause between attempts to find a leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -170,7 +172,7 @@ impl Replica {
         let Command::WriteBatch(batch) = proposal.command.clone() else { return None };
         // The first try may be in the log, and not be applied yet.
         let last = self.raft().metrics().borrow_watched().last_log_index.unwrap_or(0);
-        self.wait_applied(last, deadline).await.ok()?;
+        drop(self.wait_applied(last, deadline.min(Instant::now() + APPLIED_WITHIN)).await);
         let (state, stamp) = (self.state().clone(), proposal.stamp);
         let found = tokio::task::spawn_blocking(move || {
             let index = state.applied().index();
