@@ -2,7 +2,7 @@
 //!
 //! While there is room, checkpoints and purges follow the number of entries (see `maintain`). When there is little, what
 //! the log and old versions of records hold is given back right away, one step after the other, so that no step needs
-//! more than is left.
+//! more than is left; and nothing is rewritten that nobody asked for.
 
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -65,6 +65,8 @@ impl Core {
         // A disk that does not say how much is left is not taken for full.
         let Ok(left) = self.room.measure() else { return };
         let (before, now) = self.peers.rooms.measured(left, self.unflushed_bytes(), self.room.marks());
+        let little = now.level != DiskLevel::Ample;
+        self.set_frugal(little);
         if before.level == now.level {
             return;
         }
@@ -156,7 +158,12 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
     // What is rewritten now gives back more than it takes, in the end. The reserve opens a moment after it was asked.
     drop(room.give(2 * floor));
     sleep(RECLAIM_AFTER).await;
-    let spare = move || room.give(2 * floor).map_or(0, |left| left.free.saturating_sub(floor / 2));
+    let (held_by_state, held_by_log) = (state.clone(), replica.log().clone());
+    // What memory holds will be written too, and a log that cannot flush takes not even a vote.
+    let spare = move || {
+        let kept = floor / 2 + held_by_state.unflushed_bytes() + held_by_log.unflushed_bytes();
+        room.give(2 * floor).map_or(0, |left| left.free.saturating_sub(kept))
+    };
     let can = spare.clone();
     let rewritten = tokio::task::spawn_blocking(move || state.reclaim(can)).await;
     rewritten.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;

@@ -154,15 +154,21 @@ impl Rooms {
         })
     }
 
-    /// As a follower: takes entries of so many bytes, if there is any room for them.
-    pub fn takes(&self, bytes: usize) -> bool {
+    /// As a follower: how many entries of these sizes, from the first on, there is room for; they are taken. Entries of
+    /// no size cost nothing.
+    pub fn takes(&self, sizes: &[usize]) -> usize {
         let mut known = self.lock();
-        let cost = cost(bytes);
-        if known.own_now().after(cost).level == DiskLevel::Full {
-            return false;
+        let own = known.own_now();
+        let (mut bytes, mut count) = (0, 0);
+        for size in sizes {
+            let more = bytes + size;
+            if more > 0 && own.after(cost(more)).level == DiskLevel::Full {
+                break;
+            }
+            (bytes, count) = (more, count + 1);
         }
-        known.taken += cost;
-        true
+        known.taken += if bytes > 0 { cost(bytes) } else { 0 };
+        count
     }
 
     /// As the leader: judges a command of so many bytes, and counts it when it is taken.
@@ -303,11 +309,20 @@ mod tests {
     fn what_was_taken_since_the_measurement_counts() {
         let rooms = Rooms::default();
         measured(&rooms, 20);
-        assert!(rooms.takes(5 << 20), "five of twenty");
+        assert_eq!(rooms.takes(&[5 << 20]), 1, "five of twenty");
         assert_eq!(rooms.own().level, DiskLevel::Low);
-        assert!(!rooms.takes(1 << 20), "nothing would be left above the floor");
+        assert_eq!(rooms.takes(&[1 << 20]), 0, "nothing would be left above the floor");
         measured(&rooms, 20);
-        assert!(rooms.takes(1 << 20));
+        assert_eq!(rooms.takes(&[1 << 20]), 1);
+    }
+
+    #[test]
+    fn of_entries_that_do_not_all_fit_the_first_are_taken() {
+        let rooms = Rooms::default();
+        measured(&rooms, 10);
+        assert_eq!(rooms.takes(&[0, 1 << 20, 0, 1 << 19, 1 << 20, 0]), 4, "less than two of six above the floor");
+        assert_eq!(rooms.takes(&[1 << 20, 0]), 0);
+        assert_eq!(rooms.takes(&[0, 0, 1 << 20]), 2, "what has no size is always taken");
     }
 
     #[test]

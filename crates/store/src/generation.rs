@@ -32,6 +32,8 @@ pub(crate) struct Generation {
     installation: u64,
     /// Delete the directory once nobody reads it.
     retired: AtomicBool,
+    /// RocksDB rewrites nothing by itself.
+    frugal: AtomicBool,
 }
 
 impl Generation {
@@ -66,7 +68,13 @@ impl Generation {
         static OPENED: AtomicU64 = AtomicU64::new(0);
         // Its keys are random in each process: what was said of an earlier run's state is not taken for this one's.
         let random = RandomState::new().hash_one(OPENED.fetch_add(1, Ordering::Relaxed));
-        Self { db, path: path.to_owned(), installation: random.max(1), retired: AtomicBool::new(false) }
+        Self {
+            db,
+            path: path.to_owned(),
+            installation: random.max(1),
+            retired: AtomicBool::new(false),
+            frugal: AtomicBool::new(false),
+        }
     }
 
     /// Number of this installation of the state; never 0.
@@ -111,6 +119,13 @@ impl Generation {
     /// Says why an iterator stopped, when it did not come to its end.
     pub(crate) fn finished(&self, iterator: &DBRawIterator<'_>) -> Result<(), StoreError> {
         iterator.status().map_err(StoreError::rocks(Part::State, "scan", &self.path))
+    }
+
+    /// While `on`, tables are rewritten only when that is asked for.
+    pub(crate) fn set_frugal(&self, on: bool) {
+        if self.frugal.swap(on, Ordering::Relaxed) != on {
+            options::set_auto_compactions(&self.db, Family::ALL.into_iter().map(Family::name), !on);
+        }
     }
 
     /// Writes without WAL: the Raft log is this database's WAL.

@@ -240,6 +240,16 @@ impl LogStore {
         self.shared().db.reclaim(self.shared().group, purged.index)
     }
 
+    /// Bytes that flushes of the database have yet to write; what the WAL holds of them goes only after that.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.shared().db.memtable_bytes()
+    }
+
+    /// While `on`, the database rewrites its tables only in [`LogStore::reclaim`].
+    pub fn set_frugal(&self, on: bool) {
+        self.shared().db.set_frugal(on);
+    }
+
     /// Saves the committed position; not fsynced.
     pub fn save_committed(&self, committed: Option<LogPosition>) -> Result<(), StoreError> {
         let shared = self.shared();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, LogLevel, Options,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, LogLevel, Options,
     SliceTransform,
 };
 
@@ -170,6 +170,15 @@ fn state_family(family: Family, cache: &Cache, sizes: Sizes) -> Options {
         Family::Sys | Family::Uid | Family::Usr => {}
     }
     options
+}
+
+/// Whether RocksDB rewrites tables by itself: it asks nobody whether there is room for that. What it says is of no use: the
+/// change holds for this opening also when the file that lists it finds no room.
+pub(crate) fn set_auto_compactions<'a>(db: &DB, families: impl Iterator<Item = &'a str>, on: bool) {
+    let off = if on { "false" } else { "true" };
+    for family in families.filter_map(|name| db.cf_handle(name)) {
+        drop(db.set_options_cf(family, &[("disable_auto_compactions", off)]));
+    }
 }
 
 fn sized(options: &mut Options, sizes: Sizes) {

@@ -9,6 +9,8 @@
 //! - `RESERVE` holds no data: whoever removes it takes away nothing but headroom.
 //! - It gives only what is about to be written, or whoever fills the disk takes that too; and takes back only from what
 //!   is free beyond twice the floor.
+//! - The last of it is for the log alone, and there for small writes and for what it needs to go on: a vote finds room when a
+//!   flush of the state does not.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -31,13 +33,20 @@ const RESERVE: &str = "RESERVE";
 const HEADROOM_BYTES: std::ops::RangeInclusive<u64> = 20 * MIB..=1024 * MIB;
 /// Part of a disk that is kept free, between those bounds.
 const HEADROOM_SHARE: u64 = 8;
-/// Below the floor not even small things are written.
-const FLOOR_BYTES: std::ops::RangeInclusive<u64> = 4 * MIB..=64 * MIB;
+/// Below the floor not even small things are written. Some write buffers: a WAL takes one in advance, and what is taken
+/// between two measurements is guessed.
+const FLOOR_BYTES: std::ops::RangeInclusive<u64> = 4 * MIB..=160 * MIB;
 const FLOOR_SHARE: u64 = 4;
 /// Blocks held by a file are blocks that nobody can use: more than this serves nothing.
 const RESERVE_BYTES_MAX: u64 = 128 * MIB;
 /// The reserve moves in steps, not with every block.
 const STEP: u64 = MIB;
+/// The last of the reserve, and how large a write to the log may be that opens it: votes, what opens a term, changes of
+/// members.
+const LAST: u64 = 2 * STEP;
+const SMALL_WRITE_BYTES_MAX: usize = 64 << 10;
+/// In such steps is the last of it given: what nobody writes at once a flush would take.
+const SMALL_STEP: u64 = 64 << 10;
 /// A write to the log needs its own size twice, and what RocksDB and the file system take with it.
 const LOG_WRITE_SLACK: u64 = 256 << 10;
 const POLL: Duration = Duration::from_millis(20);
@@ -204,9 +213,14 @@ impl Room {
     /// # Errors
     /// When the system does not say.
     pub fn give(&self, bytes: u64) -> io::Result<Left> {
+        self.give_down_to(LAST, STEP, bytes)
+    }
+
+    /// As [`Room::give`], and leaves `kept` bytes of the reserve where they are.
+    fn give_down_to(&self, kept: u64, step: u64, bytes: u64) -> io::Result<Left> {
         let left = self.measure()?;
-        let lacking = bytes.saturating_sub(left.free).next_multiple_of(STEP);
-        if lacking == 0 || left.held == 0 {
+        let lacking = bytes.saturating_sub(left.free).next_multiple_of(step);
+        if lacking == 0 || left.held <= kept {
             return Ok(left);
         }
         let mut reserve = self.lock();
@@ -215,8 +229,8 @@ impl Room {
         if asked.is_none_or(|asked| asked.elapsed() < PATIENCE) {
             return Ok(left);
         }
-        let kept = reserve.held.saturating_sub(lacking);
-        reserve.shrink(kept);
+        let held = reserve.held.saturating_sub(lacking).max(kept);
+        reserve.shrink(held);
         Ok(Left { free: Space::of(&self.path)?.free, held: reserve.held })
     }
 
@@ -224,7 +238,18 @@ impl Room {
     /// not waited for.
     pub fn wait_for(&self, bytes: usize) {
         let needed = 2 * bytes as u64 + LOG_WRITE_SLACK;
-        while self.give(needed).is_ok_and(|left| left.free < needed) && !self.given_up.load(Ordering::Acquire) {
+        let (kept, step) = if bytes <= SMALL_WRITE_BYTES_MAX { (0, SMALL_STEP) } else { (LAST, STEP) };
+        self.wait_down_to(kept, step, needed);
+    }
+
+    /// As [`Room::wait_for`], by a log that cannot go on otherwise.
+    pub(crate) fn wait_for_all(&self, bytes: u64) {
+        self.wait_down_to(0, STEP, 2 * bytes + LOG_WRITE_SLACK);
+    }
+
+    fn wait_down_to(&self, kept: u64, step: u64, needed: u64) {
+        let short = || self.give_down_to(kept, step, needed).is_ok_and(|left| left.free < needed);
+        while short() && !self.given_up.load(Ordering::Acquire) {
             (self.pause)(POLL);
         }
     }
@@ -235,14 +260,24 @@ impl Room {
     ///
     /// # Errors
     /// Any other failure; want of room only when this node ends, or when RocksDB does not go on though there is plenty.
-    pub fn retry<T>(&self, mut write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub fn retry<T>(&self, write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.retry_down_to(LAST, write)
+    }
+
+    /// As [`Room::retry`], by the log: what it flushes gives back the WAL.
+    pub(crate) fn retry_log<T>(&self, write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.retry_down_to(0, write)
+    }
+
+    fn retry_down_to<T>(&self, kept: u64, mut write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut roomy_since: Option<Instant> = None;
         let mut stall = STALL_MIN;
         loop {
             match write() {
                 Err(error) if error.is_no_space() && !self.given_up.load(Ordering::Acquire) => {
                     // What memory holds is more than the floor at times.
-                    let roomy = self.give(self.marks.headroom).is_ok_and(|left| left.free >= self.marks.headroom);
+                    let headroom = self.marks.headroom;
+                    let roomy = self.give_down_to(kept, STEP, headroom).is_ok_and(|left| left.free >= headroom);
                     roomy_since = roomy.then(|| roomy_since.unwrap_or_else(Instant::now));
                     if roomy_since.is_some_and(|since| since.elapsed() > RECOVERY) {
                         return Err(error);
@@ -350,7 +385,7 @@ mod tests {
         };
         assert_eq!(marks(64), (20, 5));
         assert_eq!(marks(512), (64, 16));
-        assert_eq!(marks(1 << 20), (1024, 64));
+        assert_eq!(marks(1 << 20), (1024, 160));
         assert_eq!(Marks::of(64 * MIB, 30 * MIB, 2 * MIB), Marks { headroom: 30 * MIB, floor: 2 * MIB });
         assert_eq!(Marks::of(64 * MIB, 2 * MIB, 8 * MIB).floor, 2 * MIB, "never above the headroom");
     }
@@ -362,7 +397,7 @@ mod tests {
             return;
         }
         let room = Room::open(dir.path(), 6 * MIB, 2 * MIB).expect("opens");
-        assert_eq!(room.measure().expect("it says").held, 4 * MIB);
+        assert_eq!(room.measure().expect("it says").held, LAST + 2 * MIB);
         let blocks = || std::fs::metadata(dir.path().join(RESERVE)).expect("the file").blocks() * 512;
         assert!(blocks() >= 4 * MIB);
         let everything = Space::of(dir.path()).expect("it says").size();
@@ -371,10 +406,14 @@ mod tests {
             4 * MIB,
             "whoever takes everything meets the end first"
         );
-        while room.give(everything).expect("it says").held > 0 {
+        let waits = Instant::now();
+        while room.give(everything).expect("it says").held > LAST {
+            assert!(waits.elapsed() < RECOVERY, "it is not given");
             thread::sleep(POLL);
         }
-        assert_eq!(blocks(), 0, "more is wanted than there is");
+        assert!(blocks() >= LAST, "the last of it is not for everybody");
+        let left = room.give_down_to(0, STEP, everything).expect("it says");
+        assert_eq!((left.held, blocks()), (0, 0), "more is wanted than there is");
         assert_eq!(room.measure().expect("it says").held, 4 * MIB, "and there is enough to take it back");
         drop(Room::open(dir.path(), 2 * everything, 0).expect("opens"));
         assert_eq!(blocks(), 0, "opening databases takes room");

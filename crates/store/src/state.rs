@@ -237,6 +237,12 @@ impl StateStore {
         Family::ALL.into_iter().map(|family| current.generation.property(family, options::MEMTABLES_PROPERTY)).sum()
     }
 
+    /// While `on`, the database rewrites its tables only in [`StateStore::reclaim`]. A state that is installed meanwhile does
+    /// not know of it.
+    pub fn set_frugal(&self, on: bool) {
+        self.0.published.load_full().generation.set_frugal(on);
+    }
+
     /// Gives the disk back what deleted and replaced records still hold of it, as far as the `spare` bytes allow that
     /// rewriting takes meanwhile. What a checkpoint holds stays until that goes. Blocks.
     pub fn reclaim(&self, spare: impl Fn() -> u64) -> Result<(), StoreError> {

@@ -105,15 +105,17 @@ fn append_response(result: pb::append_response::Result, replica: &Replica) -> pb
     }
 }
 
-/// Whether there is room for what is to be appended. Heartbeats are always taken, and so are what opens a term and
-/// changes of members: small, few, and needed to come out of trouble.
-fn has_room(replica: &Replica, request: &AppendEntriesRequest<TypeConfig>) -> bool {
-    let proposals = request.entries.iter().filter_map(|entry| match entry.payload() {
-        EntryPayload::Normal(proposal) => Some(proposal.0.len()),
-        EntryPayload::Blank | EntryPayload::Membership(_) => None,
+/// Leaves of what is to be appended as much as there is room for, from the first on; `false` = something was left out. What
+/// opens a term and changes of members are taken always: small, few, and needed to come out of trouble.
+fn fit(replica: &Replica, request: &mut AppendEntriesRequest<TypeConfig>) -> bool {
+    let sizes = request.entries.iter().map(|entry| match entry.payload() {
+        EntryPayload::Normal(proposal) => proposal.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     });
-    let sizes: Vec<usize> = proposals.collect();
-    sizes.is_empty() || replica.peers().rooms.takes(sizes.iter().sum())
+    let sizes: Vec<usize> = sizes.collect();
+    let taken = if sizes.is_empty() { 0 } else { replica.peers().rooms.takes(&sizes) };
+    request.entries.truncate(taken);
+    taken == sizes.len()
 }
 
 /// A piece of a snapshot that the disk did not take: for want of room, it says so, and the leader tries again later.
@@ -163,16 +165,17 @@ impl PeerService for Service {
         let refused = full.clone();
         // A bad item ends the input: skipping it would leave a hole that answers no longer line up with.
         let input = request.into_inner().scan((), move |(), item| {
-            let item = item.ok().filter(|item| item.group_id == group);
+            let item = item.ok().filter(|item| item.group_id == group && !refused.load(Ordering::Acquire));
             let read = item.and_then(|item| {
                 append_from(item)
                     .inspect_err(|error| tracing::warn!(event = "peer.bad_append", %error, "append stream ended"))
                     .ok()
             });
-            let read = read.filter(|request| {
-                let taken = has_room(&judge, request);
-                refused.store(!taken, Ordering::Release);
-                taken
+            // After a part nothing more is read, and without any there is nothing to append.
+            let read = read.and_then(|mut request| {
+                let all = fit(&judge, &mut request);
+                refused.store(!all, Ordering::Release);
+                (all || !request.entries.is_empty()).then_some(request)
             });
             std::future::ready(read)
         });
@@ -194,8 +197,8 @@ impl PeerService for Service {
         self.check(&request)?;
         let message = request.into_inner();
         self.check_group(message.group_id)?;
-        let request = append_from(message).map_err(bad)?;
-        if !has_room(&self.replica, &request) {
+        let mut request = append_from(message).map_err(bad)?;
+        if !fit(&self.replica, &mut request) && request.entries.is_empty() {
             return Err(no_room());
         }
         let term = request.vote.leader_id.term;

@@ -10,6 +10,7 @@
 //!   room; such a database is closed, opened again once there is some, and given those batches once more, in order.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ struct Open {
     /// `None` only when it could not be opened again: this node ends.
     db: Option<DB>,
     times: u64,
+    /// Of this opening: RocksDB rewrites nothing by itself.
+    frugal: AtomicBool,
 }
 
 /// What no fsync covers yet.
@@ -168,7 +171,7 @@ fn open_db(path: &Path) -> Result<DB, StoreError> {
 impl LogDb {
     fn open(path: &Path, options: &LogOptions) -> Result<Self, StoreError> {
         Ok(Self {
-            open: RwLock::new(Open { db: Some(open_db(path)?), times: 0 }),
+            open: RwLock::new(Open { db: Some(open_db(path)?), times: 0, frugal: AtomicBool::new(false) }),
             unsynced: Mutex::default(),
             path: path.to_owned(),
             room: options.room.clone(),
@@ -180,12 +183,22 @@ impl LogDb {
         &self.path
     }
 
-    /// What memtables hold; a family that cannot say counts as nothing.
+    /// What memtables hold; a family that cannot say counts as nothing. Waits for no database that is opened again.
     pub(crate) fn memtable_bytes(&self) -> u64 {
+        let Ok(open) = self.open.try_read() else { return 0 };
         let of = |db: &DB, name| {
             db.property_int_value_cf(self.family(db, name).ok()?, options::MEMTABLES_PROPERTY).ok().flatten()
         };
-        self.with(|db| Ok([LOG, META].into_iter().filter_map(|name| of(db, name)).sum())).unwrap_or(0)
+        open.db.as_ref().map_or(0, |db| [LOG, META].into_iter().filter_map(|name| of(db, name)).sum())
+    }
+
+    /// While `on`, tables are rewritten only in [`LogDb::reclaim`]. Waits for no database that is opened again, so it is said
+    /// again and again.
+    pub(crate) fn set_frugal(&self, on: bool) {
+        let Ok(open) = self.open.try_read() else { return };
+        if let Some(db) = open.db.as_ref().filter(|_| open.frugal.swap(on, Ordering::Relaxed) != on) {
+            options::set_auto_compactions(db, [LOG, META].into_iter(), !on);
+        }
     }
 
     /// Hands a batch to the operating system's care with the next [`LogDb::sync`], not before.
@@ -200,7 +213,7 @@ impl LogDb {
         room.wait_for(bytes);
         loop {
             let mut seen = 0;
-            let written = room.retry(|| {
+            let written = room.retry_log(|| {
                 let (times, written) = self.write_once(&mut batch, true);
                 seen = times;
                 match written {
@@ -255,7 +268,7 @@ impl LogDb {
     fn reopen(&self, room: &Room, seen: u64, cause: &StoreError) -> Result<(), StoreError> {
         let bytes = self.unsynced().batches.iter().map(WriteBatch::size_in_bytes).sum::<usize>() as u64;
         // A start flushes what the WALs hold.
-        room.wait_for(usize::try_from(bytes + self.memtable_bytes() / 2).unwrap_or(usize::MAX));
+        room.wait_for_all(bytes + self.memtable_bytes() / 2);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if open.times != seen {
             return Ok(());
@@ -266,6 +279,7 @@ impl LogDb {
                 Ok(db) => {
                     open.db = Some(db);
                     open.times += 1;
+                    open.frugal = AtomicBool::new(false);
                     self.unsynced().wal_was_short = false;
                     (self.on_reopened)(cause.to_string());
                     return Ok(());
@@ -273,7 +287,7 @@ impl LogDb {
                 Err(error) if error.is_no_space() && !room.has_given_up() => room.pause(REOPEN_PAUSE),
                 Err(error) => return Err(error),
             }
-            room.wait_for(usize::try_from(bytes).unwrap_or(usize::MAX));
+            room.wait_for_all(bytes);
         }
     }
 
