@@ -303,6 +303,55 @@ async fn full_disks_refuse_writes_take_deletes_and_clear_by_themselves() {
     disks.iter().for_each(Disk::wait_released);
 }
 
+/// What a leader took before it heard that nobody else has room stays uncommitted; nobody waits for it to be refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_comes_early_while_the_logs_end_cannot_be_committed() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    // What is held back is less than the floor, so these disks are full at once; and the leader hears of it late.
+    let marks = ["storage.headroom_bytes=27262976", "storage.floor_bytes=25165824"];
+    let patient = ["raft.heartbeat_ms=300", "raft.election_min_ms=1500", "raft.election_max_ms=2500"];
+    let set: Vec<&str> = marks.iter().chain(&patient).flat_map(|value| ["--set", value]).collect();
+    let mut cluster = Cluster::start(&dir.path().join("c"), &set);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 20, 2000).await;
+    let leader = cluster.leader().await;
+    let full = [(leader + 1) % 3, (leader + 2) % 3];
+    let disks = on_disks(&mut cluster, dir.path(), &full, 128 * MIB).await;
+    let leader = cluster.leader().await;
+    assert!(!full.contains(&leader), "the one that was not stopped leads");
+    let client = impatient(&cluster);
+    let [first, second] = full.map(|place| cluster.nodes[place].pid);
+    fill(first, &disks[0]);
+    // The load goes on while the last one fills up.
+    let refused = write_until_refused(&mut ledger, &client, RECORD_BYTES);
+    std::thread::scope(|scope| {
+        scope.spawn(|| fill(second, &disks[1]));
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(refused))
+    });
+    let committed = "holdfast_raft_committed_index";
+    // Long before the deadline of four seconds; unless a follower falls silent meanwhile, on a disk without any room.
+    let mut early = 0;
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let error = ledger.try_write(&client, RECORD_BYTES).await.expect_err("there is no room");
+        early += usize::from(error.reason() == "DISK_FULL" && begin.elapsed() < Duration::from_secs(2));
+    }
+    assert!(early > 0, "nobody was refused before his deadline");
+    let [last, committed] = [LAST_INDEX, committed].map(|name| metric(&cluster, leader, name));
+    assert!(last > committed, "nothing was left uncommitted: {last} and {committed}");
+    for (place, disk) in full.iter().zip(&disks) {
+        make_room(cluster.nodes[*place].pid, disk);
+    }
+    wait_taken_again(&mut ledger, &cluster.client()).await;
+    cluster.wait_converged().await;
+    ledger.check(&client).await;
+    cluster.kill_together(&full);
+    disks.iter().for_each(Disk::wait_released);
+}
+
 /// The records themselves fill the disks: deleting them is all that makes room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_filled_the_disks_can_be_deleted_and_then_there_is_room() {
