@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
 use jepsen_tests::disk::corrupt::{Damage, Part};
@@ -137,10 +137,11 @@ struct TestAllArgs {
 #[derive(Debug, clap::Args)]
 struct TestArgs {
     /// What clients do; several, comma-separated, share the clients and the cluster.
-    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Workload::Set])]
-    workload: Vec<Workload>,
-    /// What goes wrong; several, comma-separated, strike in turn and two at once.
-    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Fault::Kill])]
+    #[arg(short, long, value_enum, value_delimiter = ',', default_values_t = [Named::Set])]
+    workload: Vec<Named>,
+    /// What goes wrong; several, comma-separated, strike in turn and two at once [default: what array and membership are
+    /// there for, else kill].
+    #[arg(short, long, value_enum, value_delimiter = ',')]
     nemesis: Vec<Fault>,
     /// Nodes of the cluster.
     #[arg(long, value_name = "N", default_value = "3", value_parser = ["3", "5"])]
@@ -183,6 +184,55 @@ struct TestArgs {
     /// Folder to make for the run [default: runs/<time>-<workload>-<nemesis>-<seed>].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+/// What clients do, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Named {
+    /// Records that no one else writes; all acknowledged ones must be there, each written once.
+    Set,
+    /// Records that many write under guards, and read fresh, as new as they know, or not too old.
+    Register,
+    /// Lists to which many add, each element once.
+    Append,
+    /// Feeds, followed by consumers that crash and go on at another node.
+    Feed,
+    /// Registers, and an archive offsite that is restored into new clusters meanwhile.
+    Restore,
+    /// set and register, while whole arrays of disks hang, fail, are empty, full of noise, or go back in time.
+    Array,
+    /// set and register, while members change and leadership is handed over.
+    Membership,
+}
+
+impl Named {
+    fn workloads(self) -> &'static [Workload] {
+        match self {
+            Self::Set => &[Workload::Set],
+            Self::Register => &[Workload::Register],
+            Self::Append => &[Workload::Append],
+            Self::Feed => &[Workload::Feed],
+            Self::Restore => &[Workload::Restore],
+            Self::Array | Self::Membership => &[Workload::Set, Workload::Register],
+        }
+    }
+
+    /// What it is there for; nothing in particular for most.
+    fn faults(self) -> &'static [Fault] {
+        match self {
+            Self::Array => {
+                &[Fault::ArrayHang, Fault::ArrayEio, Fault::ArrayWipe, Fault::ArrayScramble, Fault::ArrayRollback]
+            }
+            Self::Membership => &[Fault::Membership, Fault::Transfer],
+            Self::Set | Self::Register | Self::Append | Self::Feed | Self::Restore => &[],
+        }
+    }
+}
+
+/// What strikes when nothing was said.
+fn default_faults(named: &[Named]) -> Vec<Fault> {
+    let faults: Vec<Fault> = named.iter().flat_map(|one| one.faults()).copied().collect();
+    if faults.is_empty() { vec![Fault::Kill] } else { faults }
 }
 
 fn main() -> ExitCode {
@@ -314,8 +364,8 @@ fn options(args: TestArgs, line: Vec<String>) -> Options {
         seed: args.seed.unwrap_or_else(fresh_seed),
         clients: args.clients,
         nodes: if args.nodes == "5" { 5 } else { 3 },
-        workloads: once_each(args.workload),
-        faults: args.nemesis,
+        workloads: once_each(args.workload.iter().flat_map(|one| one.workloads()).copied().collect()),
+        faults: if args.nemesis.is_empty() { default_faults(&args.workload) } else { args.nemesis },
         rate: args.rate,
         kills: args.kills,
         kill_all: args.kill_all,
@@ -374,6 +424,7 @@ mod tests {
             "test -w register,append -n kill --nemesis=power-all --nodes 5 --arrays 2 --may-take-quorum --rate 7 \
              --time-limit 9 --set a=1 --set b=2 --seed 3 --clients 4 --holdfast hf --out there",
             "test -n kill --kills 3 --kill-all --holdfast hf",
+            "test -w array,membership --holdfast hf",
         ] {
             let first = options_of(&line(text)).expect("reads");
             let again = options_of(&first.command_line()).expect("reads");
@@ -381,6 +432,17 @@ mod tests {
             assert_eq!(format!("{same:?}"), format!("{:?}", Options { args: Vec::new(), ..again }), "{text}");
         }
         assert!(options_of(&line("doctor")).is_err());
+    }
+
+    #[test]
+    fn workloads_that_are_there_for_a_fault_come_with_it() {
+        let options =
+            |words: &str| options_of(&words.split(' ').map(str::to_owned).collect::<Vec<_>>()).expect("reads");
+        let membership = options("test -w membership --holdfast hf");
+        assert_eq!(membership.faults, [Fault::Membership, Fault::Transfer]);
+        assert_eq!(membership.workloads, [Workload::Set, Workload::Register]);
+        assert_eq!(options("test -w array -n pause --holdfast hf").faults, [Fault::Pause], "what was asked for");
+        assert_eq!(options("test -w feed --holdfast hf").faults, [Fault::Kill]);
     }
 
     #[test]

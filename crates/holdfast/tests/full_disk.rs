@@ -11,12 +11,13 @@ mod node_disks;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, contact, is_alive, wait_for, wait_until};
 use holdfast_client::{AdminClient, Client, Error};
 use holdfast_wire::v1;
-use node_disks::{Ledger, restart, restart_under, said, wait_started};
+use node_disks::{Ledger, incompressible, restart, restart_under, said, wait_started};
 
 const MIB: u64 = 1 << 20;
 /// Large enough for a few records, small enough to fill.
@@ -303,6 +304,12 @@ async fn full_disks_refuse_writes_take_deletes_and_clear_by_themselves() {
     disks.iter().for_each(Disk::wait_released);
 }
 
+/// Bytes that were never written before: the same again changes nothing.
+fn fresh_bytes() -> Vec<u8> {
+    static WRITTEN: AtomicU64 = AtomicU64::new(1 << 32);
+    incompressible(WRITTEN.fetch_add(1, Ordering::Relaxed), RECORD_BYTES)
+}
+
 /// What a leader took before it heard that nobody else has room stays uncommitted; nobody waits for it to be refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_comes_early_while_the_logs_end_cannot_be_committed() {
@@ -325,12 +332,22 @@ async fn a_refusal_comes_early_while_the_logs_end_cannot_be_committed() {
     let client = impatient(&cluster);
     let [first, second] = full.map(|place| cluster.nodes[place].pid);
     fill(first, &disks[0]);
-    // The load goes on while the last one fills up.
-    let refused = write_until_refused(&mut ledger, &client, RECORD_BYTES);
-    std::thread::scope(|scope| {
-        scope.spawn(|| fill(second, &disks[1]));
-        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(refused))
-    });
+    // Some writes are always under way while the last one fills up.
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let record = format!("z{writer}");
+                while client.put(contact("zed", &record), "text/plain", fresh_bytes()).await.is_ok() {}
+            })
+        })
+        .collect();
+    ledger.write(&cluster.client(), 5, RECORD_BYTES).await;
+    tokio::task::block_in_place(|| fill(second, &disks[1]));
+    write_until_refused(&mut ledger, &client, RECORD_BYTES).await;
+    for writer in writers {
+        writer.await.expect("it ends");
+    }
     let committed = "holdfast_raft_committed_index";
     // Long before the deadline of four seconds; unless a follower falls silent meanwhile, on a disk without any room.
     let mut early = 0;

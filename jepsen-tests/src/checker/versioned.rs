@@ -9,7 +9,7 @@
 //!
 //! O(n log n). Writes of unknown outcome: see [timeline](super::timeline).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::checker::Report;
 use crate::checker::model::{COUNTER_BITS, Outcome, Records};
@@ -17,6 +17,9 @@ use crate::checker::paired::Calls;
 use crate::checker::timeline::{self, History, Request, Timeline};
 use crate::history::calls::{Changed, Guard, Level, Point, Seen};
 use crate::history::{Process, Stage};
+
+/// Places of writes that nobody saw which are tried to explain one answer; each costs a replay of the user's writes.
+const TRIED_MAX: usize = 4096;
 
 /// Judges all batches and reads of a history.
 pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
@@ -91,9 +94,11 @@ fn check_indexes(history: &History<'_>, report: &mut Report) {
 
 /// Every acknowledged write must have the outcome that the model gives it.
 fn check_answers(history: &History<'_>, report: &mut Report) {
-    let (mut wrong, mut doubts) = (Vec::new(), Vec::new());
+    let (mut wrong, mut doubts, mut placed) = (Vec::new(), Vec::new(), 0);
     for timeline in history.users.values() {
-        replay(history, timeline, &mut wrong, &mut doubts);
+        let mut replay = Replay { history, timeline, placed: BTreeMap::new(), gone_on: BTreeSet::new() };
+        replay.run(&mut wrong, &mut doubts);
+        placed += replay.placed.len();
     }
     for request in &history.requests {
         let Some((done, _)) = request.done else { continue };
@@ -102,39 +107,123 @@ fn check_answers(history: &History<'_>, report: &mut Report) {
         }
     }
     report.never("answers that the model contradicts", wrong);
-    report.doubtful("answers that only a write of unknown outcome explains", doubts);
+    report.figure("writes that nobody saw, and that an answer tells of", placed);
+    report.doubtful("answers that no single write of unknown outcome explains", doubts);
 }
 
-fn replay(history: &History<'_>, timeline: &Timeline<'_>, wrong: &mut Vec<String>, doubts: &mut Vec<String>) {
-    let mut records = Records::default();
-    for commit in &timeline.commits {
-        let request = &history.requests[commit.request];
-        let hidden = records.head + 1 != commit.version && commit.version & ((1 << COUNTER_BITS) - 1) != 1;
-        // What nobody saw took its version and left nothing that anybody saw.
-        records.head = commit.version - 1;
-        let outcome = records.apply(&request.batch.changes);
-        let Some((done, _)) = request.done else {
-            if let Outcome::Refused(clashes) = outcome {
-                let shown = format!("{} was seen at {}, but {clashes:?}", request.name(), commit.version);
-                if timeline.holes.is_empty() { wrong.push(shown) } else { doubts.push(shown) }
+/// One user's commits through the model.
+struct Replay<'a> {
+    history: &'a History<'a>,
+    timeline: &'a Timeline<'a>,
+    /// Writes of unknown outcome that nobody saw, at versions that no other write has: an answer says that they took effect
+    /// there.
+    placed: BTreeMap<u64, usize>,
+    /// Versions at which what the node said was taken for true.
+    gone_on: BTreeSet<u64>,
+}
+
+/// An answer, or something that was seen, that the model contradicts.
+struct Mismatch {
+    version: u64,
+    /// When the answer was known.
+    ended_ns: u64,
+    /// Versions before it are missing.
+    hidden: bool,
+    shown: String,
+}
+
+impl Replay<'_> {
+    fn run(&mut self, wrong: &mut Vec<String>, doubts: &mut Vec<String>) {
+        while let Some(mismatch) = self.walk() {
+            if let Some((hole, request)) = self.explain(&mismatch) {
+                self.placed.insert(hole, request);
+                continue;
             }
-            continue;
-        };
-        let told = Outcome::Done { version: done.version, results: done.results.clone() };
-        if outcome != told {
-            let shown = format!("{}: told {told:?}, the model says {outcome:?}", request.name());
-            if hidden || !timeline.holes.is_empty() {
-                doubts.push(shown)
+            self.gone_on.insert(mismatch.version);
+            if mismatch.hidden || !self.timeline.holes.is_empty() {
+                doubts.push(mismatch.shown);
             } else {
-                wrong.push(shown)
-            }
-            // Go on from what the node said.
-            records.head = commit.version;
-            for change in &request.batch.changes {
-                let stored = super::model::Stored { version: commit.version, content: change.put.as_deref() };
-                records.stored.insert(&change.key, stored);
+                wrong.push(mismatch.shown);
             }
         }
+    }
+
+    /// The first answer that the model contradicts.
+    fn walk(&self) -> Option<Mismatch> {
+        let mut records = Records::default();
+        let placed = self.placed.iter().map(|(version, request)| (*version, *request));
+        let mut all: Vec<(u64, usize)> = placed.collect();
+        all.extend(self.timeline.commits.iter().map(|commit| (commit.version, commit.request)));
+        all.sort_unstable();
+        for (version, place) in all {
+            let request = &self.history.requests[place];
+            let hidden = records.head + 1 != version && version & ((1 << COUNTER_BITS) - 1) != 1;
+            // What nobody saw took its version and left nothing that anybody saw.
+            records.head = version - 1;
+            let outcome = records.apply(&request.batch.changes);
+            let (shown, ended_ns) = match (&outcome, request.done) {
+                (Outcome::Refused(clashes), None) => {
+                    (format!("{} was seen at {version}, but {clashes:?}", request.name()), u64::MAX)
+                }
+                (Outcome::Done { .. }, None) => continue,
+                (_, Some((done, ended_ns))) => {
+                    let told = Outcome::Done { version: done.version, results: done.results.clone() };
+                    if outcome == told {
+                        continue;
+                    }
+                    (format!("{}: told {told:?}, the model says {outcome:?}", request.name()), ended_ns)
+                }
+            };
+            if !self.gone_on.contains(&version) {
+                return Some(Mismatch { version, ended_ns, hidden, shown });
+            }
+            if request.done.is_some() {
+                records.head = version;
+                for change in &request.batch.changes {
+                    let stored = super::model::Stored { version, content: change.put.as_deref() };
+                    records.stored.insert(&change.key, stored);
+                }
+            }
+        }
+        None
+    }
+
+    /// A write of unknown outcome that nobody saw, and the version with which it explains the answer and contradicts nothing
+    /// before that.
+    fn explain(&mut self, mismatch: &Mismatch) -> Option<(u64, usize)> {
+        let holes: Vec<u64> = self
+            .timeline
+            .holes
+            .iter()
+            .copied()
+            .filter(|hole| *hole < mismatch.version && !self.placed.contains_key(hole))
+            .collect();
+        let user = self.timeline.commits.first().map(|commit| &self.history.requests[commit.request].batch.user)?;
+        let fits = |request: &Request<'_>| {
+            let unseen = request.is_unknown() && request.seen_at.is_none();
+            unseen && request.batch.user == *user && request.began_ns < mismatch.ended_ns
+        };
+        let unseen: Vec<usize> =
+            (0..self.history.requests.len()).filter(|place| fits(&self.history.requests[*place])).collect();
+        // What goes on contradicting itself has other reasons.
+        if holes.len() * unseen.len() > TRIED_MAX {
+            return None;
+        }
+        // The newest first: most often it is the one just before.
+        for hole in holes.into_iter().rev() {
+            for request in &unseen {
+                if self.placed.values().any(|placed| placed == request) {
+                    continue;
+                }
+                self.placed.insert(hole, *request);
+                let next = self.walk();
+                self.placed.remove(&hole);
+                if next.is_none_or(|next| next.version > mismatch.version) {
+                    return Some((hole, *request));
+                }
+            }
+        }
+        None
     }
 }
 

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::ValueEnum;
 use holdfast_client::Client;
 use tokio::task::JoinHandle;
 
@@ -26,7 +25,7 @@ const IMPATIENT: u32 = 4;
 const IMPATIENT_DEADLINE: Duration = Duration::from_millis(300);
 
 /// All workloads, by their names on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Workload {
     /// Records that no one else writes; all acknowledged ones must be there, each written once.
     Set,

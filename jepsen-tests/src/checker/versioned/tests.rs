@@ -302,3 +302,45 @@ fn an_acknowledged_write_that_is_taken_out_of_a_history_is_missed() {
 fn nothing_done_is_no_pass() {
     assert_eq!(judged(&[]).verdict, Verdict::Unknown);
 }
+
+/// A record is written, deleted by `delete` with an unknown end, and written again where nothing may be there.
+fn unseen_delete(delete: &str) -> Verdict {
+    const FIRST: u64 = 1 << COUNTER_BITS;
+    let mut lines = Vec::new();
+    let mut line = |process: &str, stage: &str, f: &str, value: String, rest: &str| {
+        let time_ns = 1000 * (lines.len() + 1);
+        let text = format!(
+            r#"{{"process":{process},"type":"{stage}","time_ns":{time_ns},"f":"{f}","value":{{{value}}}{rest}}}"#
+        );
+        lines.push(serde_json::from_str::<Op>(&text).expect(&text));
+    };
+    let batch = |id: u32, changes: &str| {
+        format!(r#""user":"r0-0","request_id":"00000000-0000-0000-0000-00000000000{id}","changes":[{changes}]"#)
+    };
+    let at = |index: u64| format!(r#""at":{{"incarnation":1,"group":0,"index":{index}}},"node":1"#);
+    let done = |index: u64, version: u64| {
+        let results = format!(r#"[{{"changed":true,"version":{version}}}]"#);
+        format!(r#","done":{{{},"version":{version},"replayed":false,"results":{results}}}"#, at(index))
+    };
+    let first = batch(1, r#"{"key":"notes/k1","put":"0.1"}"#);
+    line("0", "invoke", "batch", first.clone(), "");
+    line("0", "ok", "batch", first + &done(3, FIRST + 1), "");
+    let unseen = batch(2, &format!(r#"{{"key":"{delete}"}}"#));
+    line("1", "invoke", "batch", unseen.clone(), "");
+    line("1", "info", "batch", unseen, r#","error":{"reason":"OUTCOME_UNKNOWN","message":"no answer"}"#);
+    let again = batch(3, r#"{"key":"notes/k1","put":"0.2","guard":"absent"}"#);
+    line("0", "invoke", "batch", again.clone(), "");
+    line("0", "ok", "batch", again + &done(5, FIRST + 3), "");
+    let read = r#""user":"r0-0","keys":["notes/k1"],"level":"linearizable""#.to_owned();
+    line("\"reader\"", "invoke", "read", read.clone(), "");
+    let shown =
+        format!(r#","got":{{{},"records":[{{"key":"notes/k1","version":{},"payload":"0.2"}}]}}"#, at(6), FIRST + 3);
+    line("\"reader\"", "ok", "read", read + &shown, "");
+    judged(&lines).verdict
+}
+
+#[test]
+fn a_write_that_nobody_saw_explains_an_answer_only_if_it_fits() {
+    assert_eq!(unseen_delete("notes/k1"), Verdict::Valid);
+    assert_eq!(unseen_delete("notes/k2"), Verdict::Unknown, "this one leaves the record where it was");
+}
