@@ -3,7 +3,8 @@
 //!
 //! An acknowledged write names its version and position. One of unknown outcome has both only if its content was seen:
 //! then its version is the one it was seen at, and its position lies between those of its neighbours and is at most that
-//! of the first answer that shows it, or anything later. One that nobody saw can only fill a hole in the versions.
+//! of the first answer that shows it, or anything later. One that nobody saw can only fill a hole in the versions; which
+//! one is not asked here, unless an answer tells of it ([`History::with`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -64,6 +65,29 @@ pub struct Timeline<'a> {
     pub holes: Vec<u64>,
 }
 
+impl<'a> Timeline<'a> {
+    /// These commits, in the order of their versions.
+    fn of(versions: &[(u64, usize)], known: &Known<'_>, requests: &[Request<'a>]) -> Self {
+        let mut timeline = Self { commits: commits(versions, &known.indexes, requests), ..Self::default() };
+        for commit in &timeline.commits {
+            let request = &requests[commit.request];
+            for (place, change) in request.batch.changes.iter().enumerate() {
+                // Whoever writes a delete together with something else waits until its end is known.
+                if request.done.is_none_or(|(done, _)| done.results[place].changed) {
+                    timeline.keys.entry(&change.key).or_default().push((commit.version, change.put.as_deref()));
+                }
+            }
+        }
+        let epoch = timeline.commits.last().map_or(0, |commit| commit.version >> COUNTER_BITS) << COUNTER_BITS;
+        let mut expected = epoch + 1;
+        for commit in &timeline.commits {
+            timeline.holes.extend(expected..commit.version.min(expected + HOLES_MAX));
+            expected = commit.version + 1;
+        }
+        timeline
+    }
+}
+
 impl Timeline<'_> {
     /// The user's newest version at a position, at least and at most.
     pub fn head_at(&self, index: u64) -> (u64, u64) {
@@ -105,6 +129,26 @@ pub struct History<'a> {
     pub unowned: Vec<String>,
     /// Requests with two contents, or contents of two requests: the workload is not what the checker thinks.
     pub confused: Vec<String>,
+    /// What answers say of each user's versions.
+    known: HashMap<&'a str, Known<'a>>,
+}
+
+impl<'a> History<'a> {
+    /// A user's timeline with one more commit: a write of unknown outcome that nobody saw, at one of its holes. `None` =
+    /// it cannot have taken that version, or then no write is left for another hole.
+    pub fn with(&self, user: &str, timeline: &Timeline<'a>, hole: u64, request: usize) -> Option<Timeline<'a>> {
+        let known = self.known.get(user)?;
+        let (fits, holes) = (fits(&self.requests[request], hole, timeline, known), &timeline.holes);
+        if !fits || !holes.contains(&hole) || !unseen(user, timeline, &self.requests).contains(&request) {
+            return None;
+        }
+        let mut versions: Vec<(u64, usize)> = timeline.commits.iter().map(|one| (one.version, one.request)).collect();
+        versions.push((hole, request));
+        versions.sort_unstable();
+        let with = Timeline::of(&versions, known, &self.requests);
+        let count = |timeline| unowned(user, timeline, known, &self.requests).len();
+        (count(&with) <= count(timeline)).then_some(with)
+    }
 }
 
 /// An answer that shows records.
@@ -289,7 +333,7 @@ pub fn commit_version(request: &Request<'_>) -> Option<u64> {
 }
 
 /// For each version the least of something that was known of it or of a later one.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct SinceSeen(Vec<(u64, u64)>);
 
 impl SinceSeen {
@@ -307,7 +351,7 @@ impl SinceSeen {
 }
 
 /// What answers say of a user's versions.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Known<'a> {
     /// Positions at which they were there.
     indexes: SinceSeen,
@@ -360,27 +404,13 @@ fn place<'a>(sights: &[Sight<'a>], calls: &Calls<'a>, history: &mut History<'a>)
             history.shared.push(format!("version {}: {one} and {other}", pair[0].0));
         }
         versions.dedup_by_key(|(version, _)| *version);
-        let known = known.remove(user).unwrap_or_default();
-        let mut timeline =
-            Timeline { commits: commits(&versions, &known.indexes, &history.requests), ..Timeline::default() };
-        for commit in &timeline.commits {
-            let request = &history.requests[commit.request];
-            for (place, change) in request.batch.changes.iter().enumerate() {
-                // Whoever writes a delete together with something else waits until its end is known.
-                if request.done.is_none_or(|(done, _)| done.results[place].changed) {
-                    timeline.keys.entry(&change.key).or_default().push((commit.version, change.put.as_deref()));
-                }
-            }
-        }
-        let epoch = timeline.commits.last().map_or(0, |commit| commit.version >> COUNTER_BITS) << COUNTER_BITS;
-        let mut expected = epoch + 1;
-        for commit in &timeline.commits {
-            timeline.holes.extend(expected..commit.version.min(expected + HOLES_MAX));
-            expected = commit.version + 1;
-        }
-        fill(user, &timeline, &known, history);
+        let known = known.entry(user).or_default();
+        let timeline = Timeline::of(&versions, known, &history.requests);
+        let missing = unowned(user, &timeline, known, &history.requests);
+        history.unowned.extend(missing.into_iter().map(|hole| format!("{user}: version {hole}")));
         history.users.insert(user, timeline);
     }
+    history.known = known;
 }
 
 /// So many missing versions in a row say enough.
@@ -408,35 +438,45 @@ fn commits(versions: &[(u64, usize)], seen: &SinceSeen, requests: &[Request<'_>]
     commits
 }
 
-/// Each hole must have a write of unknown outcome that can have taken it: begun before the version or a later one was
-/// known, and each of its keys overwritten, or not looked at, since.
-fn fill(user: &str, timeline: &Timeline<'_>, known: &Known<'_>, history: &mut History<'_>) {
-    if timeline.holes.is_empty() {
-        return;
-    }
-    let unknown: Vec<&Request<'_>> = history
-        .requests
-        .iter()
-        .filter(|request| request.batch.user == user && request.is_unknown() && request.seen_at.is_none())
-        .collect();
-    let hidden = |key: &str, hole: u64| {
+/// Writes of unknown outcome that nobody saw, and that have no version yet.
+fn unseen(user: &str, timeline: &Timeline<'_>, requests: &[Request<'_>]) -> Vec<usize> {
+    let placed: BTreeSet<usize> = timeline.commits.iter().map(|commit| commit.request).collect();
+    let is_unseen = |place: &usize| {
+        let request = &requests[*place];
+        request.batch.user == user && request.is_unknown() && request.seen_at.is_none() && !placed.contains(place)
+    };
+    (0..requests.len()).filter(is_unseen).collect()
+}
+
+/// It began before this version or a later one was known, and each of its keys was overwritten, or not looked at, since.
+fn fits(request: &Request<'_>, hole: u64, timeline: &Timeline<'_>, known: &Known<'_>) -> bool {
+    let hidden = |key: &str| {
         let last = timeline.keys.get(key).and_then(|states| states.last()).map_or(0, |(at, _)| *at);
         let looked = known.looked.get(key).map_or(0, |index| timeline.head_at(*index).0);
         last > hole || looked < hole
     };
-    let fits = |hole: u64| {
-        let before_ns = known.times.of(hole);
-        let fitting = unknown.iter().enumerate().filter(move |(_, request)| request.began_ns < before_ns);
-        let fitting = fitting.filter(|(_, request)| request.batch.changes.iter().all(|one| hidden(&one.key, hole)));
-        fitting.map(|(place, _)| place).collect::<Vec<usize>>()
+    request.began_ns < known.times.of(hole) && request.batch.changes.iter().all(|one| hidden(&one.key))
+}
+
+/// Each hole must have a write of unknown outcome that fits and has no other one: gives those that have none.
+fn unowned(user: &str, timeline: &Timeline<'_>, known: &Known<'_>, requests: &[Request<'_>]) -> Vec<u64> {
+    if timeline.holes.is_empty() {
+        return Vec::new();
+    }
+    let unseen = unseen(user, timeline, requests);
+    let fitting = |hole: &u64| {
+        let all = unseen.iter().enumerate();
+        all.filter(|(_, request)| fits(&requests[**request], *hole, timeline, known)).map(|(place, _)| place).collect()
     };
-    let fitting: Vec<Vec<usize>> = timeline.holes.iter().map(|hole| fits(*hole)).collect();
-    let mut taken = vec![None; unknown.len()];
+    let fitting: Vec<Vec<usize>> = timeline.holes.iter().map(fitting).collect();
+    let mut taken = vec![None; unseen.len()];
+    let mut missing = Vec::new();
     for (place, hole) in timeline.holes.iter().enumerate() {
-        if !augment(place, &fitting, &mut taken, &mut vec![false; unknown.len()]) {
-            history.unowned.push(format!("{user}: version {hole}"));
+        if !augment(place, &fitting, &mut taken, &mut vec![false; unseen.len()]) {
+            missing.push(*hole);
         }
     }
+    missing
 }
 
 /// Finds a write for a hole, if need be by finding another one for the hole that has it (Kuhn's matching).

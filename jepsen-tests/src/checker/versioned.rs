@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::checker::Report;
 use crate::checker::model::{COUNTER_BITS, Outcome, Records};
 use crate::checker::paired::Calls;
-use crate::checker::timeline::{self, History, Request, Timeline};
-use crate::history::calls::{Changed, Guard, Level, Point, Seen};
+use crate::checker::timeline::{self, Commit, History, Request, Timeline};
+use crate::history::calls::{Batch, Changed, Done, Guard, Level, Point, Seen};
 use crate::history::{Process, Stage};
 
 /// Places of writes that nobody saw which are tried to explain one answer; each costs a replay of the user's writes.
@@ -40,15 +40,18 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
     report.never("versions of two writes", history.shared.clone());
     report.never("versions that no write can have taken", history.unowned.clone());
     check_indexes(history, &mut report);
-    check_answers(history, &mut report);
+    check_origins(calls, &mut report);
+    let times = times(calls);
+    check_answers(calls, history, &times, &mut report);
     report.never("repetitions that were answered otherwise", repetitions(calls));
+    report.never("requests that were refused after their own effect", refused_by_themselves(calls, history));
     let reads = calls.reads.iter().filter_map(|call| {
         let got = call.what.got.as_ref()?;
         read(&history.users, &call.what.user, &call.what.keys, got.at.index, &got.records)
     });
     report.never("reads that the replay contradicts", reads.collect());
     report.never("refusals that the replay contradicts", refusals(calls, history));
-    check_time(calls, history, &mut report);
+    check_time(calls, history, &times, &mut report);
     report
 }
 
@@ -60,10 +63,8 @@ fn bounded(calls: &Calls<'_>) -> usize {
 fn check_indexes(history: &History<'_>, report: &mut Report) {
     let (mut shared, mut crossed, mut late, mut epochs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut owners: HashMap<Point, &Request<'_>> = HashMap::new();
-    let mut histories = BTreeMap::<u64, &Request<'_>>::new();
     for request in &history.requests {
         let Some((done, _)) = request.done else { continue };
-        histories.entry(done.at.incarnation).or_insert(request);
         if let Some(other) = owners.insert(done.at, request) {
             shared.push(format!("index {}: {} and {}", done.at.index, other.name(), request.name()));
         }
@@ -88,22 +89,70 @@ fn check_indexes(history: &History<'_>, report: &mut Report) {
     report.never("versions that rise while log indexes do not", crossed);
     report.never("writes seen before their place in the log", late);
     report.never("versions of two epochs: nothing was restored", epochs);
-    let second = histories.into_iter().skip(1).map(|(incarnation, one)| format!("{incarnation:x}: {}", one.name()));
-    report.never("answers of a second history: nothing was restored", second.collect());
+}
+
+/// Every answer is of one history of the cluster, and all of a user are of one group. One of another would be measured by
+/// nothing, however old it is.
+fn check_origins(calls: &Calls<'_>, report: &mut Report) {
+    let batches = calls.batches.iter().filter_map(|call| {
+        let (done, refused) = (call.what.done.as_ref(), call.what.refused.as_ref());
+        let at = done.map(|done| done.at).or(refused.and_then(|refused| refused.at))?;
+        Some((call.ended_ns?, at, call.what.user.as_str(), format!("{:?}: {}", call.process, call.what.request_id)))
+    });
+    let reads = calls.reads.iter().filter_map(|call| {
+        let got = call.what.got.as_ref()?;
+        Some((
+            call.ended_ns?,
+            got.at,
+            call.what.user.as_str(),
+            format!("{:?}: a read on node {}", call.process, got.node),
+        ))
+    });
+    let pages = calls.pages.iter().filter_map(|call| {
+        let turned = call.what.turned.as_ref()?;
+        let name = format!("{:?}: a page on node {}", call.process, turned.node);
+        Some((call.ended_ns?, turned.at, call.what.user.as_str(), name))
+    });
+    let mut answers: Vec<(u64, Point, &str, String)> = batches.chain(reads).chain(pages).collect();
+    answers.sort_unstable_by_key(|(ended_ns, ..)| *ended_ns);
+    let first = answers.first().map(|(_, at, ..)| at.incarnation);
+    let (mut foreign, mut moved, mut groups) = (Vec::new(), Vec::new(), HashMap::new());
+    for (_, at, user, name) in &answers {
+        if Some(at.incarnation) != first {
+            foreign.push(format!("{user}, {name}: {:x} at {}", at.incarnation, at.index));
+        }
+        let group = *groups.entry(*user).or_insert(at.group);
+        if group != at.group {
+            moved.push(format!("{user}, {name}: group {} at {}, before it was {group}", at.group, at.index));
+        }
+    }
+    report.never("answers of a second history: nothing was restored", foreign);
+    report.never("answers of another group than the user's", moved);
 }
 
 /// Every acknowledged write must have the outcome that the model gives it.
-fn check_answers(history: &History<'_>, report: &mut Report) {
+fn check_answers(calls: &Calls<'_>, history: &History<'_>, times: &Times, report: &mut Report) {
     let (mut wrong, mut doubts, mut placed) = (Vec::new(), Vec::new(), 0);
-    for timeline in history.users.values() {
-        let mut replay = Replay { history, timeline, placed: BTreeMap::new(), gone_on: BTreeSet::new() };
+    for (user, timeline) in &history.users {
+        let mut replay = Replay {
+            history,
+            user,
+            answers: None,
+            calls,
+            times,
+            original: timeline,
+            current: None,
+            gone_on: BTreeSet::new(),
+        };
         replay.run(&mut wrong, &mut doubts);
-        placed += replay.placed.len();
+        placed += replay.timeline().commits.len() - timeline.commits.len();
     }
     for request in &history.requests {
         let Some((done, _)) = request.done else { continue };
-        if done.results.iter().all(|result| !result.changed) {
-            wrong.extend(unchanged(history, request, done.at.index, &done.results));
+        if done.results.iter().all(|result| !result.changed)
+            && let Some(timeline) = history.users.get(request.batch.user.as_str())
+        {
+            wrong.extend(unchanged(timeline, request, done.at.index, &done.results));
         }
     }
     report.never("answers that the model contradicts", wrong);
@@ -112,12 +161,17 @@ fn check_answers(history: &History<'_>, report: &mut Report) {
 }
 
 /// One user's commits through the model.
-struct Replay<'a> {
-    history: &'a History<'a>,
-    timeline: &'a Timeline<'a>,
-    /// Writes of unknown outcome that nobody saw, at versions that no other write has: an answer says that they took effect
-    /// there.
-    placed: BTreeMap<u64, usize>,
+struct Replay<'a, 'h> {
+    history: &'a History<'h>,
+    calls: &'a Calls<'h>,
+    times: &'a Times,
+    user: &'a str,
+    /// What the user's other answers say, once it is asked.
+    answers: Option<Answers<'a>>,
+    /// Without writes that nobody saw.
+    original: &'a Timeline<'h>,
+    /// With those that an answer tells of.
+    current: Option<Timeline<'h>>,
     /// Versions at which what the node said was taken for true.
     gone_on: BTreeSet<u64>,
 }
@@ -125,22 +179,24 @@ struct Replay<'a> {
 /// An answer, or something that was seen, that the model contradicts.
 struct Mismatch {
     version: u64,
-    /// When the answer was known.
-    ended_ns: u64,
     /// Versions before it are missing.
     hidden: bool,
     shown: String,
 }
 
-impl Replay<'_> {
+impl<'h> Replay<'_, 'h> {
+    fn timeline(&self) -> &Timeline<'h> {
+        self.current.as_ref().unwrap_or(self.original)
+    }
+
     fn run(&mut self, wrong: &mut Vec<String>, doubts: &mut Vec<String>) {
-        while let Some(mismatch) = self.walk() {
-            if let Some((hole, request)) = self.explain(&mismatch) {
-                self.placed.insert(hole, request);
+        while let Some(mismatch) = self.walk(self.timeline()) {
+            if let Some(explained) = self.explain(&mismatch) {
+                self.current = Some(explained);
                 continue;
             }
             self.gone_on.insert(mismatch.version);
-            if mismatch.hidden || !self.timeline.holes.is_empty() {
+            if mismatch.hidden || !self.original.holes.is_empty() {
                 doubts.push(mismatch.shown);
             } else {
                 wrong.push(mismatch.shown);
@@ -149,33 +205,33 @@ impl Replay<'_> {
     }
 
     /// The first answer that the model contradicts.
-    fn walk(&self) -> Option<Mismatch> {
+    fn walk(&self, timeline: &Timeline<'h>) -> Option<Mismatch> {
         let mut records = Records::default();
-        let placed = self.placed.iter().map(|(version, request)| (*version, *request));
-        let mut all: Vec<(u64, usize)> = placed.collect();
-        all.extend(self.timeline.commits.iter().map(|commit| (commit.version, commit.request)));
-        all.sort_unstable();
-        for (version, place) in all {
-            let request = &self.history.requests[place];
+        for commit in &timeline.commits {
+            let (version, request) = (commit.version, &self.history.requests[commit.request]);
             let hidden = records.head + 1 != version && version & ((1 << COUNTER_BITS) - 1) != 1;
             // What nobody saw took its version and left nothing that anybody saw.
             records.head = version - 1;
             let outcome = records.apply(&request.batch.changes);
-            let (shown, ended_ns) = match (&outcome, request.done) {
+            let shown = match (&outcome, request.done) {
                 (Outcome::Refused(clashes), None) => {
-                    (format!("{} was seen at {version}, but {clashes:?}", request.name()), u64::MAX)
+                    format!("{} was seen at {version}, but {clashes:?}", request.name())
+                }
+                // What changes nothing takes no version.
+                (Outcome::Done { version: took, .. }, None) if request.seen_at.is_none() && *took != version => {
+                    format!("{} would change nothing at {version}", request.name())
                 }
                 (Outcome::Done { .. }, None) => continue,
-                (_, Some((done, ended_ns))) => {
+                (_, Some((done, _))) => {
                     let told = Outcome::Done { version: done.version, results: done.results.clone() };
                     if outcome == told {
                         continue;
                     }
-                    (format!("{}: told {told:?}, the model says {outcome:?}", request.name()), ended_ns)
+                    format!("{}: told {told:?}, the model says {outcome:?}", request.name())
                 }
             };
             if !self.gone_on.contains(&version) {
-                return Some(Mismatch { version, ended_ns, hidden, shown });
+                return Some(Mismatch { version, hidden, shown });
             }
             if request.done.is_some() {
                 records.head = version;
@@ -188,23 +244,16 @@ impl Replay<'_> {
         None
     }
 
-    /// A write of unknown outcome that nobody saw, and the version with which it explains the answer and contradicts nothing
-    /// before that.
-    fn explain(&mut self, mismatch: &Mismatch) -> Option<(u64, usize)> {
-        let holes: Vec<u64> = self
-            .timeline
-            .holes
-            .iter()
-            .copied()
-            .filter(|hole| *hole < mismatch.version && !self.placed.contains_key(hole))
-            .collect();
-        let user = self.timeline.commits.first().map(|commit| &self.history.requests[commit.request].batch.user)?;
-        let fits = |request: &Request<'_>| {
-            let unseen = request.is_unknown() && request.seen_at.is_none();
-            unseen && request.batch.user == *user && request.began_ns < mismatch.ended_ns
+    /// The timeline with a write of unknown outcome that nobody saw, at a version with which it explains the answer and
+    /// contradicts nothing else that anybody was told.
+    fn explain(&mut self, mismatch: &Mismatch) -> Option<Timeline<'h>> {
+        let holes = self.timeline().holes.iter().copied().filter(|hole| *hole < mismatch.version);
+        let holes: Vec<u64> = holes.collect();
+        let unseen = |request: &Request<'_>| {
+            request.batch.user == self.user && request.is_unknown() && request.seen_at.is_none()
         };
-        let unseen: Vec<usize> =
-            (0..self.history.requests.len()).filter(|place| fits(&self.history.requests[*place])).collect();
+        let requests = &self.history.requests;
+        let unseen: Vec<usize> = (0..requests.len()).filter(|place| unseen(&requests[*place])).collect();
         // What goes on contradicting itself has other reasons.
         if holes.len() * unseen.len() > TRIED_MAX {
             return None;
@@ -212,14 +261,18 @@ impl Replay<'_> {
         // The newest first: most often it is the one just before.
         for hole in holes.into_iter().rev() {
             for request in &unseen {
-                if self.placed.values().any(|placed| placed == request) {
+                let Some(with) = self.history.with(self.user, self.timeline(), hole, *request) else { continue };
+                if self.walk(&with).is_some_and(|next| next.version <= mismatch.version) {
                     continue;
                 }
-                self.placed.insert(hole, *request);
-                let next = self.walk();
-                self.placed.remove(&hole);
-                if next.is_none_or(|next| next.version > mismatch.version) {
-                    return Some((hole, *request));
+                let commit = with.commits.iter().find(|commit| commit.request == *request);
+                if commit.is_some_and(|commit| self.times.is_late(&requests[*request], commit)) {
+                    continue;
+                }
+                let (calls, history, user) = (self.calls, self.history, self.user);
+                let answers = self.answers.get_or_insert_with(|| Answers::of(calls, history, user));
+                if answers.agree(history, &with) {
+                    return Some(with);
                 }
             }
         }
@@ -227,8 +280,54 @@ impl Replay<'_> {
     }
 }
 
+/// All that was said of a user's records, but for what writes were answered.
+struct Answers<'a> {
+    /// Keys that were looked at, where, and what was there.
+    looks: Vec<(&'a [String], u64, &'a [Seen])>,
+    /// Records on pages, and where.
+    pages: Vec<(u64, &'a Seen)>,
+    refused: Vec<&'a Batch>,
+    unchanged: Vec<(&'a Request<'a>, &'a Done)>,
+}
+
+impl<'a> Answers<'a> {
+    fn of(calls: &'a Calls<'_>, history: &'a History<'_>, user: &str) -> Self {
+        let reads = calls.reads.iter().map(|call| call.what).filter(|read| read.user == user);
+        let reads = reads.filter_map(|read| {
+            let got = read.got.as_ref()?;
+            Some((read.keys.as_slice(), got.at.index, got.records.as_slice()))
+        });
+        let restored = calls.restored.iter().filter_map(|call| Some((call.what.at?, &call.what.users)));
+        let restored = restored.flat_map(|(at, users)| users.iter().map(move |one| (at, one)));
+        let restored = restored.filter(|(_, one)| one.user == user);
+        let restored = restored.map(|(at, one)| (one.keys.as_slice(), at.index, one.records.as_slice()));
+        let pages = calls.pages.iter().map(|call| call.what).filter(|page| page.user == user);
+        let pages = pages.filter_map(|page| page.turned.as_ref());
+        let pages = pages.flat_map(|turned| turned.records.iter().map(|seen| (turned.at.index, seen)));
+        let refused = calls.batches.iter().map(|call| call.what);
+        let requests = history.requests.iter().filter(|request| request.batch.user == user);
+        let unchanged = requests.filter_map(|request| Some((request, request.done?.0)));
+        Self {
+            looks: reads.chain(restored).collect(),
+            pages: pages.collect(),
+            refused: refused.filter(|batch| batch.user == user && batch.refused.is_some()).collect(),
+            unchanged: unchanged.filter(|(_, done)| done.results.iter().all(|one| !one.changed)).collect(),
+        }
+    }
+
+    fn agree(&self, history: &History<'_>, timeline: &Timeline<'_>) -> bool {
+        let page = |index: u64, seen: &Seen| {
+            shown(timeline, "", std::slice::from_ref(&seen.key), index, std::slice::from_ref(seen)).is_none()
+        };
+        self.looks.iter().all(|(keys, index, records)| shown(timeline, "", keys, *index, records).is_none())
+            && self.pages.iter().all(|(index, seen)| page(*index, seen))
+            && self.refused.iter().all(|batch| refusal(history, timeline, batch).is_empty())
+            && self.unchanged.iter().all(|(one, done)| unchanged(timeline, one, done.at.index, &done.results).is_none())
+    }
+}
+
 /// A write that changed nothing is a read of what it would have written.
-fn unchanged(history: &History<'_>, request: &Request<'_>, index: u64, results: &[Changed]) -> Option<String> {
+fn unchanged(timeline: &Timeline<'_>, request: &Request<'_>, index: u64, results: &[Changed]) -> Option<String> {
     let found = request.batch.changes.iter().zip(results).filter(|(_, result)| result.version != 0);
     let found = found.map(|(change, result)| Seen {
         key: change.key.clone(),
@@ -236,7 +335,7 @@ fn unchanged(history: &History<'_>, request: &Request<'_>, index: u64, results: 
         payload: change.put.clone(),
     });
     let keys: Vec<String> = request.batch.changes.iter().map(|change| change.key.clone()).collect();
-    read(&history.users, &request.batch.user, &keys, index, &found.collect::<Vec<_>>())
+    shown(timeline, &request.batch.user, &keys, index, &found.collect::<Vec<_>>())
 }
 
 /// Why no state that the user can have had at this position shows these records.
@@ -248,7 +347,10 @@ pub(super) fn read(
     records: &[Seen],
 ) -> Option<String> {
     let empty = Timeline::default();
-    let timeline = users.get(user).unwrap_or(&empty);
+    shown(users.get(user).unwrap_or(&empty), user, keys, index, records)
+}
+
+fn shown(timeline: &Timeline<'_>, user: &str, keys: &[String], index: u64, records: &[Seen]) -> Option<String> {
     let (least, most) = timeline.head_at(index);
     // The heads of the user at which all of this is so.
     let (mut low, mut high) = (least, most);
@@ -281,70 +383,71 @@ pub(super) fn read(
 
 /// Guards that failed must have failed there, and those that are not named must have held.
 fn refusals(calls: &Calls<'_>, history: &History<'_>) -> Vec<String> {
+    let empty = Timeline::default();
+    let of = |batch: &Batch| history.users.get(batch.user.as_str()).unwrap_or(&empty);
+    calls.batches.iter().flat_map(|call| refusal(history, of(call.what), call.what)).collect()
+}
+
+fn refusal(history: &History<'_>, timeline: &Timeline<'_>, batch: &Batch) -> Vec<String> {
     let mut wrong = Vec::new();
-    for call in &calls.batches {
-        let batch = call.what;
-        let Some(refused) = &batch.refused else { continue };
-        let name = || format!("{} ({}): {refused:?}", batch.user, batch.request_id);
-        let Some(at) = refused.at else {
-            wrong.push(format!("{}, without a position", name()));
-            continue;
+    let Some(refused) = &batch.refused else { return wrong };
+    let name = || format!("{} ({}): {refused:?}", batch.user, batch.request_id);
+    let Some(at) = refused.at else {
+        wrong.push(format!("{}, without a position", name()));
+        return wrong;
+    };
+    if refused.clashes.is_empty() {
+        wrong.push(format!("{}, without a guard that failed", name()));
+    }
+    let (least, most) = timeline.head_at(at.index);
+    let (mut low, mut high) = (least, most);
+    for (place, change) in (0u32..).zip(&batch.changes) {
+        let clash = refused.clashes.iter().find(|clash| clash.place == place);
+        let failed = clash.is_some_and(|clash| match &change.guard {
+            None => false,
+            Some(Guard::Version { version, .. }) => clash.version != *version,
+            Some(Guard::Absent) => clash.version != 0 && !clash.deleted,
+            Some(Guard::Exists) => clash.version == 0 || clash.deleted,
+        });
+        if clash.is_some() && !failed {
+            wrong.push(format!("{}, but {change:?} holds there", name()));
+        }
+        let version = match (clash, &change.guard) {
+            (Some(clash), _) => clash.version,
+            (None, Some(Guard::Version { version, .. })) => *version,
+            (None, _) => continue,
         };
-        if refused.clashes.is_empty() {
-            wrong.push(format!("{}, without a guard that failed", name()));
+        // A version that nobody saw is that of a write of unknown outcome; whether one fits is judged elsewhere.
+        if timeline.holes.binary_search(&version).is_ok() {
+            continue;
         }
-        let empty = Timeline::default();
-        let timeline = history.users.get(batch.user.as_str()).unwrap_or(&empty);
-        let (least, most) = timeline.head_at(at.index);
-        let (mut low, mut high) = (least, most);
-        for (place, change) in (0u32..).zip(&batch.changes) {
-            let clash = refused.clashes.iter().find(|clash| clash.place == place);
-            let failed = clash.is_some_and(|clash| match &change.guard {
-                None => false,
-                Some(Guard::Version { version, .. }) => clash.version != *version,
-                Some(Guard::Absent) => clash.version != 0 && !clash.deleted,
-                Some(Guard::Exists) => clash.version == 0 || clash.deleted,
-            });
-            if clash.is_some() && !failed {
-                wrong.push(format!("{}, but {change:?} holds there", name()));
+        let live = timeline.state(&change.key, version).filter(|(at, _)| *at == version);
+        let fits = match (live, clash) {
+            (None, _) => version == 0,
+            (Some((_, content)), Some(clash)) => content.is_none() == clash.deleted,
+            (Some(_), None) => true,
+        };
+        if !fits {
+            // Beyond all that was seen of the user there may be more.
+            let beyond = timeline.commits.last().is_none_or(|last| version > last.version);
+            let unknown = |one: &Request<'_>| one.batch.user == batch.user && one.is_unknown();
+            if !(beyond && live.is_none() && history.requests.iter().any(unknown)) {
+                wrong.push(format!("{}, but the replay has {live:?}", name()));
             }
-            let version = match (clash, &change.guard) {
-                (Some(clash), _) => clash.version,
-                (None, Some(Guard::Version { version, .. })) => *version,
-                (None, _) => continue,
-            };
-            // A version that nobody saw is that of a write of unknown outcome; whether one fits is judged elsewhere.
-            if timeline.holes.binary_search(&version).is_ok() {
-                continue;
-            }
-            let live = timeline.state(&change.key, version).filter(|(at, _)| *at == version);
-            let fits = match (live, clash) {
-                (None, _) => version == 0,
-                (Some((_, content)), Some(clash)) => content.is_none() == clash.deleted,
-                (Some(_), None) => true,
-            };
-            if !fits {
-                // Beyond all that was seen of the user there may be more.
-                let beyond = timeline.commits.last().is_none_or(|last| version > last.version);
-                let unknown = |one: &Request<'_>| one.batch.user == batch.user && one.is_unknown();
-                if !(beyond && live.is_none() && history.requests.iter().any(unknown)) {
-                    wrong.push(format!("{}, but the replay has {live:?}", name()));
-                }
-                continue;
-            }
-            low = low.max(version);
-            high = high.min(timeline.next(&change.key, version).map_or(u64::MAX, |next| next - 1));
+            continue;
         }
-        if low > high {
-            wrong.push(format!("{}, but the head is {least}–{most} there", name()));
-        }
+        low = low.max(version);
+        high = high.min(timeline.next(&change.key, version).map_or(u64::MAX, |next| next - 1));
+    }
+    if low > high {
+        wrong.push(format!("{}, but the head is {least}–{most} there", name()));
     }
     wrong
 }
 
 /// The same request must be told the same, and that it is a repetition.
 fn repetitions(calls: &Calls<'_>) -> Vec<String> {
-    let mut first: HashMap<&str, (u64, &crate::history::calls::Done)> = HashMap::new();
+    let mut first: HashMap<&str, (u64, &Done)> = HashMap::new();
     let mut wrong = Vec::new();
     let mut ends: Vec<_> = calls.batches.iter().filter(|call| call.ended_ns.is_some()).collect();
     ends.sort_by_key(|call| call.ended_ns);
@@ -365,6 +468,31 @@ fn repetitions(calls: &Calls<'_>) -> Vec<String> {
                 wrong.push(format!("{} ({id}): first {told:?}, later {:?}", batch.user, batch.refused));
             }
             (None, _) => {}
+        }
+    }
+    wrong
+}
+
+/// Whoever asks again for what took effect is told so, also when nobody was told before: a guard that fails because the
+/// request itself went through says that nobody remembers it.
+fn refused_by_themselves(calls: &Calls<'_>, history: &History<'_>) -> Vec<String> {
+    let commits = history.users.values().flat_map(|timeline| &timeline.commits);
+    let commits = commits.map(|commit| (&history.requests[commit.request], commit));
+    // Who left a tombstone is a guess, unless it was told.
+    let sure = |request: &Request<'_>| {
+        request.done.is_some() || request.batch.changes.iter().all(|change| change.put.is_some())
+    };
+    let commits: HashMap<&str, &Commit> = commits
+        .filter(|(request, _)| sure(request))
+        .map(|(request, commit)| (request.batch.request_id.as_str(), commit))
+        .collect();
+    let mut wrong = Vec::new();
+    for batch in calls.batches.iter().map(|call| call.what) {
+        let (Some(refused), Some(commit)) = (&batch.refused, commits.get(batch.request_id.as_str())) else { continue };
+        let after = refused.at.is_some_and(|at| commit.high <= at.index);
+        if after || refused.clashes.iter().any(|clash| clash.version >= commit.version) {
+            let (user, id, version) = (&batch.user, &batch.request_id, commit.version);
+            wrong.push(format!("{user} ({id}): {refused:?}, but it took version {version}"));
         }
     }
     wrong
@@ -397,7 +525,31 @@ impl Knowledge {
     }
 }
 
-fn check_time(calls: &Calls<'_>, history: &History<'_>, report: &mut Report) {
+/// What was known when.
+struct Times {
+    groups: BTreeMap<(u64, u32), Knowledge>,
+    /// A position of each user that was answered: users stay in their groups.
+    users: BTreeMap<String, Point>,
+}
+
+impl Times {
+    fn before(&self, at: Point, time_ns: u64) -> Option<&Learned> {
+        let group = self.groups.get(&(at.incarnation, at.group))?;
+        group.before(time_ns).filter(|_| time_ns > 0)
+    }
+
+    /// Whether this commit, whose position nobody was told, lies before what was known when its write began.
+    fn is_late(&self, request: &Request<'_>, commit: &Commit) -> bool {
+        self.later_than(request, commit).is_some()
+    }
+
+    fn later_than(&self, request: &Request<'_>, commit: &Commit) -> Option<&Learned> {
+        let at = self.users.get(&request.batch.user)?;
+        self.before(*at, request.began_ns).filter(|known| known.index >= commit.high)
+    }
+}
+
+fn times(calls: &Calls<'_>) -> Times {
     let mut groups: BTreeMap<(u64, u32), Knowledge> = BTreeMap::new();
     let mut learn = |at: Point, ended_ns: u64, who: Process| {
         let group = groups.entry((at.incarnation, at.group)).or_default();
@@ -420,13 +572,13 @@ fn check_time(calls: &Calls<'_>, history: &History<'_>, report: &mut Report) {
         }
     }
     groups.values_mut().for_each(Knowledge::settle);
-    let before = |at: Point, time_ns: u64| {
-        groups.get(&(at.incarnation, at.group)).and_then(|group| group.before(time_ns)).filter(|_| time_ns > 0)
-    };
+    let reads = calls.reads.iter().filter_map(|call| Some((call.what.user.clone(), call.what.got.as_ref()?.at)));
+    Times { groups, users: reads.collect() }
+}
+
+fn check_time(calls: &Calls<'_>, history: &History<'_>, times: &Times, report: &mut Report) {
+    let before = |at: Point, time_ns: u64| times.before(at, time_ns);
     let told = |learned: &Learned| format!("{:?} knew of {} at {} ns", learned.who, learned.index, learned.ended_ns);
-    // Users stay in their groups.
-    let reads = calls.reads.iter().filter_map(|call| Some((call.what.user.as_str(), call.what.got.as_ref()?.at)));
-    let groups_of: HashMap<&str, Point> = reads.collect();
     let mut writes = Vec::new();
     for request in &history.requests {
         if let Some((done, _)) = request.done
@@ -444,10 +596,9 @@ fn check_time(calls: &Calls<'_>, history: &History<'_>, report: &mut Report) {
     for timeline in history.users.values() {
         for commit in &timeline.commits {
             let request = &history.requests[commit.request];
-            let (None, Some(at)) = (request.done, groups_of.get(request.batch.user.as_str()).copied()) else {
-                continue;
-            };
-            if let Some(known) = before(at, request.began_ns).filter(|known| known.index >= commit.high) {
+            if request.done.is_none()
+                && let Some(known) = times.later_than(request, commit)
+            {
                 writes.push(format!(
                     "{} seen at {}, begun at {} ns, but {}",
                     request.name(),

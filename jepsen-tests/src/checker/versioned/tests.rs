@@ -303,44 +303,208 @@ fn nothing_done_is_no_pass() {
     assert_eq!(judged(&[]).verdict, Verdict::Unknown);
 }
 
+const FIRST: u64 = 1 << COUNTER_BITS;
+
+/// A history by hand, of one user; its lines are a microsecond apart.
+#[derive(Default)]
+struct Lines(Vec<Op>);
+
+impl Lines {
+    fn line(&mut self, process: &str, stage: &str, f: &str, value: String, rest: &str) {
+        let time_ns = 1000 * (self.0.len() + 1);
+        let value = format!(r#"{{"user":"r0-0",{value}}}"#);
+        let text =
+            format!(r#"{{"process":{process},"type":"{stage}","time_ns":{time_ns},"f":"{f}","value":{value}{rest}}}"#);
+        self.0.push(serde_json::from_str::<Op>(&text).expect(&text));
+    }
+
+    /// One write and its end; `end` is the rest of its value.
+    fn write(&mut self, process: u32, stage: &str, id: u32, changes: &str, end: &str) {
+        let asked = format!(r#""request_id":"00000000-0000-0000-0000-00000000000{id}","changes":[{changes}]"#);
+        let process = process.to_string();
+        self.line(&process, "invoke", "batch", asked.clone(), "");
+        let error = match stage {
+            "info" => r#","error":{"reason":"OUTCOME_UNKNOWN","message":"no answer"}"#,
+            "fail" => r#","error":{"reason":"VERSION_MISMATCH","message":"a guard failed"}"#,
+            _ => "",
+        };
+        self.line(&process, stage, "batch", asked + end, error);
+    }
+
+    /// One that was acknowledged.
+    fn done(&mut self, id: u32, changes: &str, index: u64, version: u64) {
+        let results = format!(r#"[{{"changed":true,"version":{version}}}]"#);
+        let end = format!(r#","done":{{{},"version":{version},"replayed":false,"results":{results}}}"#, on_node(index));
+        self.write(0, "ok", id, changes, &end);
+    }
+
+    /// One whose guard failed by what is at `version`.
+    fn refused(&mut self, id: u32, changes: &str, index: u64, version: u64) {
+        self.refused_by(id, changes, index, version, false);
+    }
+
+    fn refused_by(&mut self, id: u32, changes: &str, index: u64, version: u64, deleted: bool) {
+        let clash = format!(r#"{{"place":0,"version":{version},"deleted":{deleted}}}"#);
+        self.write(0, "fail", id, changes, &format!(r#","refused":{{{},"clashes":[{clash}]}}"#, at(index)));
+    }
+
+    /// A linearizable read; `records` of what it found.
+    fn read(&mut self, process: &str, keys: &str, index: u64, records: &str) {
+        let asked = format!(r#""keys":[{keys}],"level":"linearizable""#);
+        self.line(process, "invoke", "read", asked.clone(), "");
+        let got = format!(r#","got":{{{},"records":[{records}]}}"#, on_node(index));
+        self.line(process, "ok", "read", asked + &got, "");
+    }
+}
+
+fn at(index: u64) -> String {
+    format!(r#""at":{{"incarnation":1,"group":0,"index":{index}}}"#)
+}
+
+fn on_node(index: u64) -> String {
+    format!(r#"{},"node":1"#, at(index))
+}
+
+fn record(key: &str, version: u64, payload: &str) -> String {
+    format!(r#"{{"key":"{key}","version":{version},"payload":"{payload}"}}"#)
+}
+
+const K1: &str = r#""notes/k1""#;
+
 /// A record is written, deleted by `delete` with an unknown end, and written again where nothing may be there.
 fn unseen_delete(delete: &str) -> Verdict {
-    const FIRST: u64 = 1 << COUNTER_BITS;
-    let mut lines = Vec::new();
-    let mut line = |process: &str, stage: &str, f: &str, value: String, rest: &str| {
-        let time_ns = 1000 * (lines.len() + 1);
-        let text = format!(
-            r#"{{"process":{process},"type":"{stage}","time_ns":{time_ns},"f":"{f}","value":{{{value}}}{rest}}}"#
-        );
-        lines.push(serde_json::from_str::<Op>(&text).expect(&text));
-    };
-    let batch = |id: u32, changes: &str| {
-        format!(r#""user":"r0-0","request_id":"00000000-0000-0000-0000-00000000000{id}","changes":[{changes}]"#)
-    };
-    let at = |index: u64| format!(r#""at":{{"incarnation":1,"group":0,"index":{index}}},"node":1"#);
-    let done = |index: u64, version: u64| {
-        let results = format!(r#"[{{"changed":true,"version":{version}}}]"#);
-        format!(r#","done":{{{},"version":{version},"replayed":false,"results":{results}}}"#, at(index))
-    };
-    let first = batch(1, r#"{"key":"notes/k1","put":"0.1"}"#);
-    line("0", "invoke", "batch", first.clone(), "");
-    line("0", "ok", "batch", first + &done(3, FIRST + 1), "");
-    let unseen = batch(2, &format!(r#"{{"key":"{delete}"}}"#));
-    line("1", "invoke", "batch", unseen.clone(), "");
-    line("1", "info", "batch", unseen, r#","error":{"reason":"OUTCOME_UNKNOWN","message":"no answer"}"#);
-    let again = batch(3, r#"{"key":"notes/k1","put":"0.2","guard":"absent"}"#);
-    line("0", "invoke", "batch", again.clone(), "");
-    line("0", "ok", "batch", again + &done(5, FIRST + 3), "");
-    let read = r#""user":"r0-0","keys":["notes/k1"],"level":"linearizable""#.to_owned();
-    line("\"reader\"", "invoke", "read", read.clone(), "");
-    let shown =
-        format!(r#","got":{{{},"records":[{{"key":"notes/k1","version":{},"payload":"0.2"}}]}}"#, at(6), FIRST + 3);
-    line("\"reader\"", "ok", "read", read + &shown, "");
-    judged(&lines).verdict
+    let mut lines = Lines::default();
+    lines.done(1, r#"{"key":"notes/k1","put":"0.1"}"#, 3, FIRST + 1);
+    lines.write(1, "info", 2, &format!(r#"{{"key":"{delete}"}}"#), "");
+    lines.done(3, r#"{"key":"notes/k1","put":"0.2","guard":"absent"}"#, 5, FIRST + 3);
+    lines.read("\"reader\"", K1, 6, &record("notes/k1", FIRST + 3, "0.2"));
+    judged(&lines.0).verdict
 }
 
 #[test]
 fn a_write_that_nobody_saw_explains_an_answer_only_if_it_fits() {
     assert_eq!(unseen_delete("notes/k1"), Verdict::Valid);
     assert_eq!(unseen_delete("notes/k2"), Verdict::Unknown, "this one leaves the record where it was");
+}
+
+/// As [`unseen_delete`], with another record written after the delete; `between` is what is told after that.
+fn after_the_delete(began_late: bool, between: impl FnOnce(&mut Lines)) -> Report {
+    let mut lines = Lines::default();
+    lines.done(1, r#"{"key":"notes/k1","put":"0.1"}"#, 3, FIRST + 1);
+    let delete = r#"{"key":"notes/k1"}"#;
+    if !began_late {
+        lines.write(1, "info", 2, delete, "");
+    }
+    lines.done(3, r#"{"key":"notes/k2","put":"0.2"}"#, 5, FIRST + 3);
+    if began_late {
+        lines.write(1, "info", 2, delete, "");
+    }
+    between(&mut lines);
+    lines.done(4, r#"{"key":"notes/k1","put":"0.3","guard":"absent"}"#, 7, FIRST + 4);
+    lines.read("\"reader\"", K1, 9, &record("notes/k1", FIRST + 4, "0.3"));
+    judged(&lines.0)
+}
+
+#[test]
+fn a_write_that_nobody_saw_is_put_where_all_other_answers_agree_with_it() {
+    const DOUBT: &str = "answers that no single write of unknown outcome explains";
+    let verdict = |report: &Report| report.row(DOUBT).verdict;
+    let fine = after_the_delete(false, |_| {});
+    assert_eq!(fine.verdict, Verdict::Valid, "{fine:#?}");
+    // Somebody read the record where the other one was written: it was not deleted then.
+    let alive = |lines: &mut Lines| lines.read("2", K1, 5, &record("notes/k1", FIRST + 1, "0.1"));
+    let read = after_the_delete(false, alive);
+    assert_eq!((read.verdict, verdict(&read)), (Verdict::Unknown, Verdict::Unknown), "{read:#?}");
+    // So did a guard that failed.
+    let refused = after_the_delete(false, |lines| {
+        lines.refused(5, r#"{"key":"notes/k1","put":"0.4","guard":"absent"}"#, 6, FIRST + 1);
+    });
+    assert_eq!((refused.verdict, verdict(&refused)), (Verdict::Unknown, Verdict::Unknown), "{refused:#?}");
+    // A delete that began when a later version was known did not take an earlier one, and no other write can have.
+    let late = after_the_delete(true, |_| {});
+    assert_eq!(verdict(&late), Verdict::Unknown, "{late:#?}");
+    assert_eq!(late.row("versions that no write can have taken").verdict, Verdict::Invalid);
+}
+
+#[test]
+fn a_write_that_nobody_saw_explains_one_version_only() {
+    let mut lines = Lines::default();
+    lines.done(1, r#"{"key":"notes/k1","put":"0.1"}"#, 3, FIRST + 1);
+    lines.write(1, "info", 2, r#"{"key":"notes/k1"}"#, "");
+    lines.write(2, "info", 3, r#"{"key":"notes/k2"}"#, "");
+    lines.done(4, r#"{"key":"notes/k1","put":"0.2","guard":"absent"}"#, 5, FIRST + 3);
+    lines.done(5, r#"{"key":"notes/k1","put":"0.3","guard":"absent"}"#, 7, FIRST + 5);
+    lines.read("\"reader\"", K1, 9, &record("notes/k1", FIRST + 5, "0.3"));
+    let report = judged(&lines.0);
+    assert_eq!(report.row("answers that no single write of unknown outcome explains").measured, "1", "{report:#?}");
+}
+
+#[test]
+fn a_request_that_its_own_effect_refuses_was_forgotten() {
+    const ROW: &str = "requests that were refused after their own effect";
+    let put = r#"{"key":"notes/k1","put":"0.1","guard":"absent"}"#;
+    // It was seen, and asked for again.
+    let seen = |refused_at: u64, version: u64| {
+        let mut lines = Lines::default();
+        lines.write(0, "info", 1, put, "");
+        lines.done(2, r#"{"key":"notes/k2","put":"0.2"}"#, 5, FIRST + 2);
+        lines.read("2", K1, 6, &record("notes/k1", FIRST + 1, "0.1"));
+        lines.refused(1, put, refused_at, version);
+        lines.read("\"reader\"", K1, 9, &record("notes/k1", FIRST + 1, "0.1"));
+        judged(&lines.0)
+    };
+    let forgotten = seen(7, FIRST + 1);
+    assert_eq!(forgotten.row(ROW).verdict, Verdict::Invalid, "{forgotten:#?}");
+    // What was refused may take effect later: what the guard failed by is gone then.
+    let mut lines = Lines::default();
+    lines.done(2, r#"{"key":"notes/k1","put":"0.2"}"#, 3, FIRST + 1);
+    lines.write(0, "info", 1, put, "");
+    lines.refused(1, put, 4, FIRST + 1);
+    lines.done(3, r#"{"key":"notes/k1"}"#, 5, FIRST + 2);
+    lines.read("\"reader\"", K1, 9, &record("notes/k1", FIRST + 3, "0.1"));
+    let late = judged(&lines.0);
+    assert_eq!(late.verdict, Verdict::Valid, "{late:#?}");
+    // Nobody knows which of two deletes left a tombstone.
+    let (mut lines, delete) = (Lines::default(), r#"{"key":"notes/k1","guard":"exists"}"#);
+    lines.done(2, r#"{"key":"notes/k1","put":"0.2"}"#, 3, FIRST + 1);
+    lines.write(0, "info", 1, delete, "");
+    lines.write(1, "info", 3, r#"{"key":"notes/k1"}"#, "");
+    let tombstone = format!(r#"{{"key":"notes/k1","version":{}}}"#, FIRST + 2);
+    lines.read("2", K1, 5, &tombstone);
+    lines.refused_by(1, delete, 7, FIRST + 2, true);
+    lines.read("\"reader\"", K1, 9, &tombstone);
+    let guessed = judged(&lines.0);
+    assert_eq!(guessed.verdict, Verdict::Valid, "{guessed:#?}");
+}
+
+#[test]
+fn answers_of_another_history_or_group_are_seen_whatever_was_asked() {
+    let history = |change: &dyn Fn(&mut Point)| {
+        let mut lines = Lines::default();
+        lines.done(1, r#"{"key":"notes/k1","put":"0.1"}"#, 3, FIRST + 1);
+        lines.read("2", K1, 4, &record("notes/k1", FIRST + 1, "0.1"));
+        lines.refused(2, r#"{"key":"notes/k1","put":"0.2","guard":"absent"}"#, 5, FIRST + 1);
+        lines.read("\"reader\"", K1, 9, &record("notes/k1", FIRST + 1, "0.1"));
+        let mut all = vec![judged(&lines.0)];
+        for place in 0..lines.0.len() {
+            let mut ops = lines.0.clone();
+            match &mut ops[place].action {
+                Action::Read(Read { got: Some(got), .. }) => change(&mut got.at),
+                Action::Batch(Batch { refused: Some(refused), .. }) => refused.at.iter_mut().for_each(change),
+                _ => continue,
+            }
+            all.push(judged(&ops));
+        }
+        all
+    };
+    let incarnation = history(&|at| at.incarnation += 1);
+    let group = history(&|at| at.group += 1);
+    for (all, row) in [
+        (incarnation, "answers of a second history: nothing was restored"),
+        (group, "answers of another group than the user's"),
+    ] {
+        assert_eq!(all[0].verdict, Verdict::Valid, "{:#?}", all[0]);
+        assert_eq!(all.len(), 4);
+        assert!(all[1..].iter().all(|report| report.row(row).verdict == Verdict::Invalid), "{all:#?}");
+    }
 }
