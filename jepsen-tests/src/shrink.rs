@@ -185,6 +185,8 @@ impl Options {
             push("--kills", self.kills.to_string());
         }
         push("--time-limit", self.time_limit.as_secs().to_string());
+        // A cluster that was given less time must be given no more: else another run is judged.
+        push("--recover-within", self.recover_within.as_secs().to_string());
         for one in &self.set {
             push("--set", one.clone());
         }
@@ -218,7 +220,7 @@ mod tests {
             time_limit: Duration::from_secs(60),
             arrays: 5,
             may_take_quorum: false,
-            recover_within: Duration::from_secs(30),
+            recover_within: Duration::from_secs(10),
             args: Vec::new(),
         }
     }
@@ -255,6 +257,7 @@ mod tests {
         assert_eq!((smallest.nodes, smallest.arrays, smallest.time_limit.as_secs()), (3, 3, 15));
         assert_eq!((smallest.set, smallest.seed), (vec!["needed=2".to_owned()], 7));
         assert_eq!(seen.len(), shrunk.runs);
+        assert!(seen.iter().all(|line| line.windows(2).any(|pair| pair == ["--recover-within", "10"])), "{seen:?}");
         assert!(shrunk.runs < 60, "{} runs", shrunk.runs);
     }
 
