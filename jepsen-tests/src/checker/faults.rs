@@ -18,8 +18,10 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
         // Who was taken out, or did not join yet, serves nobody, and says so.
         "membership" => &["DRAINING", "NOT_FOUNDED"],
         "disk-full" => &["DISK_FULL"],
+        // What meets damage is refused, and so is who asks a node that differs from the others.
+        "bit-flip" | "array-scramble" | "array-rollback" | "rollback-alone" => &["CHECKSUM", "REPLICA_DIVERGED"],
         // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge.
-        "rollback-blind" => &["VERSION_MISMATCH"],
+        "rollback-blind" => &["CHECKSUM", "REPLICA_DIVERGED", "VERSION_MISMATCH"],
         // An empty node at a known address says so, until it has heard from the others.
         "array-wipe" => &["NOT_FOUNDED"],
         _ => &[],
@@ -75,7 +77,9 @@ pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
 mod tests {
     use super::*;
     use crate::checker::Verdict;
-    use crate::history::{Named, Process};
+    use crate::checker::harness::{self, Expected};
+    use crate::history::calls::{Level, Read};
+    use crate::history::{Failure, Named, Process};
 
     fn op(stage: Stage, action: Action) -> Op {
         Op { process: Process::Named(Named::Nemesis), stage, time_ns: 0, action, reply: None, error: None }
@@ -107,6 +111,33 @@ mod tests {
         let mut report = Report::new("harness");
         check(&[], &[], &mut report);
         assert!(report.rows.is_empty());
+    }
+
+    #[test]
+    fn what_damage_makes_a_node_refuse_is_explained_by_faults_that_damage_disks_alone() {
+        let explained = |fault: &str, reason: &str| {
+            let error = Failure { reason: reason.into(), message: String::new() };
+            let read = Read { user: "u".into(), keys: Vec::new(), level: Level::Linearizable, got: None };
+            let refused = Op { error: Some(error), ..op(Stage::Fail, Action::Read(read)) };
+            let expected = Expected {
+                nodes: 3,
+                clients: 0,
+                kills: 0,
+                kill_all: false,
+                acknowledged_between: 0,
+                faults: vec![fault.into()],
+            };
+            let report = harness::check(&[refused], &[], &expected);
+            report.row("errors that this fault does not explain").verdict == Verdict::Valid
+        };
+        for reason in ["CHECKSUM", "REPLICA_DIVERGED"] {
+            for fault in ["bit-flip", "array-scramble", "array-rollback", "rollback-alone", "rollback-blind"] {
+                assert!(explained(fault, reason), "{fault} {reason}");
+            }
+            for fault in ["pause", "power", "disk-full", "eio", "array-hang"] {
+                assert!(!explained(fault, reason), "{fault} {reason}");
+            }
+        }
     }
 
     #[test]
