@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use calls::{Batch, Hint, Page, Read, Restored};
+use calls::{Batch, Follow, Hint, Page, Read, Restored};
 
 pub mod calls;
 pub mod edn;
@@ -100,6 +100,8 @@ pub enum Action {
     Read(Read),
     /// A page of changes.
     Page(Page),
+    /// A consumer begins to follow a feed.
+    Follow(Follow),
     /// A watch told of a change.
     Hint(Hint),
     /// `kill -9`.
@@ -134,6 +136,7 @@ impl Action {
             Self::Batch(_)
             | Self::Read(_)
             | Self::Page(_)
+            | Self::Follow(_)
             | Self::Hint(_)
             | Self::Kill(_)
             | Self::Recovered(_)

@@ -122,7 +122,16 @@ async fn holds(source: &Source, index: u64) -> bool {
 /// One restore from its beginning to its end, written down.
 async fn one(source: &Source, round: u32, last: bool) {
     let recorder: &Recorder = &source.shared.recorder;
-    let none = Restored { round, last, at: None, users: Vec::new(), digests: 0, took_ms: 0 };
+    let none = Restored {
+        round,
+        last,
+        at: None,
+        began: None,
+        loss_window_ms: None,
+        users: Vec::new(),
+        digests: 0,
+        took_ms: 0,
+    };
     recorder.note(Named::Restorer, Stage::Invoke, Action::Restored(none.clone()));
     let began = Instant::now();
     let done = restore(source, &none).await;
@@ -146,15 +155,15 @@ async fn restore(source: &Source, none: &Restored) -> anyhow::Result<Restored> {
     let dir = source.dir.join(format!("r{}", none.round));
     let (binary, from, to) = (source.binary.clone(), source.from.clone(), dir.clone());
     let restored = spawn_blocking(move || Cluster::restore(&binary, &to, &from)).await?;
-    let (mut cluster, index) = restored?;
+    let (mut cluster, said) = restored?;
     // Users that came later cannot be in it, and are looked for all the same.
     let written = source.users.all();
     let client = cluster.client().with_deadline(ANSWER_WITHIN);
-    let (mut users, mut group) = (Vec::new(), 0);
+    let (mut users, mut group, mut began) = (Vec::new(), 0, None);
     for (user, keys) in written {
         let read = Read { user, keys, level: Level::Linearizable, got: None };
         let got = look(&client, &read).await.with_context(|| format!("read {} in the restored cluster", read.user))?;
-        group = got.at.group;
+        (group, began) = (got.at.group, Some(got.at.incarnation));
         users.push(RestoredUser { user: read.user, keys: read.keys, records: got.records });
     }
     let end = Instant::now() + ANSWER_WITHIN;
@@ -169,8 +178,8 @@ async fn restore(source: &Source, none: &Restored) -> anyhow::Result<Restored> {
     })
     .await?
     .context("remove a restored cluster")?;
-    let at = Some(Point { incarnation: source.shared.incarnation, group, index });
-    Ok(Restored { at, users, digests, ..none.clone() })
+    let at = Some(Point { incarnation: source.shared.incarnation, group, index: said.index });
+    Ok(Restored { at, began, loss_window_ms: said.loss_window_ms, users, digests, ..none.clone() })
 }
 
 /// How many nodes have the digest of the first one at its index, that one included; 0 = it does not answer.

@@ -234,7 +234,7 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
         let doubts = Report::of_doubts("calls", &[&calls.broken, &outcomes.confused]);
         reports.push(doubts);
         reports.push(versioned::check(&calls, &outcomes));
-        if has(Workload::Register) || has(Workload::Append) {
+        if has(Workload::Register) || has(Workload::Append) || has(Workload::Restore) {
             reports.push(linear::check(&calls));
         }
         if has(Workload::Append) {
@@ -244,7 +244,8 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
             reports.push(feed::check(history, &calls, &outcomes));
         }
         if has(Workload::Restore) {
-            reports.push(restore::check(&calls, &outcomes));
+            let told_time = !test.nemesis.split('+').any(|name| name == Fault::Clock.to_string());
+            reports.push(restore::check(&calls, &outcomes, told_time));
         }
     }
     reports.push(replicas::check(history, test.expected.nodes));

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::checker::Report;
 use crate::checker::paired::{Call, Calls};
 use crate::checker::timeline::{self, History, Timeline};
-use crate::history::calls::{Page, Seen, Turned};
+use crate::history::calls::{Follow, Page, Seen, Turned};
 use crate::history::{Action, Op, Process};
 
 /// What a token stands for.
@@ -75,18 +75,46 @@ pub fn check(history: &[Op], calls: &Calls<'_>, outcomes: &History<'_>) -> Repor
     rules.hints(history, outcomes, &mut report);
     // Where the history does not go to its end, nobody is late.
     let unread = timeline::unread(calls, outcomes);
+    let followers = followers(history);
+    let came = |process: &Process| consumers.get(process).is_some_and(|consumer| consumer.synced);
+    report.at_least(
+        "consumers that came to an end",
+        consumers.keys().chain(followers.keys()).collect::<BTreeSet<_>>().into_iter().filter(|one| came(one)).count(),
+        consumers.keys().chain(followers.keys()).collect::<BTreeSet<_>>().len().max(1),
+    );
+    report.never("watches that never woke anybody", never_woken(history, &followers, outcomes, &unread));
     let ended = |consumer: &Consumer<'_>| consumer.newest.is_some_and(|(page, _)| !unread.contains(&page.user));
     let behind = consumers.iter().filter(|(_, consumer)| ended(consumer));
     let behind: Vec<String> = behind.filter_map(|(process, consumer)| consumer.behind(*process, outcomes)).collect();
-    report.at_least(
-        "consumers that came to an end",
-        consumers.values().filter(|one| one.synced).count(),
-        consumers.len().max(1),
-    );
     report.never("consumers that stayed behind: a wake-up or a change was lost", behind);
     report.doubtful("feeds that were not read back", unread);
     rules.report(&mut report);
     report
+}
+
+/// Who said that it follows a feed.
+fn followers(history: &[Op]) -> BTreeMap<Process, &Follow> {
+    let follows = history.iter().filter_map(|op| match &op.action {
+        Action::Follow(follow) => Some((op.process, follow)),
+        _ => None,
+    });
+    follows.collect()
+}
+
+/// Consumers that ask only when they are woken, and were not once, though there was something to be told: such a one shows
+/// in no page.
+fn never_woken(
+    history: &[Op],
+    followers: &BTreeMap<Process, &Follow>,
+    outcomes: &History<'_>,
+    unread: &[String],
+) -> Vec<String> {
+    let hint = |op: &Op| matches!(op.action, Action::Hint(_)).then_some(op.process);
+    let woken: BTreeSet<Process> = history.iter().filter_map(hint).collect();
+    let changed = |user: &str| outcomes.users.get(user).is_some_and(|timeline| !timeline.commits.is_empty());
+    let watchers = followers.iter().filter(|(process, follow)| follow.watches && !woken.contains(process));
+    let watchers = watchers.filter(|(_, follow)| changed(&follow.user) && !unread.contains(&follow.user));
+    watchers.map(|(process, follow)| format!("{process:?} {}", follow.user)).collect()
 }
 
 /// Breaches, rule by rule.

@@ -1,10 +1,13 @@
 //! Checker F: a restored cluster shows what the model makes of the old one's history, folded up to the position that the
 //! restore declared, and nothing else; and once everything was shipped, it shows all that was acknowledged.
 //!
+//! What the restore says of itself must be so, too: nothing is missing that was acknowledged before the time that it names,
+//! and the new cluster's history is its own, so that tokens and versions of the old one are told apart.
+//!
 //! Which writes are up to there is told by the positions that clients were answered: what an isolated leader wrote and
 //! nobody committed has none, and stands where others were acknowledged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::checker::Report;
 use crate::checker::paired::Calls;
@@ -15,22 +18,45 @@ use crate::history::Stage;
 /// Nodes of a restored cluster.
 const NODES: usize = 3;
 
-/// Judges all restores of a history.
-pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
+/// Stamps of entries are in milliseconds, and so are ages.
+const ROUNDED_NS: u64 = 50_000_000;
+
+/// Judges all restores of a history. `told_time` = the nodes' clocks were left alone: then ages that they name can be
+/// measured by the history's.
+pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Report {
     let mut report = Report::new("restore");
     let (mut failed, mut contradicted, mut phantoms, mut undead, mut apart, mut lost) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut during, mut at_the_end, mut covered, mut beyond) = (0usize, 0usize, 0usize, 0usize);
     let (mut furthest, mut back) = (0, Vec::new());
+    let (mut cut, mut old, mut unnamed, mut unlooked, mut outside) =
+        (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
+    let (mut histories, mut widest_ms) = (HashMap::new(), 0);
     let writers = writers(history);
     for call in &calls.restored {
         let restored = call.what;
         let name = format!("restore {}", restored.round);
         let Some(at) = restored.at.filter(|_| call.stage == Stage::Ok) else {
-            let why = call.error.map_or("it never ended", |error| error.message.as_str());
-            failed.push(format!("{name}: {why}"));
+            match call.error {
+                Some(error) => failed.push(format!("{name}: {}", error.message)),
+                None => cut.push(name),
+            }
             continue;
         };
+        let looked: BTreeSet<(&str, &str)> = restored
+            .users
+            .iter()
+            .flat_map(|user| user.keys.iter().map(|key| (user.user.as_str(), key.as_str())))
+            .collect();
+        match restored.began {
+            None => unnamed.push(name.clone()),
+            Some(began) if began == at.incarnation => old.push(format!("{name}: it goes on with {began:x}")),
+            Some(began) => {
+                if let Some(other) = histories.insert(began, restored.round) {
+                    old.push(format!("{name}: {began:x}, as restore {other}"));
+                }
+            }
+        }
         *(if restored.last { &mut at_the_end } else { &mut during }) += 1;
         if at.index < furthest {
             back.push(format!("{name}: up to {}, an earlier one up to {furthest}", at.index));
@@ -56,13 +82,28 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
         // Before the restore began: later ones may be in it, and need not.
         let earlier = history.requests.iter().filter_map(|request| {
             let (done, ended_ns) = request.done?;
-            (ended_ns < call.began_ns).then_some((request, done.at.index))
+            (ended_ns < call.began_ns).then_some((request, done.at.index, ended_ns))
         });
-        for (request, index) in earlier {
+        for (request, index, ended_ns) in earlier {
             if index <= at.index {
                 covered += 1;
+                let keys =
+                    request.batch.changes.iter().map(|change| (request.batch.user.as_str(), change.key.as_str()));
+                unlooked.extend(
+                    keys.filter(|key| !looked.contains(key)).map(|(user, key)| format!("{name}: {user} {key}")),
+                );
             } else {
                 beyond += 1;
+                let age_ns = call.began_ns - ended_ns;
+                widest_ms = widest_ms.max(age_ns / 1_000_000);
+                if let Some(named_ms) = restored.loss_window_ms.filter(|_| told_time)
+                    && age_ns > named_ms * 1_000_000 + ROUNDED_NS
+                {
+                    let (request, age_ms) = (request.name(), age_ns / 1_000_000);
+                    outside.push(format!(
+                        "{name}: {request}, acknowledged {age_ms} ms before it, which names {named_ms} ms"
+                    ));
+                }
                 if restored.last {
                     lost.push(format!("{} at {index}, restored up to {}", request.name(), at.index));
                 }
@@ -73,6 +114,12 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>) -> Report {
     report.at_least("restores after everything was shipped", at_the_end, 1);
     report.at_least("acknowledged writes that a restore must show", covered, 1);
     report.figure("acknowledged writes that were not shipped yet", beyond);
+    report.figure("age of the oldest of them when its restore began, in ms", widest_ms);
+    report.doubtful("restores that never ended", cut);
+    report.doubtful("acknowledged records that nobody looked for", unlooked.into_iter().collect());
+    report.doubtful("restored clusters that name no history", unnamed);
+    report.never("restored clusters without a history of their own", old);
+    report.never("lost, though older than the restore says that anything lost can be", outside);
     report.never("restores that failed", failed);
     report.never("recovery points that went back", back);
     report.never("restored states that the history contradicts", contradicted);

@@ -428,6 +428,7 @@ fn seen(key: &str, stored: Stored<'_>) -> Seen {
     Seen { key: key.to_owned(), version: stored.version, payload: stored.content.map(str::to_owned) }
 }
 
-fn key(number: usize) -> String {
+/// A record's name.
+pub fn key(number: usize) -> String {
     format!("{}/k{number}", if number.is_multiple_of(2) { "notes" } else { "todos" })
 }

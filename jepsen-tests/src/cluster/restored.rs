@@ -14,6 +14,22 @@ use crate::cluster::ports::Ports;
 #[derive(Debug, Deserialize)]
 struct Answer {
     last_index: u64,
+    plan: Option<Plan>,
+}
+
+/// What `holdfast restore run` says that it set out to do.
+#[derive(Debug, Deserialize)]
+struct Plan {
+    loss_window_ms: Option<u64>,
+}
+
+/// What a restore says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Said {
+    /// Everything up to here is there.
+    pub index: u64,
+    /// Age of the newest write that came back, in milliseconds; `None` = it did not say.
+    pub loss_window_ms: Option<u64>,
 }
 
 /// Up to where the archive at a URL can be restored; `None` = there is nothing in it yet. What the command complains of
@@ -35,12 +51,12 @@ pub(crate) fn plan(binary: &Path, from: &str, complaints: &Path) -> anyhow::Resu
 }
 
 impl Cluster {
-    /// Restores the archive at a URL into three nodes in `dir`, and starts them. Gives the index up to which the command
-    /// said that everything is there, too. What it said is beside `dir`.
+    /// Restores the archive at a URL into three nodes in `dir`, and starts them. Gives what the command said of it, too; all
+    /// of that is beside `dir`.
     ///
     /// # Errors
     /// What the command said when it failed; when the nodes do not become a cluster within a minute.
-    pub(crate) fn restore(binary: &Path, dir: &Path, from: &str) -> anyhow::Result<(Self, u64)> {
+    pub(crate) fn restore(binary: &Path, dir: &Path, from: &str) -> anyhow::Result<(Self, Said)> {
         let ports = Ports::claim().context("no thirty free ports in a row")?;
         let (said, complained) = (dir.with_extension("restore.json"), dir.with_extension("restore.log"));
         let mut command = Command::new(binary);
@@ -52,6 +68,7 @@ impl Cluster {
         ensure!(status.success(), "restore run ended with {status}: {}", complaint.trim());
         let text = std::fs::read_to_string(&said)?;
         let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore run said {text:?}"))?;
-        Ok((Self::start_on(ports, binary, dir, &[])?, answer.last_index))
+        let said = Said { index: answer.last_index, loss_window_ms: answer.plan.and_then(|plan| plan.loss_window_ms) };
+        Ok((Self::start_on(ports, binary, dir, &[])?, said))
     }
 }

@@ -211,6 +211,15 @@ pub struct Hint {
     pub at: Point,
 }
 
+/// A consumer that begins to follow a user's feed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// Whose.
+    pub user: String,
+    /// It asks for a page only when a watch woke it.
+    pub watches: bool,
+}
+
 /// A new cluster out of the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
@@ -221,6 +230,13 @@ pub struct Restored {
     /// Up to where the restore says that everything is there, in the history of the old cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Point>,
+    /// The history that the new cluster began, as its answers name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<u64>,
+    /// How old the newest write that comes back was when the restore began, as it says: what was acknowledged since may be
+    /// lost, and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_window_ms: Option<u64>,
     /// What is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<RestoredUser>,

@@ -71,6 +71,7 @@ fn function(action: &Action, stage: Stage) -> (&'static str, String) {
         Action::Batch(batch) => ("txn", transaction(batch)),
         Action::Read(read) => ("txn", reads(read, stage)),
         Action::Page(page) => ("page", page_of(page)),
+        Action::Follow(follow) => ("follow", text(&follow.user)),
         Action::Hint(hint) => ("hint", format!("{{:user {}, :head {}}}", text(&hint.user), hint.head)),
         Action::Feed(feed) => {
             let found = feed.records.iter().map(|found| text(&format!("{}/{}", feed.user, found.key)));

@@ -12,7 +12,7 @@ use holdfast_client::{Client, WatchEvent, WatchOptions, Watcher, v1};
 use tokio::time::{Instant, timeout};
 
 use crate::chance::Chance;
-use crate::history::calls::{Batch, Change, Hint, Level, Page, Point};
+use crate::history::calls::{Batch, Change, Follow, Hint, Level, Page, Point};
 use crate::history::{Action, Stage};
 use crate::workload::caller::{Caller, End, request_id};
 
@@ -127,6 +127,8 @@ impl Consumer {
 
     /// Follows the feed until it is told to stop, and then to its end.
     pub async fn run(mut self, stop: Arc<AtomicBool>) {
+        let follow = Action::Follow(Follow { user: self.user.clone(), watches: self.watches });
+        self.caller.shared.recorder.tell(self.caller.process, Stage::Info, follow);
         if self.watches { self.watch(stop).await } else { self.poll(stop).await }
     }
 

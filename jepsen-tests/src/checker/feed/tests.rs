@@ -144,6 +144,41 @@ fn a_consumer_that_was_not_woken_again_is_seen() {
     assert!(spoilt >= 10, "{spoilt}");
 }
 
+/// A history in which `process` follows a feed besides those that the simulation has.
+fn followed(ops: &[Op], watches: bool) -> Vec<Op> {
+    let follow = crate::history::calls::Follow { user: "u0".into(), watches };
+    let process = Process::Client(99);
+    let mut all = vec![Op { process, stage: Stage::Info, action: Action::Follow(follow), ..ops[0].clone() }];
+    all.extend_from_slice(ops);
+    all
+}
+
+#[test]
+fn a_consumer_that_never_got_a_page_is_missed() {
+    const ENDS: &str = "consumers that came to an end";
+    const WOKEN: &str = "watches that never woke anybody";
+    let ops = valid(plan(1));
+    assert_eq!(judged(&ops).row(ENDS).measured, "4");
+    let asks = judged(&followed(&ops, false));
+    assert_eq!((asks.row(ENDS).verdict, asks.row(WOKEN).verdict), (Verdict::Unknown, Verdict::Valid), "{asks:#?}");
+    assert_eq!(asks.row(ENDS).required, "at least 5");
+    let waits = followed(&ops, true);
+    assert_eq!(judged(&waits).row(WOKEN).evidence, ["Client(99) u0"]);
+    // Where the end is missing, it may have been woken there.
+    let cut = judged(&waits[..waits.len() / 2]);
+    assert_eq!(cut.verdict, Verdict::Unknown, "{cut:#?}");
+    // Once it was woken, and came to an end, all is well.
+    let mut woken = waits;
+    let last = woken.iter().rposition(|op| matches!(op.action, Action::Page(_))).expect("a page");
+    let Action::Page(page) = &woken[last].action else { panic!("{:?}", woken[last]) };
+    let at = page.turned.as_ref().expect("turned").at;
+    let hint = crate::history::calls::Hint { user: "u0".into(), head: (1 << 48) + 1, at };
+    let hint =
+        Op { process: Process::Client(99), stage: Stage::Info, action: Action::Hint(hint), ..woken[last].clone() };
+    woken.push(hint);
+    assert_eq!(judged(&woken).row(WOKEN).verdict, Verdict::Valid);
+}
+
 #[test]
 fn a_history_cut_off_anywhere_is_neither_valid_nor_blamed_on_the_cluster() {
     for seed in 0..20 {

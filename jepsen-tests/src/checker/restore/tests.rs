@@ -13,7 +13,7 @@ const INCARNATION: u64 = 7;
 fn judged(ops: &[Op]) -> Report {
     let calls = calls(ops);
     assert!(calls.broken.is_empty(), "{:?}", calls.broken);
-    check(&calls, &timeline::history(&calls))
+    check(&calls, &timeline::history(&calls), true)
 }
 
 /// The greatest position that anybody was told of before this place of the history.
@@ -36,11 +36,12 @@ fn restored(simulation: &Simulation, round: u32, last: bool, index: u64, of: u64
             payload: stored.content.map(str::to_owned),
         };
         let records: Vec<Seen> = state.stored.iter().map(seen).collect();
-        let keys = records.iter().map(|seen| seen.key.clone()).collect();
+        let keys = (0..4).map(crate::checker::simulation::key).collect();
         RestoredUser { user, keys, records }
     };
     let at = Some(Point { incarnation: INCARNATION, group: 0, index });
-    Restored { round, last, at, users: (0..2).map(user).collect(), digests: NODES, took_ms: 1 }
+    let (began, users) = (Some(INCARNATION + u64::from(round)), (0..2).map(user).collect());
+    Restored { round, last, at, began, loss_window_ms: None, users, digests: NODES, took_ms: 1 }
 }
 
 fn add(ops: &mut Vec<Op>, place: usize, restored: Restored) {
@@ -157,6 +158,73 @@ fn nodes_of_a_restored_cluster_must_be_equal() {
         ..restored(simulation, round, last, at, at)
     });
     assert_eq!(judged(&ops).broken(), ["restored clusters whose nodes differ"]);
+}
+
+#[test]
+fn a_history_that_ends_within_a_restore_is_unknown() {
+    let whole = with_restores(6, |simulation, round, last, at| restored(simulation, round, last, at, at));
+    let began = whole.iter().rposition(|op| matches!(op.action, Action::Restored(_))).expect("a restore");
+    let report = judged(&whole[..began]);
+    assert_eq!(report.verdict, Verdict::Unknown, "{report:#?}");
+    assert_eq!(report.row("restores that never ended").evidence, ["restore 2"]);
+}
+
+#[test]
+fn a_restored_cluster_must_begin_a_history_of_its_own() {
+    const ROW: &str = "restored clusters without a history of their own";
+    let named = |name: fn(u32) -> Option<u64>| {
+        judged(&with_restores(6, |simulation, round, last, at| Restored {
+            began: name(round),
+            ..restored(simulation, round, last, at, at)
+        }))
+    };
+    assert_eq!(named(|round| Some(INCARNATION + u64::from(round))).verdict, Verdict::Valid);
+    assert_eq!(named(|_| Some(INCARNATION)).row(ROW).measured, "2");
+    assert_eq!(named(|_| Some(INCARNATION + 1)).row(ROW).measured, "1", "two of them share one");
+    assert_eq!(named(|_| None).broken(), ["restored clusters that name no history"]);
+}
+
+#[test]
+fn a_user_or_a_record_that_nobody_looked_for_is_missed() {
+    const ROW: &str = "acknowledged records that nobody looked for";
+    let without = |spoil: fn(&mut Restored)| {
+        judged(&with_restores(6, |simulation, round, last, at| {
+            let mut restored = restored(simulation, round, last, at, at);
+            spoil(&mut restored);
+            restored
+        }))
+    };
+    assert_eq!(without(|_| {}).row(ROW).verdict, Verdict::Valid);
+    assert_eq!(without(|restored| drop(restored.users.remove(0))).broken(), [ROW]);
+    let key = |restored: &mut Restored| {
+        let user = &mut restored.users[0];
+        let key = user.keys.remove(0);
+        user.records.retain(|seen| seen.key != key);
+    };
+    assert_eq!(without(key).broken(), [ROW]);
+}
+
+#[test]
+fn what_is_lost_must_be_younger_than_the_restore_says() {
+    const ROW: &str = "lost, though older than the restore says that anything lost can be";
+    // The first restore lacks what was acknowledged up to a while before it began.
+    let history = |named_ms: u64| {
+        with_restores(6, |simulation, round, last, at| {
+            let index = if last { at } else { at / 2 };
+            Restored { loss_window_ms: Some(named_ms), ..restored(simulation, round, last, index, index) }
+        })
+    };
+    let widest = judged(&history(1_000_000));
+    assert_eq!(widest.verdict, Verdict::Valid, "{widest:#?}");
+    let lag_ms: u64 =
+        widest.row("age of the oldest of them when its restore began, in ms").measured.parse().expect("a number");
+    assert!(lag_ms > 60, "{lag_ms}");
+    assert_eq!(judged(&history(lag_ms)).verdict, Verdict::Valid);
+    let short = history(lag_ms - 60);
+    assert_eq!(judged(&short).broken(), [ROW]);
+    // Where the nodes' clocks jump, their ages are not the history's.
+    let calls = calls(&short);
+    assert_eq!(check(&calls, &timeline::history(&calls), false).verdict, Verdict::Valid);
 }
 
 #[test]
