@@ -19,6 +19,8 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
         // Who was taken out, or did not join yet, serves nobody, and says so.
         "membership" => &["DRAINING", "NOT_FOUNDED"],
         "disk-full" => &["DISK_FULL"],
+        // Who meets the damage refuses to answer with it.
+        "bit-flip" => &["CHECKSUM", "REPLICA_DIVERGED"],
         // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge.
         "rollback-blind" => &["VERSION_MISMATCH"],
         // An empty node at a known address says so, until it has heard from the others.

@@ -423,6 +423,9 @@ mod tests {
             failed.error = Some(Failure { reason: reason.into(), message: String::new() });
             ops.push(failed);
             assert_eq!(check(&ops, &logs(), &EXPECTED).verdict, verdict, "{reason}");
+            let flips = Expected { faults: vec!["bit-flip".into()], ..EXPECTED };
+            let row = check(&ops, &logs(), &flips).row("errors that this fault does not explain").verdict;
+            assert_eq!(row == Verdict::Invalid, reason == "INTERNAL", "{reason} where bits flip");
         }
     }
 

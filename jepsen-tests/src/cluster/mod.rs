@@ -464,7 +464,10 @@ impl Drop for Cluster {
             && matches!(dev.try_wait(), Ok(None))
         {
             signal_group(dev, libc::SIGTERM);
-            let _ = dev.wait();
+            if !matches!(process::wait_for_end(dev, Instant::now() + STOP_WITHIN), Ok(Some(_))) {
+                signal_group(dev, libc::SIGKILL);
+                let _ = dev.wait();
+            }
         }
     }
 }
