@@ -260,6 +260,7 @@ mod tests {
                 kill_all: false,
                 acknowledged_between: 1,
                 faults: Vec::new(),
+                takes_quorum: false,
             },
         };
         folder.write_test(&test).expect("written");

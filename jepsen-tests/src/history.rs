@@ -118,7 +118,7 @@ pub enum Action {
     Feed(Feed),
     /// The same, read from one node's own state.
     NodeFeed(NodeFeed),
-    /// A node's state after everything was healed.
+    /// A node's state: after everything was healed, and on the way (`info`) wherever two were asked at one index.
     Replica(Replica),
     /// The term that a node is in now, whenever it is another one.
     Term(Term),
@@ -218,11 +218,23 @@ pub struct Target {
     pub pid: i32,
     /// A majority took it for the leader.
     pub leader: bool,
-    /// The process is no more; known at the end.
-    pub gone: bool,
-    /// The signal that ended it; known at the end.
+    /// The signal that ended it, by the kernel, which tells it once the process is no more; known at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
+}
+
+impl Target {
+    /// SIGKILL ended it.
+    pub fn is_killed(&self) -> bool {
+        self.signal == Some(libc::SIGKILL)
+    }
+}
+
+impl Kill {
+    /// It ended somebody, and everybody whom it was meant for.
+    pub fn is_real(&self) -> bool {
+        !self.targets.is_empty() && self.targets.iter().all(Target::is_killed)
+    }
 }
 
 /// Whether writes go on after a kill.
@@ -539,8 +551,7 @@ mod tests {
         let began = recorder.invoke(client, Action::Bump(write("r1")));
         let reply = Reply { commit_index: 9, version: (3 << 48) | 8, replayed: false, changed: true };
         recorder.ok(client, began, Action::Bump(write("r1")), reply);
-        let kill =
-            Kill { round: 1, targets: vec![Target { node: 2, pid: 7, leader: true, gone: true, signal: Some(9) }] };
+        let kill = Kill { round: 1, targets: vec![Target { node: 2, pid: 7, leader: true, signal: Some(9) }] };
         recorder.note(Named::Nemesis, Stage::Info, Action::Kill(kill));
         recorder.mark();
         recorder.ok(client, began, Action::Resend(write("r1")), Reply { replayed: true, ..reply });

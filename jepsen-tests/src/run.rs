@@ -28,7 +28,7 @@ use crate::history::edn::{self, is_list};
 use crate::history::{Action, Feed, Named, NodeFeed, Op, Recorder, Replica, Stage, fold};
 use crate::nemesis::{self, After, Disks, Fault, Need, Storm, World, kill};
 use crate::network::Network;
-use crate::observer::Observer;
+use crate::observer::{self, Observer};
 use crate::report;
 use crate::restorer::{self, Restorer};
 use crate::workload::{Load, Shared, Workload, Written, set as set_workload};
@@ -150,6 +150,7 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
             _ => ACKNOWLEDGED_BETWEEN,
         },
         faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
+        takes_quorum: !counted && options.may_take_quorum,
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
     let (args, workload, nemesis) = (options.args.clone(), options.workload(), options.nemesis());
@@ -400,9 +401,7 @@ async fn replicas(cluster: &Cluster) -> Vec<Replica> {
         let Some(group) = cluster.status(place).await.and_then(|status| status.groups.into_iter().next()) else {
             continue;
         };
-        let digest = group.digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let (applied_index, digest_index) = (group.applied_index, group.digest_index);
-        replicas.push(Replica { node: node.id, applied_index, digest_index, digest });
+        replicas.push(observer::replica(node.id, &group));
     }
     replicas
 }

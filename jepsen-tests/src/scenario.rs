@@ -3,9 +3,10 @@
 //! ```toml
 //! why = "Leaders die and stall while everybody writes."
 //! run = "-w register -n kill,pause --clients 8 --time-limit 45"   # as on the command line of `test`
-//! # A planted bug, which one of these checkers must find; without it the run must be valid.
+//! # A planted bug, which one of these must find; without it the run must be valid. A checker, which may find it by any of
+//! # its rows but those that say that the cluster limps, or better the one row that the bug must break.
 //! planted = "stale-read"
-//! caught_by = ["versioned"]
+//! caught_by = ["versioned: linearizable answers older than what was known when they began", "linear"]
 //! # Seeds that are tried until it is found [1].
 //! tries = 3
 //! # A violation that is expected, because it is a limit that Holdfast states: the checker that finds it, and no other may.
@@ -24,7 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
-use crate::checker::Verdict;
+use crate::checker::{Verdict, harness, replicas};
 
 /// A set of scenarios.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -65,11 +66,11 @@ pub struct Scenario {
 pub enum Wanted {
     /// Nothing was broken.
     Valid,
-    /// The planted bug was found by one of these checkers.
+    /// The planted bug was found by one of these.
     Caught {
         /// Which bug.
         bug: String,
-        /// Who may find it.
+        /// What may find it: `checker`, or `checker: row`.
         by: Vec<String>,
     },
     /// What Holdfast says that it cannot do: this checker finds it, and no other finds anything.
@@ -159,14 +160,35 @@ impl Scenario {
         Duration::from_secs(value.and_then(|seconds| seconds.parse().ok()).unwrap_or(0))
     }
 
-    /// Whether a run ended as it must, by the checkers that found something.
-    pub fn is_met(&self, verdict: Verdict, invalid: &[String]) -> bool {
+    /// Whether a run ended as it must, by the rows that were broken, each as `checker: row`.
+    pub fn is_met(&self, verdict: Verdict, broken: &[String]) -> bool {
         match &self.wanted {
             Wanted::Valid => verdict == Verdict::Valid,
-            Wanted::Caught { by, .. } => verdict == Verdict::Invalid && by.iter().any(|one| invalid.contains(one)),
-            Wanted::Limit(by) => verdict == Verdict::Invalid && invalid == [by.as_str()],
+            Wanted::Caught { .. } => verdict == Verdict::Invalid && !self.caught(broken).is_empty(),
+            Wanted::Limit(by) => {
+                let by_it = |row: &String| checker_of(row) == by;
+                verdict == Verdict::Invalid && !broken.is_empty() && broken.iter().all(by_it)
+            }
         }
     }
+
+    /// Those of the broken rows that show the planted bug.
+    pub fn caught(&self, broken: &[String]) -> Vec<String> {
+        let Wanted::Caught { by, .. } = &self.wanted else { return Vec::new() };
+        let shows = |row: &&String| by.iter().any(|by| by == *row || (by == checker_of(row) && !limps(row)));
+        broken.iter().filter(shows).cloned().collect()
+    }
+}
+
+/// The checker of a `checker: row`.
+fn checker_of(row: &str) -> &str {
+    row.split_once(": ").map_or(row, |(checker, _)| checker)
+}
+
+/// Says that the cluster does not come back, which is no sign of one bug rather than another: it counts only where a
+/// scenario names it.
+fn limps(row: &str) -> bool {
+    [harness::SILENT, harness::DOWN, replicas::BEHIND].iter().any(|limping| row.ends_with(limping))
 }
 
 #[cfg(test)]
@@ -215,8 +237,8 @@ mod tests {
         let parse = |text: &str| Scenario::parse("x", &format!("why = 'because'\nrun = '-w set'\n{text}"));
         let verdicts = |text: &str| {
             let scenario = parse(text).expect("reads");
-            [(Verdict::Valid, vec![]), (Verdict::Invalid, vec!["set".to_owned()]), (Verdict::Unknown, vec![])]
-                .map(|(verdict, invalid)| scenario.is_met(verdict, &invalid))
+            [(Verdict::Valid, vec![]), (Verdict::Invalid, vec!["set: lost".to_owned()]), (Verdict::Unknown, vec![])]
+                .map(|(verdict, broken)| scenario.is_met(verdict, &broken))
         };
         assert_eq!(verdicts(""), [true, false, false]);
         assert_eq!(verdicts("planted = 'stale-read'\ncaught_by = ['set', 'feed']"), [false, true, false]);
@@ -227,12 +249,50 @@ mod tests {
         let timed = Scenario::parse("x", "why = 'because'\nrun = '-w set --time-limit 45'").expect("reads");
         assert_eq!(timed.faults_last(), Duration::from_secs(45));
         let limit = parse("limit = 'set'").expect("reads");
-        assert!(!limit.is_met(Verdict::Invalid, &["set".into(), "harness".into()]), "that much is no stated limit");
+        assert!(
+            !limit.is_met(Verdict::Invalid, &["set: lost".into(), "harness: panics".into()]),
+            "that much is no stated limit"
+        );
         for wrong in
             ["planted = 'x'", "caught_by = ['set']", "planted = 'x'\ncaught_by = ['y']\nlimit = 'z'", "seeds = 1"]
         {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert!(Scenario::parse("x", "run = '-w set'").is_err(), "why is not optional");
+    }
+
+    #[test]
+    fn a_bug_is_caught_by_the_row_that_it_must_break() {
+        let caught = |by: &str, broken: &str| {
+            let text = format!("why = 'because'\nrun = '-w set'\nplanted = 'x'\ncaught_by = ['{by}']");
+            let scenario = Scenario::parse("x", &text).expect("reads");
+            let broken = [broken.to_owned()];
+            let met = scenario.is_met(Verdict::Invalid, &broken);
+            assert_eq!(scenario.caught(&broken), if met { broken.to_vec() } else { Vec::new() });
+            assert!(!scenario.is_met(Verdict::Unknown, &broken));
+            met
+        };
+        assert!(caught("set: lost", "set: lost"));
+        assert!(!caught("set: lost", "set: twice") && !caught("set: lost", "versioned: lost"));
+        assert!(!caught("set: lost", "set: lost and found"));
+        assert!(caught("set", "set: twice") && !caught("set", "settings: twice"));
+        for limping in ["replicas: nodes at another index after healing", "harness: nodes that did not serve again"] {
+            assert!(!caught(checker_of(limping), limping), "that says nothing of the bug");
+            assert!(caught(limping, limping), "named it counts");
+        }
+        assert!(!caught("harness", "harness: kills after which no write was acknowledged"));
+    }
+
+    #[test]
+    fn planted_bugs_name_rows_that_there_are() {
+        let checkers = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/checker");
+        for scenario in Scenario::of(Profile::Planted).expect("reads") {
+            let Wanted::Caught { by, .. } = &scenario.wanted else { panic!("{} plants nothing", scenario.name) };
+            for by in by {
+                let (checker, row) = by.split_once(": ").unwrap_or_else(|| panic!("{by} names no row"));
+                let source = std::fs::read_to_string(checkers.join(format!("{checker}.rs"))).expect("a checker");
+                assert!(source.contains(&format!("\"{row}\"")), "{}: no row {row:?} in {checker}", scenario.name);
+            }
+        }
     }
 }

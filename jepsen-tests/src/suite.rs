@@ -21,7 +21,7 @@ use crate::chance::Chance;
 use crate::checker::Verdict;
 use crate::cluster::Orphan;
 use crate::folder::{Folder, timestamp};
-use crate::history::{self, Action, Process, Stage};
+use crate::history::{self, Action, Op, Process, Stage};
 use crate::scenario::{Scenario, Wanted};
 
 /// A run that takes longer than the time of its faults and this hangs.
@@ -72,6 +72,9 @@ pub struct Ended {
     pub unsaid: Vec<String>,
     /// Checkers that found something.
     pub invalid: Vec<String>,
+    /// What of that shows the planted bug, each as `checker: row`.
+    #[serde(default)]
+    pub caught: Vec<String>,
     /// Operations of clients that took effect.
     pub operations: usize,
     /// Faults that were really installed, by kind.
@@ -93,7 +96,7 @@ pub struct Summary {
     pub operations: usize,
     /// Faults that were really installed, by kind.
     pub faults: BTreeMap<String, usize>,
-    /// Planted bugs, and which checkers found each; none = it slipped through.
+    /// Planted bugs, and which rows of which checkers showed each; none = it slipped through.
     pub planted: BTreeMap<String, Vec<String>>,
     /// Runs that showed a limit that Holdfast states.
     pub limits: Vec<String>,
@@ -154,6 +157,7 @@ fn one(suite: &Suite, place: usize, scenario: &Scenario) -> anyhow::Result<Ended
         limit: matches!(scenario.wanted, Wanted::Limit(_)),
         unsaid: Vec::new(),
         invalid: Vec::new(),
+        caught: Vec::new(),
         operations: 0,
         faults: BTreeMap::new(),
         seconds: 0,
@@ -185,11 +189,13 @@ fn one(suite: &Suite, place: usize, scenario: &Scenario) -> anyhow::Result<Ended
         }
         ended.verdict = verdict_of(code);
         read_folder(&folder, &mut ended);
+        let broken = broken(&folder);
+        ended.caught = scenario.caught(&broken);
         ended.unsaid = unsaid(&folder, &scenario.said);
         if !ended.unsaid.is_empty() {
             ended.verdict = ended.verdict.max(Verdict::Unknown);
         }
-        ended.met = ended.unsaid.is_empty() && scenario.is_met(ended.verdict, &ended.invalid);
+        ended.met = ended.unsaid.is_empty() && scenario.is_met(ended.verdict, &broken);
         if ended.met {
             break;
         }
@@ -245,27 +251,55 @@ struct Results {
 struct Checker {
     checker: String,
     verdict: Verdict,
+    rows: Vec<BrokenRow>,
+}
+
+#[derive(Deserialize)]
+struct BrokenRow {
+    what: String,
+    verdict: Verdict,
+}
+
+/// What the checkers said, by the folder of a run; one without results says nothing.
+fn results(folder: &Path) -> Vec<Checker> {
+    let results = std::fs::read_to_string(folder.join("results.json")).ok();
+    let results: Option<Results> = results.and_then(|text| serde_json::from_str(&text).ok());
+    results.map(|results| results.checkers).unwrap_or_default()
 }
 
 /// Checkers that found something, by the folder of a run.
 pub(crate) fn found(folder: &Path) -> Vec<String> {
-    let results = std::fs::read_to_string(folder.join("results.json")).ok();
-    let results: Option<Results> = results.and_then(|text| serde_json::from_str(&text).ok());
-    let found = |one: &Checker| (one.verdict == Verdict::Invalid).then(|| one.checker.clone());
-    results.iter().flat_map(|results| results.checkers.iter().filter_map(found)).collect()
+    let invalid = results(folder).into_iter().filter(|one| one.verdict == Verdict::Invalid);
+    invalid.map(|one| one.checker).collect()
+}
+
+/// The rows that were broken, each as `checker: row`.
+fn broken(folder: &Path) -> Vec<String> {
+    let of = |one: Checker| {
+        let rows = one.rows.into_iter().filter(|row| row.verdict == Verdict::Invalid);
+        rows.map(|row| format!("{}: {}", one.checker, row.what)).collect::<Vec<_>>()
+    };
+    results(folder).into_iter().flat_map(of).collect()
 }
 
 /// What the folder of a run says. One that is not whole says less, and the verdict is not better for it.
 fn read_folder(folder: &Path, ended: &mut Ended) {
     ended.invalid = found(folder);
-    for op in history::read(&Folder::open(folder).history()).unwrap_or_default() {
+    count(&history::read(&Folder::open(folder).history()).unwrap_or_default(), ended);
+}
+
+/// Counts what clients did and which faults were really there, each once: a storm writes each of its kills down twice, as a
+/// fault and as the kill that it is.
+fn count(history: &[Op], ended: &mut Ended) {
+    let is_driven = history.iter().any(|op| matches!(op.action, Action::Fault(_)));
+    for op in history {
         let kind = match (&op.action, op.process, op.stage) {
             (_, Process::Client(_), Stage::Ok) => {
                 ended.operations += 1;
                 continue;
             }
             (Action::Fault(note), _, Stage::Info) if note.installed => note.fault.clone(),
-            (Action::Kill(kill), _, Stage::Info) if kill.targets.iter().all(|target| target.gone) => "kill".to_owned(),
+            (Action::Kill(kill), _, Stage::Info) if !is_driven && kill.is_real() => "kill".to_owned(),
             _ => continue,
         };
         *ended.faults.entry(kind).or_default() += 1;
@@ -276,8 +310,11 @@ fn line(ended: &Ended) -> String {
     let how = match (&ended.skipped, ended.met, &ended.planted) {
         (Some(why), true, _) => format!("SKIPPED: {why}"),
         (Some(why), false, _) => format!("FAILED, cannot be made: {why}"),
-        (None, true, Some(_)) => format!("caught by {}", ended.invalid.join(", ")),
-        (None, false, Some(bug)) => format!("SLIPPED THROUGH: nobody found {bug}"),
+        (None, true, Some(_)) => format!("caught by {}", ended.caught.join(", ")),
+        (None, false, Some(bug)) if ended.invalid.is_empty() => format!("SLIPPED THROUGH: nobody found {bug}"),
+        (None, false, Some(bug)) => {
+            format!("SLIPPED THROUGH: {} found something, and not what {bug} breaks", ended.invalid.join(", "))
+        }
         (None, true, None) if ended.limit => format!("THE STATED LIMIT, as expected: {}", ended.invalid.join(", ")),
         (None, true, None) => "valid".to_owned(),
         (None, false, None) if ended.limit && ended.verdict == Verdict::Valid => {
@@ -304,10 +341,13 @@ impl Summary {
                 *faults.entry(kind.clone()).or_default() += count;
             }
             if let Some(bug) = &run.planted {
-                planted.entry(bug.clone()).or_default().extend(run.invalid.iter().filter(|_| run.met).cloned());
+                planted.entry(bug.clone()).or_default().extend(run.caught.iter().filter(|_| run.met).cloned());
             }
         }
+        let is_run = runs.iter().any(|run| run.skipped.is_none());
         let of = |run: &Ended| match (run.met, run.verdict) {
+            // Where nothing at all was run, nothing was shown.
+            (true, _) if !is_run => Verdict::Unknown,
             (true, _) => Verdict::Valid,
             (false, Verdict::Unknown) => Verdict::Unknown,
             (false, _) => Verdict::Invalid,
@@ -343,6 +383,7 @@ impl Summary {
         }
         let failed: Vec<&str> = self.runs.iter().filter(|run| !run.met).map(|run| run.scenario.as_str()).collect();
         let _ = match failed.len() {
+            0 if skipped == self.runs.len() => writeln!(text, "no scenario was run: this proves nothing"),
             0 => writeln!(text, "all {} scenarios ended as they must", self.runs.len()),
             count => writeln!(text, "{count} of {} scenarios did not: {}", self.runs.len(), failed.join(", ")),
         };
@@ -353,6 +394,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::{FaultNote, Kill, Named, Target};
 
     fn ended(scenario: &str, met: bool, verdict: Verdict) -> Ended {
         Ended {
@@ -366,6 +408,7 @@ mod tests {
             limit: false,
             unsaid: Vec::new(),
             invalid: Vec::new(),
+            caught: Vec::new(),
             operations: 10,
             faults: [("kill".to_owned(), 2)].into(),
             seconds: 1,
@@ -397,6 +440,71 @@ mod tests {
         assert_eq!((all.verdict, all.operations, all.faults["kill"]), (Verdict::Invalid, 20, 4));
         assert!(all.table().contains("stale-read               caught by NOBODY"), "{}", all.table());
         assert_eq!(summary(Vec::new()).verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn where_this_machine_can_make_nothing_nothing_is_proved() {
+        let skipped = || Ended { skipped: Some("no root".into()), ..ended("s", true, Verdict::Unknown) };
+        assert_eq!(summary(vec![skipped(), ended("good", true, Verdict::Valid)]).verdict, Verdict::Valid);
+        let none = summary(vec![skipped(), skipped()]);
+        assert_eq!(none.verdict, Verdict::Unknown);
+        assert!(none.table().contains("no scenario was run"), "{}", none.table());
+    }
+
+    #[test]
+    fn a_fault_counts_once_and_only_when_it_was_there() {
+        let nemesis = |action| Op {
+            process: Process::Named(Named::Nemesis),
+            stage: Stage::Info,
+            time_ns: 0,
+            action,
+            reply: None,
+            error: None,
+        };
+        let kill = |signal| {
+            let targets = vec![Target { node: 1, pid: 7, leader: true, signal }];
+            nemesis(Action::Kill(Kill { round: 1, targets }))
+        };
+        let fault = |installed| {
+            let (fault, detail) = ("kill".to_owned(), String::new());
+            nemesis(Action::Fault(FaultNote { round: 1, fault, nodes: vec![1], installed, detail, missed: None }))
+        };
+        let counted = |history: &[Op]| {
+            let mut one = Ended { faults: BTreeMap::new(), ..ended("s", true, Verdict::Valid) };
+            count(history, &mut one);
+            one.faults.get("kill").copied()
+        };
+        assert_eq!(counted(&[kill(Some(9)), fault(true)]), Some(1), "a kill of a storm is written down twice");
+        assert_eq!(counted(&[kill(Some(9)), fault(false)]), None);
+        assert_eq!(counted(&[kill(Some(9)), kill(Some(9))]), Some(2), "kills alone");
+        assert_eq!(counted(&[kill(Some(15)), kill(None)]), None, "who ended otherwise was not killed");
+    }
+
+    #[test]
+    fn broken_rows_are_read_from_the_folder_and_what_shows_the_bug_is_said() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        assert!(broken(dir.path()).is_empty(), "no results");
+        let text = r#"{"verdict":"invalid","checkers":[
+            {"checker":"set","verdict":"invalid","rows":[
+                {"what":"found twice","measured":"1","required":"0","verdict":"invalid"},
+                {"what":"acknowledged","measured":"1","required":"","verdict":"valid"}]},
+            {"checker":"harness","verdict":"unknown","rows":[
+                {"what":"load","measured":"0","required":"at least 1","verdict":"unknown"}]}]}"#;
+        std::fs::write(dir.path().join("results.json"), text).expect("written");
+        assert_eq!(broken(dir.path()), ["set: found twice"]);
+        assert_eq!(found(dir.path()), ["set"]);
+        let planted = |met, caught: &[&str]| Ended {
+            planted: Some("dedup-forgotten".into()),
+            invalid: vec!["set".into()],
+            caught: caught.iter().map(|row| (*row).to_owned()).collect(),
+            ..ended("p", met, Verdict::Invalid)
+        };
+        let table = summary(vec![planted(true, &["set: found twice"])]).table();
+        assert!(table.contains("caught by set: found twice"), "{table}");
+        let other = summary(vec![planted(false, &[])]);
+        assert_eq!(other.verdict, Verdict::Invalid);
+        assert!(line(&other.runs[0]).contains("set found something, and not what"), "{}", line(&other.runs[0]));
+        assert!(other.table().contains("caught by NOBODY"), "{}", other.table());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Faults of a storm: each was really there, each is really gone, and the cluster came back after each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checker::Report;
-use crate::history::{Action, FaultNote, Op, Stage};
+use crate::checker::harness::Expected;
+use crate::history::{Action, FaultNote, Op, Process, Stage};
 
 /// What became of one fault.
 #[derive(Default)]
@@ -28,14 +29,97 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
     }
 }
 
-/// Whether this fault leaves every node the log that it fsynced.
-pub(super) fn spares_logs(fault: &str) -> bool {
+/// Whether this fault leaves every node what it fsynced.
+pub(super) fn spares_disks(fault: &str) -> bool {
     let damages = fault == "bit-flip" || fault.starts_with("rollback-");
     !damages && !matches!(fault, "array-wipe" | "array-scramble" | "array-rollback")
 }
 
-/// Judges the faults of a run; `expected` are those that must each have been there.
-pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
+/// Whether nothing can be acknowledged through nodes that this fault stands on: they are dead, stopped, without a disk, or
+/// must refuse to start on what is left of it.
+fn silences(fault: &str) -> bool {
+    matches!(fault, "kill" | "pause" | "power" | "power-all")
+        || matches!(fault, "array-hang" | "array-eio" | "array-wipe" | "array-scramble")
+}
+
+/// What stood together, and what was acknowledged where no quorum was left.
+#[derive(Default)]
+struct Together<'a> {
+    standing: BTreeMap<u32, &'a FaultNote>,
+    /// Rounds that began while another fault stood, by both names.
+    pairs: BTreeMap<String, usize>,
+    /// No quorum is left.
+    silent: bool,
+    /// Rounds that left no quorum.
+    silences: usize,
+    /// Writes that began while none was left, and did not end yet.
+    open: BTreeSet<Process>,
+    acknowledged: Vec<String>,
+}
+
+impl<'a> Together<'a> {
+    fn of(history: &'a [Op], nodes: usize) -> Self {
+        let mut all = Self::default();
+        for op in history {
+            match (&op.action, op.stage) {
+                // From the moment that it was seen to be there until it begins to be taken away.
+                (Action::Fault(note), Stage::Info) if note.installed => all.begin(note, nodes),
+                (Action::Heal(note), Stage::Invoke) => {
+                    all.standing.remove(&note.round);
+                    all.silent &= all.is_silenced(nodes);
+                }
+                (action, Stage::Invoke) if all.silent && action.request_id().is_some() => {
+                    all.open.insert(op.process);
+                }
+                (action, Stage::Ok) if all.silent && all.open.contains(&op.process) => {
+                    let at = op.time_ns / 1_000_000;
+                    all.acknowledged.extend(action.request_id().map(|id| format!("{id} at {at} ms")));
+                }
+                _ => {}
+            }
+            if !all.silent {
+                all.open.clear();
+            }
+        }
+        all
+    }
+
+    fn begin(&mut self, note: &'a FaultNote, nodes: usize) {
+        for other in self.standing.values() {
+            *self.pairs.entry(format!("{}+{}", other.fault, note.fault)).or_default() += 1;
+        }
+        self.standing.insert(note.round, note);
+        if !self.silent && self.is_silenced(nodes) {
+            (self.silent, self.silences) = (true, self.silences + 1);
+        }
+    }
+
+    fn is_silenced(&self, nodes: usize) -> bool {
+        let silenced = self.standing.values().filter(|note| silences(&note.fault));
+        let silenced: BTreeSet<u64> = silenced.flat_map(|note| note.nodes.iter().copied()).collect();
+        nodes - silenced.len().min(nodes) <= nodes / 2
+    }
+
+    fn check(self, expected: &Expected, report: &mut Report) {
+        let pairs: Vec<String> = self.pairs.iter().map(|(pair, count)| format!("{pair} {count}")).collect();
+        let shown = if pairs.is_empty() { "-".to_owned() } else { pairs.join(", ") };
+        report.figure("faults that stood together", shown);
+        // Where members change, nobody can tell from here what a quorum is.
+        if expected.faults.iter().any(|fault| fault == "membership") {
+            return;
+        }
+        if expected.takes_quorum {
+            report.at_least("rounds that left no quorum", self.silences, 1);
+        } else {
+            report.figure("rounds that left no quorum", self.silences);
+        }
+        report.never("writes acknowledged though no quorum was left", self.acknowledged);
+    }
+}
+
+/// Judges the faults of a run.
+pub(super) fn check(history: &[Op], run: &Expected, report: &mut Report) {
+    let expected = &run.faults;
     let mut lives: BTreeMap<u32, Life<'_>> = BTreeMap::new();
     for op in history {
         match (&op.action, op.stage) {
@@ -71,6 +155,7 @@ pub(super) fn check(history: &[Op], expected: &[String], report: &mut Report) {
     report.doubtful("faults that were not really there", absent);
     report.doubtful("faults that were not really gone", left);
     report.never("faults that had to have an effect, and had none", missed);
+    Together::of(history, run.nodes).check(run, report);
 }
 
 #[cfg(test)]
@@ -79,7 +164,7 @@ mod tests {
     use crate::checker::Verdict;
     use crate::checker::harness::{self, Expected};
     use crate::history::calls::{Level, Read};
-    use crate::history::{Failure, Named, Process};
+    use crate::history::{Failure, Named, Process, Reply, Write};
 
     fn op(stage: Stage, action: Action) -> Op {
         Op { process: Process::Named(Named::Nemesis), stage, time_ns: 0, action, reply: None, error: None }
@@ -98,10 +183,15 @@ mod tests {
         ]
     }
 
+    fn run(faults: &[&str]) -> Expected {
+        let faults = faults.iter().map(|fault| (*fault).to_owned()).collect();
+        let (nodes, clients, kills, kill_all, acknowledged_between) = (3, 1, 0, false, 1);
+        Expected { nodes, clients, kills, kill_all, acknowledged_between, faults, takes_quorum: false }
+    }
+
     fn judged(history: &[Op], expected: &[&str]) -> (Verdict, Vec<String>) {
         let mut report = Report::new("harness");
-        let expected: Vec<String> = expected.iter().map(|fault| (*fault).to_owned()).collect();
-        check(history, &expected, &mut report);
+        check(history, &run(expected), &mut report);
         (report.verdict, report.broken().into_iter().map(str::to_owned).collect())
     }
 
@@ -109,7 +199,7 @@ mod tests {
     fn a_fault_that_came_and_went_is_valid_and_a_run_without_faults_has_no_rows() {
         assert_eq!(judged(&life(), &["pause"]), (Verdict::Valid, Vec::new()));
         let mut report = Report::new("harness");
-        check(&[], &[], &mut report);
+        check(&[], &run(&[]), &mut report);
         assert!(report.rows.is_empty());
     }
 
@@ -175,5 +265,90 @@ mod tests {
         unknown(&history, "faults that were not really gone");
         let (verdict, rows) = judged(&life(), &["pause", "clock"]);
         assert_eq!((verdict, rows), (Verdict::Unknown, vec!["faults really there: clock".to_owned()]));
+    }
+
+    fn stage(stage: Stage, is_heal: bool, round: u32, fault: &str, nodes: &[u64]) -> Op {
+        let (fault, nodes) = (fault.to_owned(), nodes.to_vec());
+        let note = FaultNote { round, fault, nodes, installed: true, detail: String::new(), missed: None };
+        op(stage, if is_heal { Action::Heal(note) } else { Action::Fault(note) })
+    }
+
+    fn stands(round: u32, fault: &str, nodes: &[u64]) -> Op {
+        stage(Stage::Info, false, round, fault, nodes)
+    }
+
+    fn goes(round: u32, fault: &str, nodes: &[u64]) -> Op {
+        stage(Stage::Invoke, true, round, fault, nodes)
+    }
+
+    fn add(stage: Stage) -> Op {
+        let text = "x".to_owned();
+        let write =
+            Write { user: text.clone(), key: text.clone(), payload: text.clone(), request_id: text, guard: None };
+        let reply =
+            (stage == Stage::Ok).then_some(Reply { commit_index: 1, version: 1, replayed: false, changed: true });
+        Op { process: Process::Client(1), stage, time_ns: 5_000_000, action: Action::Add(write), reply, error: None }
+    }
+
+    /// The rows of what stood together.
+    fn together(history: &[Op], expected: &Expected) -> Report {
+        let mut report = Report::new("harness");
+        Together::of(history, expected.nodes).check(expected, &mut report);
+        report
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_without_a_quorum() {
+        let row = "writes acknowledged though no quorum was left";
+        let (hang, eio) = (stands(1, "array-hang", &[1]), stands(2, "array-eio", &[2]));
+        let (begins, ends) = (add(Stage::Invoke), add(Stage::Ok));
+        let judged = |history: &[&Op]| {
+            let history: Vec<Op> = history.iter().map(|op| (*op).clone()).collect();
+            together(&history, &run(&["array-hang", "array-eio"]))
+        };
+        let report = judged(&[&hang, &eio, &begins, &ends]);
+        assert_eq!((report.verdict, report.broken()), (Verdict::Invalid, vec![row]));
+        assert_eq!(report.row(row).evidence, ["x at 5 ms"]);
+        assert_eq!(report.row("rounds that left no quorum").measured, "1");
+        let healed = goes(1, "array-hang", &[1]);
+        for fine in [
+            &[&hang, &begins, &ends] as &[&Op],
+            &[&hang, &begins, &eio, &ends],
+            &[&hang, &eio, &begins, &healed, &ends],
+            &[&hang, &eio, &healed, &begins, &ends],
+        ] {
+            assert_eq!(judged(fine).verdict, Verdict::Valid, "{fine:?}");
+        }
+        // A node that came back by itself from a rollback may acknowledge.
+        assert_eq!(judged(&[&hang, &stands(2, "array-rollback", &[2]), &begins, &ends]).verdict, Verdict::Valid);
+        // The same node twice is one node.
+        assert_eq!(judged(&[&hang, &stands(2, "pause", &[1]), &begins, &ends]).verdict, Verdict::Valid);
+        // Two nodes of five leave a quorum, three do not.
+        let five = |nodes: &[u64]| {
+            let history = [stands(1, "power", nodes), add(Stage::Invoke), add(Stage::Ok)];
+            together(&history, &Expected { nodes: 5, ..run(&["power"]) }).verdict
+        };
+        assert_eq!((five(&[1, 2]), five(&[1, 2, 3])), (Verdict::Valid, Verdict::Invalid));
+    }
+
+    #[test]
+    fn a_run_about_lost_quorums_that_lost_none_proves_nothing() {
+        let expected = Expected { takes_quorum: true, ..run(&["array-hang"]) };
+        let one = [stands(1, "array-hang", &[3])];
+        assert_eq!(together(&one, &expected).broken(), ["rounds that left no quorum"]);
+        let two = [stands(1, "array-hang", &[1, 3])];
+        assert_eq!(together(&two, &expected).verdict, Verdict::Valid);
+        let members = Expected { faults: vec!["membership".into()], ..expected };
+        assert_eq!(together(&one, &members).verdict, Verdict::Valid, "what a quorum is changes");
+    }
+
+    #[test]
+    fn what_stood_together_is_counted_by_pair() {
+        let shown = |history: &[Op]| together(history, &run(&[])).row("faults that stood together").measured.clone();
+        let (kill, pause) = (stands(1, "kill", &[1]), stands(2, "pause", &[2]));
+        assert_eq!(shown(&[kill.clone(), pause.clone()]), "kill+pause 1");
+        assert_eq!(shown(&[kill.clone(), goes(1, "kill", &[1]), pause.clone()]), "-");
+        let again = [goes(1, "kill", &[1]), goes(2, "pause", &[2]), stands(3, "kill", &[1]), stands(4, "pause", &[2])];
+        assert_eq!(shown(&[&[kill, pause], &again[..]].concat()), "kill+pause 2");
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::checker::{Report, faults};
+use crate::cluster;
 use crate::history::{Action, Kill, Op, Stage};
 
 /// What a run had to do to prove anything.
@@ -28,6 +29,9 @@ pub struct Expected {
     /// Faults that must each have been there, by name.
     #[serde(default)]
     pub faults: Vec<String>,
+    /// Faults must have left no quorum at least once: the run is about that.
+    #[serde(default)]
+    pub takes_quorum: bool,
 }
 
 /// A node's log.
@@ -44,18 +48,26 @@ pub struct Log {
 const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT"];
 /// A read may also be told that no node is new enough.
 const READ_REASONS: &[&str] = &["REPLICA_BEHIND"];
+/// The rows of a cluster that does not come back; [`SILENT`] follows what went wrong.
+pub const SILENT: &str = "after which no write was acknowledged";
+/// As [`SILENT`].
+pub const DOWN: &str = "nodes that did not serve again";
 /// What a panic leaves in a log, whatever wrote it.
 const PANIC: &str = "panicked";
 /// What a node says that has lost entries, a vote or the whole log.
 const LOST: &[&str] = &["log.recovering", "log.quarantined"];
-/// A node that ends in the middle of a line, or of a log, is normal here.
-const SIGKILL: i32 = 9;
+/// What a node says whose state is not that of the others, or not what its digests say.
+const DIVERGED: &str = "integrity.diverged";
+/// What a process says first.
+const STARTING: &str = "\"node.starting\"";
+/// What Holdfast says, last of all, where it aborts on purpose: it names the reason.
+const ABORTS: &[&str] = &["holdfast: fatal: ", "holdfast: the log cannot go on: "];
 
 /// Judges a run by its history and its nodes' logs.
 pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     let mut report = Report::new("harness");
     check_kills(history, expected, &mut report);
-    faults::check(history, &expected.faults, &mut report);
+    faults::check(history, expected, &mut report);
     check_load(history, expected, &mut report);
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
     let further: Vec<&str> = expected.faults.iter().flat_map(|fault| faults::reasons(fault)).copied().collect();
@@ -75,18 +87,46 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
         log.text.lines().filter(|line| line.contains(PANIC)).map(|line| format!("{}: {line}", log.name))
     });
     report.never("panics in the nodes' logs", panics.collect());
-    if expected.faults.iter().all(|fault| faults::spares_logs(fault)) {
-        report.never("logs that a node found broken though no fault breaks them", broken_logs(logs));
+    report.never("nodes that crashed, and did not say why", crashes(logs));
+    report.never("nodes that did not end when they were told to", lines(logs, &[cluster::STUCK]));
+    if expected.faults.iter().all(|fault| faults::spares_disks(fault)) {
+        // A node that starts and finds that its log lost something, or holds what it should not, says so: nothing but a
+        // disk that damages or forgets what was fsynced may do that.
+        report.never("logs that a node found broken though no fault breaks them", lines(logs, LOST));
+        report.never("nodes that found their state damaged though no fault damages it", lines(logs, &[DIVERGED]));
     }
     report
 }
 
-/// A node that starts and finds that its log lost something, or holds what it should not, says so: nothing but a disk that
-/// damages or forgets what was fsynced may do that.
-fn broken_logs(logs: &[Log]) -> Vec<String> {
-    let says = |line: &&str| LOST.iter().any(|event| line.contains(event));
+/// Lines of logs that hold one of these words.
+fn lines(logs: &[Log], words: &[&str]) -> Vec<String> {
+    let says = |line: &&str| words.iter().any(|word| line.contains(word));
     let lines = logs.iter().flat_map(|log| log.text.lines().filter(says).map(|line| format!("{}: {line}", log.name)));
     lines.collect()
+}
+
+/// Processes that ended by a signal of their own making, as the harness wrote behind what they said. One that aborts on
+/// purpose says so before; whatever else ends a node so, a wild pointer or a check in RocksDB, is a bug, also under faults.
+fn crashes(logs: &[Log]) -> Vec<String> {
+    let mut crashes = Vec::new();
+    for log in logs {
+        let mut last = "nothing";
+        let mut on_purpose = false;
+        for line in log.text.lines() {
+            if line.contains(STARTING) {
+                on_purpose = false;
+            } else if let Some(signal) = line.strip_prefix(cluster::CRASHED) {
+                if !on_purpose || signal != cluster::ABORT {
+                    crashes.push(format!("{}: {line}; its last words: {last}", log.name));
+                }
+                on_purpose = false;
+            } else {
+                on_purpose |= ABORTS.iter().any(|said| line.contains(said));
+            }
+            last = line;
+        }
+    }
+    crashes
 }
 
 fn explained(action: &Action, reason: &str) -> bool {
@@ -104,8 +144,7 @@ fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
     let (mut leaders, mut all) = (0usize, 0usize);
     let mut fake = Vec::new();
     for kill in kills(history, Stage::Info) {
-        let real = |target: &crate::history::Target| target.gone && target.signal == Some(SIGKILL);
-        if kill.targets.is_empty() || !kill.targets.iter().all(real) {
+        if !kill.is_real() {
             fake.push(format!("{kill:?}"));
         } else if kill.round == 0 {
             all += usize::from(kill.targets.len() == expected.nodes);
@@ -128,8 +167,8 @@ fn check_kills(history: &[Op], expected: &Expected, report: &mut Report) {
     let all_nodes = if expected.kill_all { expected.nodes } else { 0 };
     report.at_least("nodes that served again", restarts, expected.kills as usize + all_nodes);
     let what = if expected.faults.is_empty() { "kills" } else { "faults" };
-    report.never(&format!("{what} after which no write was acknowledged"), silent);
-    report.never("nodes that did not serve again", down);
+    report.never(&format!("{what} {SILENT}"), silent);
+    report.never(DOWN, down);
 }
 
 fn check_load(history: &[Op], expected: &Expected, report: &mut Report) {
@@ -189,8 +228,15 @@ mod tests {
     use crate::checker::Verdict;
     use crate::history::{Failure, Named, Process, Recovered, Reply, Restart, Target, Write};
 
-    const EXPECTED: Expected =
-        Expected { nodes: 3, clients: 2, kills: 1, kill_all: true, acknowledged_between: 2, faults: Vec::new() };
+    const EXPECTED: Expected = Expected {
+        nodes: 3,
+        clients: 2,
+        kills: 1,
+        kill_all: true,
+        acknowledged_between: 2,
+        faults: Vec::new(),
+        takes_quorum: false,
+    };
 
     fn nemesis(stage: Stage, action: Action) -> Op {
         Op { process: Process::Named(Named::Nemesis), stage, time_ns: 0, action, reply: None, error: None }
@@ -208,7 +254,7 @@ mod tests {
     fn valid() -> Vec<Op> {
         let mut ops = vec![write(1, 1), write(2, 2)];
         for (round, nodes) in [(1, 1..=1), (0, 1..=3)] {
-            let target = |node| Target { node, pid: 7, leader: node == 1, gone: true, signal: Some(9) };
+            let target = |node| Target { node, pid: 7, leader: node == 1, signal: Some(9) };
             let targets: Vec<Target> = nodes.clone().map(target).collect();
             ops.push(nemesis(Stage::Invoke, Action::Kill(Kill { round, targets: targets.clone() })));
             ops.push(nemesis(Stage::Info, Action::Kill(Kill { round, targets })));
@@ -247,6 +293,49 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_differs_by_itself_is_seen_also_when_it_was_repaired() {
+        let mut logs = logs();
+        logs[2].text += "{\"event\":\"integrity.diverged\",\"reason\":\"x\"}\n{\"event\":\"integrity.reinstalled\"}\n";
+        let row = "nodes that found their state damaged though no fault damages it";
+        assert_eq!(check(&valid(), &logs, &EXPECTED).broken(), [row]);
+        let with = |fault: &str| {
+            let report = check(&valid(), &logs, &Expected { faults: vec![fault.into()], ..EXPECTED });
+            report.rows.iter().any(|one| one.what == row && one.verdict == Verdict::Invalid)
+        };
+        assert!(["kill", "power", "array-hang", "slow-fsync"].into_iter().all(with));
+        assert!(!["bit-flip", "array-scramble"].into_iter().any(with));
+    }
+
+    #[test]
+    fn a_crash_without_a_word_is_invalid_and_an_abort_that_says_why_is_not() {
+        let start = "{\"event\":\"node.starting\"}\n";
+        let fatal = "holdfast: fatal: fsync failed; the node aborts. Start it again.\n";
+        let crashed = |signal: &str| format!("{}{signal}\n", cluster::CRASHED);
+        let row = "nodes that crashed, and did not say why";
+        let broken = |text: String| {
+            let mut logs = logs();
+            logs[1].text += &text;
+            check(&valid(), &logs, &EXPECTED).broken().contains(&row)
+        };
+        assert!(!broken(format!("{start}{fatal}{}", crashed("SIGABRT"))));
+        assert!(!broken(format!("{start}{fatal}{}{start}{fatal}{}", crashed("SIGABRT"), crashed("SIGABRT"))));
+        assert!(broken(format!("{start}{}", crashed("SIGABRT"))), "not on purpose");
+        assert!(broken(format!("{start}{fatal}{}", crashed("SIGSEGV"))), "that is no abort");
+        assert!(
+            broken(format!("{start}{fatal}{}{start}{}", crashed("SIGABRT"), crashed("SIGABRT"))),
+            "another process"
+        );
+        assert!(broken(format!("{start}{fatal}{start}{}", crashed("SIGABRT"))), "what an earlier process said");
+    }
+
+    #[test]
+    fn a_node_that_does_not_end_when_it_is_told_to_is_seen() {
+        let mut logs = logs();
+        logs[0].text += &format!("{}\n", cluster::STUCK);
+        assert_eq!(check(&valid(), &logs, &EXPECTED).broken(), ["nodes that did not end when they were told to"]);
+    }
+
+    #[test]
     fn real_kills_under_load_are_valid() {
         let report = check(&valid(), &logs(), &EXPECTED);
         assert_eq!(report.verdict, Verdict::Valid, "{report:#?}");
@@ -255,11 +344,9 @@ mod tests {
 
     #[test]
     fn a_kill_that_killed_nobody_proves_nothing() {
-        for spoil in [
-            (|target: &mut Target| target.gone = false) as fn(&mut Target),
-            |target| target.signal = Some(15),
-            |target| target.signal = None,
-        ] {
+        for spoil in
+            [(|target: &mut Target| target.signal = Some(15)) as fn(&mut Target), |target| target.signal = None]
+        {
             let report = judged(|op| {
                 if let (Action::Kill(kill), Stage::Info) = (&mut op.action, op.stage) {
                     kill.targets.iter_mut().for_each(spoil);
@@ -336,6 +423,9 @@ mod tests {
             failed.error = Some(Failure { reason: reason.into(), message: String::new() });
             ops.push(failed);
             assert_eq!(check(&ops, &logs(), &EXPECTED).verdict, verdict, "{reason}");
+            let flips = Expected { faults: vec!["bit-flip".into()], ..EXPECTED };
+            let row = check(&ops, &logs(), &flips).row("errors that this fault does not explain").verdict;
+            assert_eq!(row == Verdict::Invalid, reason == "INTERNAL", "{reason} where bits flip");
         }
     }
 

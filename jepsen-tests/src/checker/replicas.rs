@@ -1,12 +1,18 @@
-//! All nodes hold the same: equal digests at equal indexes after healing, and each node's own state reads like the
-//! cluster's.
+//! All nodes hold the same: equal digests at equal indexes all the time, the same index after healing, and each node's own
+//! state reads like the cluster's. What differs on the way may be repaired until the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checker::Report;
 use crate::history::{Action, Feed, Op, Replica, Stage, fold};
 
-/// Judges the end of a history; `nodes` are all there are.
+/// The row of a node that stays behind.
+pub const BEHIND: &str = "nodes at another index after healing";
+
+/// A fault that makes two histories of one: the limit that Holdfast states.
+const TWO_HISTORIES: &str = "rollback-blind";
+
+/// Judges what nodes held; `nodes` are all there are.
 pub fn check(history: &[Op], nodes: usize) -> Report {
     let mut report = Report::new("replicas");
     let ended = || history.iter().filter(|op| op.stage == Stage::Ok);
@@ -18,10 +24,26 @@ pub fn check(history: &[Op], nodes: usize) -> Report {
         .collect();
     let answered: BTreeSet<u64> = replicas.iter().map(|replica| replica.node).collect();
     report.at_least("nodes that told their digest", answered.len(), nodes);
-    report.never("nodes at another index after healing", apart(&replicas));
+    report.never(BEHIND, apart(&replicas));
     report.never("digests that differ at one index", diverged(&replicas));
+    check_way(history, &mut report);
     check_reads(history, nodes, &mut report);
     report
+}
+
+/// What nodes said while clients wrote: each comparison is of two that were asked at one index.
+fn check_way(history: &[Op], report: &mut Report) {
+    let met = history.iter().filter_map(|op| match &op.action {
+        Action::Replica(replica) if op.stage == Stage::Info => Some(replica),
+        _ => None,
+    });
+    let met: Vec<&Replica> = met.collect();
+    let indexes: BTreeSet<u64> = met.iter().map(|replica| replica.digest_index).collect();
+    report.figure("indexes at which digests were compared on the way", indexes.len());
+    let two = history.iter().any(|op| matches!(&op.action, Action::Fault(note) if note.fault == TWO_HISTORIES));
+    if !two {
+        report.never("digests that differed at one index on the way", diverged(&met));
+    }
 }
 
 /// Nobody writes any more: a node that stays behind never catches up.
@@ -135,6 +157,36 @@ mod tests {
         assert_eq!((report.verdict, report.broken()), (Verdict::Invalid, vec!["digests that differ at one index"]));
         let report = check(&change_replica(|one| one.digest.clear()), 3);
         assert_eq!(report.broken(), ["digests that differ at one index"], "no digest is no agreement");
+    }
+
+    #[test]
+    fn another_digest_on_the_way_is_seen_though_all_are_equal_in_the_end() {
+        let met = |node, digest: &str| Op {
+            process: Process::Named(Named::Observer),
+            stage: Stage::Info,
+            ..op(Action::Replica(Replica { node, applied_index: 5, digest_index: 5, digest: digest.into() }))
+        };
+        let with = |ops: &[Op]| check(&[ops, &valid()[..]].concat(), 3);
+        let equal = with(&[met(1, "aa"), met(2, "aa")]);
+        assert_eq!(equal.verdict, Verdict::Valid);
+        assert_eq!(equal.row("indexes at which digests were compared on the way").measured, "1");
+        let row = "digests that differed at one index on the way";
+        let differ = [met(1, "aa"), met(2, "aa"), met(1, "aa"), met(3, "ab")];
+        let report = with(&differ);
+        assert_eq!((report.verdict, report.broken()), (Verdict::Invalid, vec![row]));
+        assert!(report.row(row).evidence[0].starts_with("index 5"), "{report:?}");
+        let blind = |fault: &str| {
+            let note = crate::history::FaultNote {
+                round: 1,
+                fault: fault.into(),
+                nodes: vec![2],
+                installed: true,
+                detail: String::new(),
+                missed: None,
+            };
+            with(&[&[op(Action::Fault(note))], &differ[..]].concat()).verdict
+        };
+        assert_eq!((blind("rollback-blind"), blind("rollback-alone")), (Verdict::Valid, Verdict::Invalid));
     }
 
     #[test]

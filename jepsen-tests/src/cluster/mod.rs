@@ -16,6 +16,7 @@ mod restored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -42,6 +43,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 /// For one question to one node about itself.
 const STATUS_WITHIN: Duration = Duration::from_secs(1);
+/// From SIGTERM to the end of a node: it hands over, ends calls that are under way, and closes its databases.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// What the harness writes behind what a node said that ended by a signal which it brought upon itself; its name follows.
+pub(crate) const CRASHED: &str = "jepsen-tests: this process ended by ";
+/// The signal of `abort`.
+pub(crate) const ABORT: &str = "SIGABRT";
+/// What the harness writes behind what a node said that had to be killed after SIGTERM.
+pub(crate) const STUCK: &str = "jepsen-tests: this process did not end within a minute of SIGTERM, and was killed";
 /// Lines of each log that are shown after a failure.
 const LOG_LINES: usize = 25;
 
@@ -96,13 +105,11 @@ pub struct Cluster {
     env: Vec<Vec<(String, String)>>,
 }
 
-/// How a killed node ended.
+/// How a killed node ended; it is no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Killed {
     /// The process that was killed.
     pub pid: i32,
-    /// It is no more.
-    pub gone: bool,
     /// The signal that ended it; `None` = it ended otherwise, or is a child of `holdfast dev`, which alone knows.
     pub signal: Option<i32>,
 }
@@ -291,9 +298,10 @@ impl Cluster {
         let end = |place: &usize| {
             let pid = self.nodes[*place].pid;
             let status = self.own.remove(place).map(|mut child| child.wait().expect("reaped"));
+            self.note_crash(*place, status);
             // Also of what it was started under: a node under strace may end a moment after it.
             wait_until("a killed node's end", || !is_alive(pid) && !process::group_is_alive(pid));
-            Killed { pid, gone: true, signal: status.and_then(process::signal_of) }
+            Killed { pid, signal: status.and_then(process::signal_of) }
         };
         places.iter().map(end).collect()
     }
@@ -334,6 +342,20 @@ impl Cluster {
         self.own.insert(place, child);
     }
 
+    /// Writes behind what a node said that it crashed, if it did: whoever reads its log may not have seen it end.
+    fn note_crash(&self, place: usize, status: Option<ExitStatus>) {
+        if let Some(signal) = status.and_then(process::crash_of) {
+            self.note(place, &format!("{CRASHED}{signal}"));
+        }
+    }
+
+    fn note(&self, place: usize, line: &str) {
+        let log = OpenOptions::new().create(true).append(true).open(self.log(place));
+        // On a line of its own, whatever the process was at when it ended.
+        let written = log.and_then(|mut log| log.write_all(format!("\n{line}\n").as_bytes()));
+        written.expect("a node's log can be written");
+    }
+
     /// Makes all nodes children of this process, by stopping them and starting each by its own command line: only of
     /// its own children does the kernel tell how they ended.
     pub fn take_over(&mut self) {
@@ -366,20 +388,37 @@ impl Cluster {
         .await;
     }
 
-    /// Ends all nodes with SIGTERM and waits for them.
+    /// Ends all nodes with SIGTERM and waits for them, for a minute at most: then they are killed, and their logs say so.
     ///
     /// # Panics
     /// When one cannot be waited for.
     pub fn stop(&mut self) {
-        let own = std::mem::take(&mut self.own);
-        let children: Vec<Child> = own.into_values().chain(self.dev.take()).collect();
-        for child in &children {
+        self.stop_within(STOP_WITHIN);
+    }
+
+    fn stop_within(&mut self, within: Duration) {
+        let own = std::mem::take(&mut self.own).into_iter().map(|(place, child)| (Some(place), child));
+        let children: Vec<(Option<usize>, Child)> = own.chain(self.dev.take().map(|dev| (None, dev))).collect();
+        for (_, child) in &children {
             signal_group(child, libc::SIGTERM);
             // One that a fault has stopped is told nothing until it goes on.
             signal_group(child, libc::SIGCONT);
         }
-        for mut child in children {
-            child.wait().expect("reaped");
+        let end = Instant::now() + within;
+        for (place, mut child) in children {
+            let status = process::wait_for_end(&mut child, end).expect("reaped");
+            if status.is_none() {
+                let who = place.map_or("holdfast dev".to_owned(), |place| format!("node {}", self.nodes[place].id));
+                eprintln!("{who} did not end within {} s of SIGTERM: it is killed", within.as_secs());
+                if let Some(place) = place {
+                    self.note(place, STUCK);
+                }
+                signal_group(&child, libc::SIGKILL);
+                child.wait().expect("reaped");
+            }
+            if let Some(place) = place {
+                self.note_crash(place, status);
+            }
         }
     }
 
@@ -425,7 +464,82 @@ impl Drop for Cluster {
             && matches!(dev.try_wait(), Ok(None))
         {
             signal_group(dev, libc::SIGTERM);
-            let _ = dev.wait();
+            if !matches!(process::wait_for_end(dev, Instant::now() + STOP_WITHIN), Ok(Some(_))) {
+                signal_group(dev, libc::SIGKILL);
+                let _ = dev.wait();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cluster of processes that are no nodes; each runs a script.
+    fn of_scripts(dir: &Path, scripts: &[&str]) -> Cluster {
+        std::fs::create_dir(dir.join("log")).expect("made");
+        let node = |(place, script): (usize, &&str)| Node {
+            id: place as u64 + 1,
+            pid: 0,
+            data_dir: dir.to_owned(),
+            client: String::new(),
+            admin: String::new(),
+            http: String::new(),
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        };
+        let mut cluster = Cluster {
+            dir: dir.to_owned(),
+            nodes: scripts.iter().enumerate().map(node).collect(),
+            binary: PathBuf::new(),
+            ports: Ports::claim().expect("ports"),
+            args: Vec::new(),
+            dev: None,
+            own: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            surroundings: BTreeMap::new(),
+            seats: Vec::new(),
+            env: Vec::new(),
+        };
+        for place in 0..scripts.len() {
+            cluster.restart(place);
+        }
+        cluster
+    }
+
+    fn said(cluster: &Cluster, place: usize) -> String {
+        std::fs::read_to_string(cluster.log(place)).unwrap_or_default()
+    }
+
+    #[test]
+    fn whoever_does_not_end_is_killed_and_its_log_says_so() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let stuck = "trap '' TERM; echo deaf >&2; while :; do sleep 0.1; done";
+        let heeds = "trap 'echo ends >&2; exit 0' TERM; echo hears >&2; while :; do sleep 0.1; done";
+        let mut cluster = of_scripts(dir.path(), &[stuck, heeds]);
+        wait_until("both to run", || said(&cluster, 0).contains("deaf") && said(&cluster, 1).contains("hears"));
+        let pids: Vec<i32> = cluster.nodes.iter().map(|node| node.pid).collect();
+        // The one that heeds it has time enough: the limit is for all, and it is asked second.
+        cluster.stop_within(Duration::from_secs(2));
+        for pid in pids {
+            wait_until("its end", || !is_alive(pid) && !process::group_is_alive(pid));
+        }
+        assert!(said(&cluster, 0).contains(STUCK), "{}", said(&cluster, 0));
+        assert!(said(&cluster, 1).ends_with("ends\n"), "{}", said(&cluster, 1));
+    }
+
+    #[test]
+    fn a_crash_stands_behind_what_the_node_said_and_a_kill_does_not() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let runs = "echo runs >&2; exec sleep 600";
+        let mut cluster = of_scripts(dir.path(), &["echo dies >&2; kill -ABRT $$", runs, "kill -SEGV $$"]);
+        wait_until("two crashes", || cluster.ended(0).is_some() && cluster.ended(2).is_some());
+        wait_until("one that runs", || said(&cluster, 1).contains("runs"));
+        assert_eq!(cluster.kill(0).signal, Some(libc::SIGABRT));
+        assert_eq!(cluster.kill(1).signal, Some(libc::SIGKILL));
+        cluster.stop();
+        assert_eq!(said(&cluster, 0), format!("dies\n\n{CRASHED}{ABORT}\n"));
+        assert_eq!(said(&cluster, 1), "runs\n");
+        assert_eq!(said(&cluster, 2), format!("\n{CRASHED}SIGSEGV\n"));
     }
 }

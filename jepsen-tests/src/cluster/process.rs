@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Instant;
 
 use crate::disk::mounts::Namespace;
 
@@ -98,6 +99,30 @@ pub(super) fn signal_of(status: ExitStatus) -> Option<i32> {
     std::os::unix::process::ExitStatusExt::signal(&status)
 }
 
+/// Name of the signal by which a process ended that brought it upon itself; `None` = it ended otherwise.
+pub(super) fn crash_of(status: ExitStatus) -> Option<&'static str> {
+    match signal_of(status)? {
+        libc::SIGABRT => Some(super::ABORT),
+        libc::SIGSEGV => Some("SIGSEGV"),
+        libc::SIGBUS => Some("SIGBUS"),
+        libc::SIGILL => Some("SIGILL"),
+        libc::SIGFPE => Some("SIGFPE"),
+        libc::SIGTRAP => Some("SIGTRAP"),
+        _ => None,
+    }
+}
+
+/// Waits for a child, until `end` at the latest; `None` = it runs on.
+pub(super) fn wait_for_end(child: &mut Child, end: Instant) -> io::Result<Option<ExitStatus>> {
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() >= end {
+            return Ok(status);
+        }
+        std::thread::sleep(super::POLL);
+    }
+}
+
 /// The process runs, or a thread of it still does: as long as one does, ports and locks are held, even when the first
 /// thread merely waits to be reaped.
 pub fn is_alive(pid: i32) -> bool {
@@ -140,6 +165,19 @@ mod tests {
         signal_group(&child, libc::SIGKILL);
         assert_eq!(signal_of(child.wait().expect("reaped")), Some(libc::SIGKILL));
         assert!(!is_alive(pid));
+    }
+
+    #[test]
+    fn who_crashed_is_told_from_who_was_ended() {
+        let ended = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let mut child = spawn(command, Orphan::Killed).expect("sh starts");
+            crash_of(child.wait().expect("reaped"))
+        };
+        assert_eq!(ended("kill -ABRT $$"), Some("SIGABRT"));
+        assert_eq!(ended("kill -SEGV $$"), Some("SIGSEGV"));
+        assert_eq!((ended("kill -KILL $$"), ended("kill -TERM $$"), ended("exit 134")), (None, None, None));
     }
 
     #[test]

@@ -2,18 +2,21 @@
 //! full of noise, or back at an earlier day.
 
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
 
 use crate::chance::Chance;
-use crate::cluster::comes_true;
+use crate::cluster::{Orphan, comes_true};
 use crate::disk::array::{self, Spread, WITHIN};
 use crate::disk::corrupt::{Damage, Part};
-use crate::nemesis::drive::RECOVER_WITHIN;
-use crate::nemesis::{Fault, Harm, Struck, World};
+use crate::nemesis::drive::{RECOVER_WITHIN, serves};
+use crate::nemesis::{Fault, Harm, Struck, World, pause};
 
 /// Written and fsynced after the image was set aside: a rollback must take it away.
 const MARK: &str = "rollback-mark";
+/// What somebody writes to a disk that hangs, and must wait to.
+const WRITER: &str = "hang-probe";
 
 /// Makes one of the five losses of an array.
 pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
@@ -25,8 +28,16 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
     match fault {
         Fault::ArrayHang => {
             let hang = array::hang(&world.disks_of(&struck.places)?).context("freeze an array")?;
-            told(&mut struck, hang.spread, hang.spread.begun <= WITHIN, "writers sleep");
-            world.hangs.insert(struck.round, hang);
+            let spread = hang.spread;
+            // Kept from here on, so that all are thawed whatever happens next.
+            let (_, writers) = world.hangs.entry(struck.round).or_insert((hang, Vec::new()));
+            let disks = world.disks.as_ref().context("disks that were frozen")?;
+            for place in &struck.places {
+                writers.push(writer(disks.at(*place)?)?);
+            }
+            let mut sleep = async || writers.iter().all(|writer| pause::state(writer.id() as i32) == Some('D'));
+            let sleep = comes_true(RECOVER_WITHIN, &mut sleep).await;
+            told(&mut struck, spread, sleep, "writers sleep");
         }
         Fault::ArrayEio => {
             let spread = cut(world, &struck.places)?;
@@ -51,7 +62,8 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
             }
             let what =
                 if loaded { "an fsynced file is gone" } else { "an fsynced file is gone; nothing was acknowledged" };
-            told(&mut struck, spread, gone, what);
+            // Who has nothing to forget goes back in no time.
+            told(&mut struck, spread, gone && loaded, what);
         }
     }
     Ok(Some(struck))
@@ -60,7 +72,11 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
 /// The array is back: as it was before, if it had been emptied or spoilt. Nodes that ended are started.
 pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Result<()> {
     // Ends when the guardian has thawed them.
-    let hung = world.hangs.remove(&struck.round).is_some();
+    let mut writers = world.hangs.remove(&struck.round).map(|(hang, writers)| {
+        drop(hang);
+        writers
+    });
+    let hung = writers.is_some();
     let fault = struck.fault;
     let mut ended = Vec::new();
     for place in struck.places.clone() {
@@ -78,7 +94,9 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
         world.start(place);
     }
     let restarted = world.restart_ended(&struck.places);
-    struck.installed = world.disks_of(&struck.places)?.iter().any(|disk| disk.is_dark());
+    let mut wake = async || writers.iter_mut().flatten().all(|writer| matches!(writer.try_wait(), Ok(Some(_))));
+    let woke = comes_true(RECOVER_WITHIN, &mut wake).await;
+    struck.installed = !woke || world.disks_of(&struck.places)?.iter().any(|disk| disk.is_dark());
     struck.detail = format!("the array is back; had ended: {ended:?} {restarted:?}");
     Ok(())
 }
@@ -103,7 +121,8 @@ async fn lose(world: &mut World, struck: &mut Struck, chance: &mut Chance) -> an
         }
         world.cluster.restart(place);
     }
-    let mut ends = Vec::new();
+    let hears = world.must_serve();
+    let (mut ends, mut missed) = (Vec::new(), Vec::new());
     for place in &struck.places {
         let mut ended = None;
         // Alone it cannot know that it is known under another directory, so it may run on while it hears nobody.
@@ -112,10 +131,30 @@ async fn lose(world: &mut World, struck: &mut Struck, chance: &mut Chance) -> an
             ended.is_some()
         })
         .await;
+        if ended.is_none() && is_broken(struck.fault, hears, serves(&world.cluster, *place).await) {
+            let (id, seconds) = (world.cluster.nodes[*place].id, RECOVER_WITHIN.as_secs());
+            missed.push(format!("node {id} runs on {seconds} s after its start on a disk that was lost"));
+        }
         ends.push(ended.map_or("runs on".to_owned(), |status| status.to_string()));
     }
+    struck.missed = (!missed.is_empty()).then(|| missed.join("; "));
     told(struck, spread, true, &format!("{spoilt} files of noise; the nodes, started on it: {ends:?}"));
     Ok(())
+}
+
+/// Whether a node that runs on, after its start on a disk that was lost, breaks a promise. Of noise nothing can be read; one
+/// that is empty learns only from the others that it is known under another directory, and serves nobody before.
+fn is_broken(fault: Fault, hears_a_majority: bool, serves: bool) -> bool {
+    fault == Fault::ArrayScramble || hears_a_majority || serves
+}
+
+/// Somebody who writes to a disk beside its node. A process of its own: a thread of this one that sleeps there would keep
+/// the guardian from hearing of this one's end.
+fn writer(at: &Path) -> anyhow::Result<Child> {
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo waits >\"$1\"", "sh"]).arg(at.join(WRITER));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    crate::cluster::spawn(command, Orphan::Killed).with_context(|| format!("write to {}", at.display()))
 }
 
 fn cut(world: &World, places: &[usize]) -> anyhow::Result<Spread> {
@@ -143,4 +182,16 @@ pub(super) fn roll_back(world: &World, place: usize) -> anyhow::Result<bool> {
     disk.roll_back(&copy)?;
     std::fs::remove_file(&copy).with_context(|| format!("remove {}", copy.display()))?;
     Ok(was_there && !disk.at().join(MARK).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_empty_node_that_hears_nobody_and_serves_nobody_may_run_on() {
+        assert!(!is_broken(Fault::ArrayWipe, false, false));
+        assert!(is_broken(Fault::ArrayWipe, true, false) && is_broken(Fault::ArrayWipe, false, true));
+        assert!(is_broken(Fault::ArrayScramble, false, false));
+    }
 }

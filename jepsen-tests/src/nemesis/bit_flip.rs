@@ -2,6 +2,7 @@
 //! damage aside and is filled up again, or meets it later and repairs it; it never serves it.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use anyhow::Context;
 
@@ -72,8 +73,18 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
         None if decided => "it started".to_owned(),
         None => "it neither answers nor ends".to_owned(),
     };
+    let told = told(world, place, said);
+    let id = world.cluster.nodes[place].id;
+    struck.missed = if !decided {
+        Some(format!(
+            "node {id} neither answers nor ends {} s after its start on a damaged file",
+            RECOVER_WITHIN.as_secs()
+        ))
+    } else {
+        ended.and_then(|status| unsaid(id, status, told.as_deref()))
+    };
     struck.detail =
-        format!("{part:?}: byte {} of {} in {name}; {end}; {}", done.at, after.len(), told(world, place, said));
+        format!("{part:?}: byte {} of {} in {name}; {end}; {}", done.at, after.len(), shown(told.as_deref()));
     Ok(Some(struck))
 }
 
@@ -82,10 +93,14 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     let place = struck.places[0];
     let whole = world.whole.remove(&struck.round).context("a fault that was made")?;
     struck.detail = match world.cluster.ended(place) {
-        None => format!("it runs; {}", told(world, place, whole.said)),
+        None => format!("it runs; {}", shown(told(world, place, whole.said).as_deref())),
         Some(status) => {
             world.cluster.kill(place);
-            let said = told(world, place, whole.said);
+            let told = told(world, place, whole.said);
+            if struck.missed.is_none() {
+                struck.missed = unsaid(world.cluster.nodes[place].id, status, told.as_deref());
+            }
+            let said = shown(told.as_deref());
             let data = world.cluster.nodes[place].data_dir.clone();
             let done = ["state", "raft"].into_iter().find(|part| said.contains(&format!("{part}/ to quarantine/")));
             match done {
@@ -108,12 +123,33 @@ fn set_aside(data: &Path, part: &str, round: u32) -> anyhow::Result<()> {
 }
 
 /// What the node said about damage since its log had this length, the last of it.
-fn told(world: &World, place: usize, since: u64) -> String {
+fn told(world: &World, place: usize, since: u64) -> Option<String> {
     let bytes = std::fs::read(world.cluster.log(place)).unwrap_or_default();
     let since = usize::try_from(since).unwrap_or(usize::MAX).min(bytes.len());
     let text = String::from_utf8_lossy(&bytes[since..]).into_owned();
-    match text.lines().rfind(|line| SAID.iter().any(|word| line.contains(word))) {
-        Some(line) => format!("it says: {line}"),
-        None => "it says nothing of damage".to_owned(),
+    text.lines().rfind(|line| SAID.iter().any(|word| line.contains(word))).map(str::to_owned)
+}
+
+fn shown(told: Option<&str>) -> String {
+    told.map_or("it says nothing of damage".to_owned(), |line| format!("it says: {line}"))
+}
+
+/// The broken promise of a node that ended over damage and does not say so: a crash looks like this, too.
+fn unsaid(node: u64, status: ExitStatus, told: Option<&str>) -> Option<String> {
+    told.is_none().then(|| format!("node {node} ended with {status} over a damaged file, and says nothing of it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn whoever_ends_over_damage_says_so() {
+        let status = ExitStatus::from_raw(libc::SIGSEGV);
+        let missed = unsaid(2, status, None).expect("a broken promise");
+        assert!(missed.starts_with("node 2 ended with signal: 11"), "{missed}");
+        assert_eq!(unsaid(2, status, Some("holdfast: a database file is corrupt")), None);
     }
 }

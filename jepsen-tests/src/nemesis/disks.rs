@@ -13,6 +13,9 @@ use crate::nemesis::World;
 const PROBE: &str = "power-probe";
 const PROBE_BYTES: &[u8] = b"written before the power went, and never fsynced";
 
+/// A run that may take the quorum draws the largest array in so many of a hundred cases, and any in the others.
+const QUORUM_PERCENT: usize = 70;
+
 /// Disks by the places of their nodes.
 #[derive(Debug)]
 pub struct Disks {
@@ -41,6 +44,12 @@ impl Disks {
     /// The array of a place, from 1.
     pub fn array_of(place: usize, arrays: usize) -> usize {
         place % arrays.max(1) + 1
+    }
+
+    /// Where the disk of a place is mounted.
+    pub(super) fn at(&self, place: usize) -> anyhow::Result<&Path> {
+        let disk = self.by_place.get(&place);
+        disk.map(Disk::at).with_context(|| format!("the node at place {place} has no disk of its own"))
     }
 
     /// Where an image is kept while another one is in use.
@@ -82,6 +91,10 @@ impl World {
         };
         let mut fitting: Vec<Vec<usize>> = (1..=disks.arrays).map(of).filter(fits).collect();
         chance.shuffle(&mut fitting);
+        // Where the quorum may go, it goes in most cases.
+        if self.may_take_quorum && chance.percent(QUORUM_PERCENT) {
+            fitting.sort_by_key(Vec::len);
+        }
         Ok(fitting.pop().unwrap_or_default())
     }
 

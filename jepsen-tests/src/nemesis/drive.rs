@@ -92,8 +92,13 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
             Fault::Transfer => 2,
             _ => 1,
         });
-        for fault in drawn {
-            standing.extend(fault.strike(world, chance).await?);
+        let count = drawn.len();
+        for (at, fault) in drawn.into_iter().enumerate() {
+            world.leaves_one = at + 1 < count;
+            match fault.strike(world, chance).await? {
+                Some(struck) => standing.push(struck),
+                None => put_back(&mut turn, fault, !standing.is_empty()),
+            }
         }
         for struck in standing.iter().filter(|struck| struck.installed) {
             missing.remove(&struck.fault);
@@ -132,6 +137,14 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
         }
     }
     Ok(After::Well)
+}
+
+/// A fault found nobody to strike. Beside another one that is no wonder: its turn is still to come, after those of the
+/// others. Alone it is over, so that what cannot be made at all keeps nothing else from being made.
+fn put_back(turn: &mut Vec<Fault>, fault: Fault, beside_another: bool) {
+    if beside_another {
+        turn.insert(0, fault);
+    }
 }
 
 /// What may strike now: all, then those that were not there yet, then nothing, which ends the storm.
@@ -199,5 +212,15 @@ mod tests {
         assert_eq!(wanted(&storm, &none, until), None);
         assert_eq!(wanted(&storm, &kill, until), Some(vec![Fault::Kill]));
         assert_eq!(wanted(&storm, &kill, until + LATE), None);
+    }
+
+    #[test]
+    fn who_finds_nobody_beside_another_keeps_its_turn_and_loses_it_alone() {
+        let mut turn = vec![Fault::Power, Fault::Clock];
+        put_back(&mut turn, Fault::Pause, true);
+        // The next one is taken from the end.
+        assert_eq!(turn, [Fault::Pause, Fault::Power, Fault::Clock]);
+        put_back(&mut turn, Fault::Kill, false);
+        assert!(!turn.contains(&Fault::Kill));
     }
 }

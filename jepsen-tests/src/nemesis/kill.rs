@@ -25,7 +25,7 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     let mut struck = world.begin(Fault::Kill, places, Harm::Taken, "SIGKILL");
     let recorder = world.recorder.clone();
     let targets = kill(&mut world.cluster, &recorder, struck.round, &struck.places, leader);
-    struck.installed = targets.iter().all(|target| target.gone && target.signal == Some(libc::SIGKILL));
+    struck.installed = targets.iter().all(|target| target.is_killed());
     struck.detail = format!("{targets:?}");
     Ok(Some(struck))
 }
@@ -111,12 +111,12 @@ fn kill(
 ) -> Vec<Target> {
     let target = |place: &usize| {
         let node = &cluster.nodes[*place];
-        Target { node: node.id, pid: node.pid, leader: leader == Some(*place), gone: false, signal: None }
+        Target { node: node.id, pid: node.pid, leader: leader == Some(*place), signal: None }
     };
     let mut targets: Vec<Target> = places.iter().map(target).collect();
     recorder.note(Named::Nemesis, Stage::Invoke, Action::Kill(Kill { round, targets: targets.clone() }));
     for (target, killed) in targets.iter_mut().zip(cluster.kill_together(places)) {
-        (target.pid, target.gone, target.signal) = (killed.pid, killed.gone, killed.signal);
+        (target.pid, target.signal) = (killed.pid, killed.signal);
     }
     recorder.note(Named::Nemesis, Stage::Info, Action::Kill(Kill { round, targets: targets.clone() }));
     // Writes that begin from now on cannot have been acknowledged by whoever was killed.

@@ -41,7 +41,15 @@ fn strike(world: &mut World, chance: &mut Chance, fault: Fault, rule: Rule) -> a
     let one = chance.percent(50).then(|| members[chance.below(members.len())]);
     let pairs = members.iter().flat_map(|from| members.iter().map(move |to| (*from, *to)));
     let hit = |(from, to): &(usize, usize)| from != to && one.is_none_or(|one| one == *from || one == *to);
-    let links: Vec<(usize, usize)> = pairs.filter(hit).collect();
+    let mut links: Vec<(usize, usize)> = pairs.filter(hit).collect();
+    // What carries nothing at all is not bad, and what is lost there is not this fault's doing.
+    let is_cut = |(from, to): &(usize, usize)| {
+        world.network().is_ok_and(|network| network.rules(*from, *to).iter().any(|(_, rule)| rule.cut))
+    };
+    links.retain(|link| !is_cut(link));
+    if links.is_empty() {
+        return Ok(None);
+    }
     let places = one.map_or_else(|| members.clone(), |one| vec![one]);
     let mut struck = world.begin(fault, places, Harm::Slowed, format!("{rule:?}"));
     let network = world.network()?;
@@ -51,7 +59,7 @@ fn strike(world: &mut World, chance: &mut Chance, fault: Fault, rule: Rule) -> a
     let probes = network.probe(&members, EACH, WAIT)?;
     let fastest = fastest(&probes, &links);
     let lost = lost() - before;
-    struck.installed = if rule.lost > 0 { lost > 0 } else { fastest.is_none_or(|fastest| fastest >= rule.delay) };
+    struck.installed = if rule.lost > 0 { lost > 0 } else { fastest.is_some_and(|fastest| fastest >= rule.delay) };
     struck.detail = format!("{rule:?} on {} links: {lost} packets lost, fastest probe {fastest:?}", links.len());
     Ok(Some(struck))
 }

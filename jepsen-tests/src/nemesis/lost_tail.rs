@@ -98,7 +98,8 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     ensure!(probe_is_lost(disk)?, "node {id}: what nobody fsynced survived");
     world.start(leader);
     let (joined, told) = partition::is_joined(world, &cut)?;
-    struck.installed = !joined;
+    // A tail that it was not seen to take back is not gone, and nothing was shown by cutting its power.
+    struck.installed = !joined || !took_back;
     struck.detail = format!(
         "took the tail back: {took_back}; its log ended at {} and not at {end} when its power was cut; {told}",
         now.last_log_index

@@ -47,7 +47,7 @@ fn states(world: &World, places: &[usize]) -> String {
 }
 
 /// The letter of /proc/PID/stat: T is stopped; `None` = there is no such process.
-fn state(pid: i32) -> Option<char> {
+pub(super) fn state(pid: i32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(')').next()?.trim_start().chars().next()
 }

@@ -33,9 +33,10 @@ fn strike(world: &mut World, fault: Fault, places: Vec<usize>) -> anyhow::Result
     }
     let mut struck = world.begin(fault, places, Harm::Taken, "FS_IOC_SHUTDOWN without flush, then SIGKILL");
     let spread = array::cut_power(&world.disks_of(&struck.places)?)?;
-    let killed = world.cluster.kill_together(&struck.places);
+    // One whose log could not be fsynced any more may have ended by itself before: how it ended says nothing here.
+    world.cluster.kill_together(&struck.places);
     let dark = world.disks_of(&struck.places)?.iter().all(|disk| disk.is_dark());
-    struck.installed = dark && killed.iter().all(|killed| killed.gone);
+    struck.installed = dark;
     struck.detail = format!("no disk answers; all within {} us", spread.done.as_micros());
     Ok(struck)
 }

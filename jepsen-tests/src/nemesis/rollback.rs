@@ -63,12 +63,19 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
         acknowledged = world.recorder.progress().since_mark;
     }
     struck.installed = loaded && gone && answer && decided;
-    let knows = if knows { "it says that it does not vote" } else { "it does not say that it forgot anything" };
-    struck.detail = format!(
-        "{plan}; {knows}; {acknowledged} writes acknowledged and {answered} reads answered by those who forgot or never \
-         had the last writes"
+    let did = format!(
+        "{acknowledged} writes acknowledged and {answered} reads answered by those who forgot or never had the last writes"
     );
+    struck.missed = is_broken(fault, acknowledged, answered).then(|| did.clone());
+    let knows = if knows { "it says that it does not vote" } else { "it does not say that it forgot anything" };
+    struck.detail = format!("{plan}; {knows}; {did}");
     Ok(Some(struck))
+}
+
+/// With the floor on another device it must know that it forgot, and without its vote nobody can acknowledge or answer
+/// anything. With the floor on the same disk it cannot know: that is the limit.
+fn is_broken(fault: Fault, acknowledged: usize, answered: usize) -> bool {
+    fault == Fault::RollbackAlone && acknowledged + answered > 0
 }
 
 /// A log holds a word behind so many bytes.
@@ -95,6 +102,13 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_who_forgot_acknowledge_and_answer_nothing_but_beyond_the_limit() {
+        assert!(!is_broken(Fault::RollbackAlone, 0, 0));
+        assert!(is_broken(Fault::RollbackAlone, 1, 0) && is_broken(Fault::RollbackAlone, 0, 1));
+        assert!(!is_broken(Fault::RollbackBlind, 9, 9));
+    }
 
     #[test]
     fn only_what_is_said_afterwards_counts() {

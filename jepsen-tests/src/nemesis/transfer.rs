@@ -20,6 +20,10 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     let id = world.cluster.nodes[to].id;
     // Only among nodes that nothing ails must it work; who else is asked shows that asking does no harm.
     let must = world.must_serve() && world.whole().contains(&to) && world.whole().contains(&leader);
+    // Of one that cannot be asked nothing is asked.
+    if !must && world.cluster.status(leader).await.is_none() {
+        return Ok(None);
+    }
     let mut struck = world.begin(Fault::Transfer, vec![to], Harm::None, format!("to node {id}"));
     let mut said = String::new();
     struck.installed = if must {
@@ -32,7 +36,7 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
         };
         comes_true(RECOVER_WITHIN, took).await
     } else {
-        said = hand_over(world, id).await.map_or_else(|error| error, |now| format!("node {now} leads"));
+        said = ask(world, leader, id).await.map_or_else(|error| error, |now| format!("node {now} leads"));
         true
     };
     let (took, last) = (struck.installed && must, if said.is_empty() { "no" } else { &said });
@@ -49,10 +53,13 @@ pub(super) async fn heal(_: &mut World, struck: &mut Struck) -> anyhow::Result<(
 /// Asks whoever leads now; gives who leads then.
 async fn hand_over(world: &World, to: u64) -> Result<u64, String> {
     let leader = world.cluster.leader_now().await.ok_or("nobody leads")?;
-    let node = &world.cluster.nodes[leader];
-    if node.id == to {
+    if world.cluster.nodes[leader].id == to {
         return Ok(to);
     }
-    let admin = AdminClient::new(&node.admin).map_err(|error| error.to_string())?;
+    ask(world, leader, to).await
+}
+
+async fn ask(world: &World, leader: usize, to: u64) -> Result<u64, String> {
+    let admin = AdminClient::new(&world.cluster.nodes[leader].admin).map_err(|error| error.to_string())?;
     admin.transfer_leader(to).await.map_err(|error| error.to_string())
 }

@@ -5,6 +5,7 @@
 //! - Nodes that faults took away are less than half of the members, unless the run says that a quorum may go.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Child;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -22,8 +23,8 @@ use crate::network::Network;
 /// The cluster under faults.
 #[derive(Debug)]
 pub struct World {
-    /// Disks whose writers sleep, by round. Before the nodes: one that sleeps there cannot be killed.
-    pub(super) hangs: BTreeMap<u32, Hang>,
+    /// Disks whose writers sleep, by round, and a writer on each. Before the nodes: one that sleeps there cannot be killed.
+    pub(super) hangs: BTreeMap<u32, (Hang, Vec<Child>)>,
     /// The nodes.
     pub cluster: Cluster,
     /// What its nodes reach one another by; `None` = this machine's loopback, which nobody disturbs.
@@ -34,6 +35,8 @@ pub struct World {
     pub recorder: Arc<Recorder>,
     /// Faults may take the quorum, because the run is about that.
     pub may_take_quorum: bool,
+    /// The fault that strikes next leaves a node to the one after it, where two may go.
+    pub leaves_one: bool,
     /// Nodes that were started again and did not show yet that they serve.
     pub restarted: BTreeSet<usize>,
     /// The nodes' disks, where faults of this run need them. After the nodes: they use them.
@@ -99,6 +102,7 @@ impl World {
             clocks: None,
             recorder,
             may_take_quorum: false,
+            leaves_one: false,
             restarted: BTreeSet::new(),
             disks: None,
             whole: BTreeMap::new(),
@@ -132,9 +136,8 @@ impl World {
 
     /// How many more may be taken away.
     pub fn spare(&self) -> usize {
-        let members = self.cluster.members().len();
-        let most = if self.may_take_quorum { members } else { members.saturating_sub(1) / 2 };
-        most.saturating_sub(self.taken().len())
+        let (members, taken) = (self.cluster.members().len(), self.taken().len());
+        spare(members, taken, self.may_take_quorum, self.leaves_one)
     }
 
     /// A majority runs, and nothing hampers anyone: what clients ask for must be answered.
@@ -203,3 +206,25 @@ impl World {
 
 /// The leader is among those who are hit in so many of a hundred cases.
 const LEADER_PERCENT: usize = 60;
+
+/// How many of so many members may be taken away when so many are already. The first of two faults leaves one to the
+/// other, where there are two to take; a single one is its own.
+fn spare(members: usize, taken: usize, may_take_quorum: bool, leaves_one: bool) -> usize {
+    let most = if may_take_quorum { members } else { members.saturating_sub(1) / 2 };
+    let spare = most.saturating_sub(taken);
+    spare - usize::from(leaves_one && spare > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_left_and_the_first_of_two_faults_leaves_one_to_the_other() {
+        assert_eq!([0, 1, 2].map(|taken| spare(3, taken, false, false)), [1, 0, 0]);
+        assert_eq!([0, 1, 2].map(|taken| spare(5, taken, false, false)), [2, 1, 0]);
+        assert_eq!(spare(5, 0, false, true), 1);
+        assert_eq!(spare(3, 0, false, true), 1, "there is no second one to leave");
+        assert_eq!((spare(3, 1, true, false), spare(3, 3, true, false)), (2, 0));
+    }
+}

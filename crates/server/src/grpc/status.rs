@@ -1,5 +1,6 @@
 //! What a node says of itself: the answer to `GetStatus`, and what metrics and health are made of.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use holdfast_replica::{DiskLevel, Member};
@@ -15,7 +16,10 @@ impl Shared {
     /// What this node knows of itself and of its group; needs nobody else.
     pub fn status(&self) -> v1::GetStatusResponse {
         let shared = self;
-        let sys = shared.replica.sys();
+        // Of one state: a digest goes with the index that it is of.
+        let view = shared.replica.view();
+        let (sys, applied) = (Arc::clone(view.sys()), view.applied().clone());
+        drop(view);
         let status = shared.replica.status();
         let config = &shared.config;
         let role = match (status.members.contains_key(&config.node_id), status.voters.contains(&config.node_id)) {
@@ -34,7 +38,6 @@ impl Shared {
             identity: shared.replica.identity().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let applied = shared.replica.state().applied();
         let durable = shared.replica.durable_last();
         let group = v1::GroupStatus {
             group_id: shared.replica.group_id().0,
