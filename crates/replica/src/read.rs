@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_model::id::Incarnation;
+use holdfast_model::state::Sys;
 use holdfast_store::View;
 use holdfast_store::planted::{self, Bug};
 use holdfast_wire::internal::v1 as pb;
@@ -215,7 +216,16 @@ impl Replica {
         if self.is_fenced() {
             return Err(ReadError::Diverged);
         }
-        if self.is_opened(view.sys()) { Ok(Fresh { view, staleness }) } else { Err(ReadError::NotFounded) }
+        if self.is_opened(view.sys()) { Ok(Fresh { view, staleness }) } else { Err(self.why_unopened(view.sys())) }
+    }
+
+    /// Why a node that is not opened serves nobody: one that lost its state belongs to its cluster all the same, and is about
+    /// to be filled up again.
+    pub fn why_unopened(&self, sys: &Sys) -> ReadError {
+        match sys.history {
+            None if self.cluster_id().is_some() => ReadError::Behind,
+            _ => ReadError::NotFounded,
+        }
     }
 
     /// What this replica has holds all that was committed so long ago; `None` = it cannot tell. In whole milliseconds,
@@ -240,8 +250,9 @@ impl Replica {
     }
 
     fn check_history(&self, incarnation: Incarnation) -> Result<(), ReadError> {
-        match &self.sys().history {
-            None => Err(ReadError::NotFounded),
+        let sys = self.sys();
+        match &sys.history {
+            None => Err(self.why_unopened(&sys)),
             Some(history) if history.incarnation == incarnation => Ok(()),
             Some(_) => Err(ReadError::OtherHistory),
         }

@@ -136,7 +136,8 @@ impl Shared {
         if self.replica.is_fenced() {
             return Err(Refusal::Diverged);
         }
-        if self.replica.is_opened(&self.replica.sys()) { Ok(()) } else { Err(Refusal::NotFounded) }
+        let sys = self.replica.sys();
+        if self.replica.is_opened(&sys) { Ok(()) } else { Err(unread(self.replica.why_unopened(&sys))) }
     }
 
     /// Default deadline of a call.
