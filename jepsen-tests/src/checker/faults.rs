@@ -216,6 +216,7 @@ mod tests {
                 kill_all: false,
                 acknowledged_between: 0,
                 faults: vec![fault.into()],
+                takes_quorum: false,
             };
             let report = harness::check(&[refused], &[], &expected);
             report.row("errors that this fault does not explain").verdict == Verdict::Valid
