@@ -86,6 +86,10 @@ async fn a_node_that_kept_only_its_identity_elects_nobody_who_lacks_what_it_lost
     let lacking = cluster.client_of(absent).with_deadline(Duration::from_secs(2));
     let taken = lacking.put(cluster::contact("bob", "c"), "text/plain", "x").await;
     assert!(taken.is_err(), "two nodes that lack acknowledged writes went on without them: {taken:?}");
+    // It is empty, and still no node that somebody has to found a cluster with.
+    let empty = cluster.client_of(forgetful).with_deadline(Duration::from_secs(2));
+    let error = empty.get(cluster::contact("bob", "c")).await.expect_err("it has nothing");
+    assert_eq!(error.reason(), "REPLICA_BEHIND", "{error}");
     restart(&mut cluster, keeper);
     cluster.wait_converged().await;
     ledger.check(&client).await;

@@ -211,4 +211,24 @@ mod tests {
         let small = Sizes::of(64 * MIB);
         assert!(small.state_buffers() + small.write_buffer * 11 / 10 + 2 * small.manifest_piece < 8 * MIB);
     }
+
+    /// The newest file of options lists what holds for each family.
+    #[test]
+    fn compactions_are_turned_off_and_on_for_the_families_that_are_named() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let sizes = Sizes::of(64 * MIB);
+        let db = DB::open_cf_descriptors(&state_db(sizes), dir.path(), state_families(sizes)).expect("opens");
+        let listed = || {
+            let names = std::fs::read_dir(dir.path()).expect("listed").map(|entry| entry.expect("entry").file_name());
+            let names = names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("OPTIONS-"));
+            let text = std::fs::read_to_string(dir.path().join(names.max().expect("a file of options"))).expect("text");
+            text.matches("disable_auto_compactions=true").count()
+        };
+        let all = || Family::ALL.into_iter().map(Family::name);
+        assert_eq!(listed(), 0);
+        set_auto_compactions(&db, all(), false);
+        assert_eq!(listed(), all().count());
+        set_auto_compactions(&db, all().take(1), true);
+        assert_eq!(listed(), all().count() - 1);
+    }
 }

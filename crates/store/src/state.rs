@@ -237,8 +237,8 @@ impl StateStore {
         Family::ALL.into_iter().map(|family| current.generation.property(family, options::MEMTABLES_PROPERTY)).sum()
     }
 
-    /// While `on`, the database rewrites its tables only in [`StateStore::reclaim`]. A state that is installed meanwhile does
-    /// not know of it.
+    /// While `on`, the database rewrites its tables only in [`StateStore::reclaim`]. A state that is installed later begins
+    /// without it, so it is said again and again.
     pub fn set_frugal(&self, on: bool) {
         self.0.published.load_full().generation.set_frugal(on);
     }

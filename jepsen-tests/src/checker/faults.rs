@@ -209,16 +209,7 @@ mod tests {
             let error = Failure { reason: reason.into(), message: String::new() };
             let read = Read { user: "u".into(), keys: Vec::new(), level: Level::Linearizable, got: None };
             let refused = Op { error: Some(error), ..op(Stage::Fail, Action::Read(read)) };
-            let expected = Expected {
-                nodes: 3,
-                clients: 0,
-                kills: 0,
-                kill_all: false,
-                acknowledged_between: 0,
-                faults: vec![fault.into()],
-                takes_quorum: false,
-            };
-            let report = harness::check(&[refused], &[], &expected);
+            let report = harness::check(&[refused], &[], &run(&[fault]));
             report.row("errors that this fault does not explain").verdict == Verdict::Valid
         };
         for reason in ["CHECKSUM", "REPLICA_DIVERGED"] {
