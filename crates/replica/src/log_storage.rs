@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
-use holdfast_store::{LogStore, StoreError};
+use holdfast_store::{LogStore, StoreError, StoredEntry};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::oneshot;
@@ -48,19 +48,8 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (start, end)
 }
 
-impl LogAdapter {
-    fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let start = start.max(self.log.purged().map_or(0, |purged| purged.index + 1));
-        if start >= end {
-            return Ok(Vec::new());
-        }
-        self.log
-            .read(start, end, bytes_max)
-            .map_err(io_error)?
-            .into_iter()
-            .map(|entry| Entry::decode(entry.bytes).map_err(io::Error::other))
-            .collect()
-    }
+fn decoded(entries: Vec<StoredEntry>) -> io::Result<Vec<Entry>> {
+    entries.into_iter().map(|entry| Entry::decode(entry.bytes).map_err(io::Error::other)).collect()
 }
 
 impl RaftLogReader<TypeConfig> for LogAdapter {
@@ -69,15 +58,24 @@ impl RaftLogReader<TypeConfig> for LogAdapter {
         range: RB,
     ) -> io::Result<Vec<Entry>> {
         let (start, end) = bounds(&range);
-        self.read(start, end, usize::MAX)
+        let start = start.max(self.log.first_index());
+        decoded(self.log.read(start, end, usize::MAX).map_err(io_error)?)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         Ok(self.log.vote().map(vote_of))
     }
 
+    /// For replication: the first entry is `start`, or there is none. openraft sends what it gets behind the entry before
+    /// `start` and looks at it in debug builds only (0.10.0-alpha.37, `StreamState::next_request`); and it may still read
+    /// for a stream that broke after it let go of what that stream was to send, and purged it. Without any entry the stream
+    /// ends (see `transport::client`), and the peer gets a snapshot.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start, end, READ_BYTES_MAX)
+        match self.log.read(start, end, READ_BYTES_MAX) {
+            Ok(entries) => decoded(entries),
+            Err(StoreError::Purged { .. }) => Ok(Vec::new()),
+            Err(error) => Err(io_error(error)),
+        }
     }
 }
 
@@ -130,5 +128,32 @@ impl RaftLogStorage<TypeConfig> for LogAdapter {
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         self.log.purge(position_of(&upto)).map_err(io_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::id::GroupId;
+    use holdfast_store::{DataDir, LogOptions, LogPosition};
+    use openraft::entry::RaftEntry;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_read_for_a_peer_begins_where_it_was_asked_to_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = DataDir::open_or_create(dir.path(), 1, [7; 16]).expect("a data directory");
+        let (log, _) = LogStore::open(&data, GroupId(0), LogOptions::default()).expect("a log");
+        let at = |index| LogPosition { term: 1, node: 1, index };
+        let entries = (0..100).map(|index| Entry::new_blank(log_id_of(at(index))).into_stored()).collect();
+        log.append(entries, Box::new(drop)).expect("appended");
+        let mut reader = LogAdapter::new(log.clone());
+        let first = |read: io::Result<Vec<Entry>>| read.expect("read").first().map(|entry| entry.log_id().index());
+        assert_eq!(first(reader.limited_get_log_entries(30, 80).await), Some(30));
+        log.purge(at(49)).expect("purged");
+        // A peer would take entry 50 for the one that follows 29.
+        assert_eq!(first(reader.limited_get_log_entries(30, 80).await), None);
+        assert_eq!(first(reader.limited_get_log_entries(50, 80).await), Some(50));
+        assert_eq!(first(reader.try_get_log_entries(30..80).await), Some(50), "what there is of it");
     }
 }
