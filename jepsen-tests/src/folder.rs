@@ -261,6 +261,7 @@ mod tests {
                 acknowledged_between: 1,
                 faults: Vec::new(),
                 takes_quorum: false,
+                strikes: 0,
             },
         };
         folder.write_test(&test).expect("written");

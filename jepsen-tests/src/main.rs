@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use jepsen_tests::chance::Chance;
 use jepsen_tests::checker::Verdict;
+use jepsen_tests::cluster::NODES;
 use jepsen_tests::disk::corrupt::{Damage, Part};
 use jepsen_tests::folder::Folder;
 use jepsen_tests::nemesis::Fault;
@@ -144,7 +145,7 @@ struct TestArgs {
     #[arg(short, long, value_enum, value_delimiter = ',')]
     nemesis: Vec<Fault>,
     /// Nodes of the cluster.
-    #[arg(long, value_name = "N", default_value = "3", value_parser = ["3", "5"])]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = ["1", "3", "5"])]
     nodes: String,
     /// Arrays that the nodes' disks lie in, in turn; whole arrays are lost [default: one for each node].
     #[arg(long, value_name = "N")]
@@ -174,6 +175,10 @@ struct TestArgs {
     /// made for this long.
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     time_limit: u64,
+    /// Each fault is there so often, and then no more; `--time-limit` should be long enough for that [default: as often as
+    /// there is time].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    strikes: Option<u32>,
     /// Seconds. Once a fault is healed, writes must be acknowledged again and each node must serve within this; a cluster
     /// that does not come back is a violation, and the run ends.
     #[arg(long, value_name = "SECS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
@@ -357,13 +362,14 @@ fn test(args: TestArgs) -> anyhow::Result<Verdict> {
 }
 
 fn options(args: TestArgs, line: Vec<String>) -> Options {
+    let nodes = args.nodes.parse().unwrap_or(NODES);
     Options {
         holdfast: args.holdfast,
         set: args.set,
         out: args.out,
         seed: args.seed.unwrap_or_else(fresh_seed),
         clients: args.clients,
-        nodes: if args.nodes == "5" { 5 } else { 3 },
+        nodes,
         workloads: once_each(args.workload.iter().flat_map(|one| one.workloads()).copied().collect()),
         faults: if args.nemesis.is_empty() { default_faults(&args.workload) } else { args.nemesis },
         rate: args.rate,
@@ -371,7 +377,8 @@ fn options(args: TestArgs, line: Vec<String>) -> Options {
         kill_all: args.kill_all,
         time_limit: Duration::from_secs(args.time_limit),
         recover_within: Duration::from_secs(args.recover_within),
-        arrays: args.arrays.unwrap_or(if args.nodes == "5" { 5 } else { 3 }),
+        arrays: args.arrays.unwrap_or(nodes),
+        strikes: args.strikes,
         may_take_quorum: args.may_take_quorum,
         args: line,
     }
@@ -421,9 +428,10 @@ mod tests {
         let line = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
         for text in [
             "test --holdfast hf",
-            "test -w register,append -n kill --nemesis=power-all --nodes 5 --arrays 2 --may-take-quorum --rate 7 \
+            "test -w register,append -n kill --nemesis=power-all --nodes 5 --arrays 2 --may-take-quorum --strikes 4 --rate 7 \
              --time-limit 9 --set a=1 --set b=2 --seed 3 --clients 4 --holdfast hf --out there",
             "test -n kill --kills 3 --kill-all --holdfast hf",
+            "test -n power-all --nodes 1 --holdfast hf",
             "test -w array,membership --holdfast hf",
         ] {
             let first = options_of(&line(text)).expect("reads");

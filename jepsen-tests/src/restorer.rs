@@ -1,5 +1,5 @@
 //! Restores the archive of a running cluster into new ones, again and again while clients write, and once more at the
-//! end: what comes back is written down, and others judge it.
+//! end: what comes back is written down, and others judge it. Every second restore is killed half way and run again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use holdfast_client::AdminClient;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
+use crate::chance::Chance;
 use crate::cluster::{Cluster, comes_true, plan};
 use crate::history::calls::{Level, Point, Read, Restored, RestoredUser};
 use crate::history::{Action, Failure, Named, Process, Recorder, Stage};
@@ -25,6 +26,11 @@ const SHIPPED_WITHIN: Duration = Duration::from_secs(10);
 const FORK: &str = "LINEAGE_FORK";
 /// For one read of a restored cluster, and for its nodes to be equal.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// A restore is killed after at most so many hundredths of the time that a whole one took.
+const KILLED_BEFORE_PERCENT: u32 = 70;
+/// Of the chance of when restores are killed.
+const KILLS: u64 = u64::MAX - 1;
 
 /// What is restored, and by what.
 #[derive(Debug, Clone)]
@@ -46,7 +52,15 @@ pub struct Source {
 pub struct Restorer {
     source: Source,
     stop: Arc<AtomicBool>,
-    task: JoinHandle<u32>,
+    task: JoinHandle<Done>,
+}
+
+/// What was restored by now.
+#[derive(Debug, Default)]
+struct Done {
+    rounds: u32,
+    /// Of the quickest command that came to its end.
+    took: Option<Duration>,
 }
 
 impl Restorer {
@@ -69,7 +83,7 @@ impl Restorer {
     /// When the harness panicked.
     pub async fn finish(self, admins: &[String], newest: Option<u64>) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Release);
-        let rounds = self.task.await.context("restores in the background")?;
+        let mut done = self.task.await.context("restores in the background")?;
         let Some(newest) = newest else { return Ok(()) };
         let mut shipped = false;
         let settled = comes_true(SHIPPED_WITHIN, async || {
@@ -90,12 +104,12 @@ impl Restorer {
         if !shipped {
             println!("index {newest}, which was acknowledged, does not come into the archive");
         }
-        one(&self.source, rounds + 1, true).await;
+        one(&self.source, &mut done, true).await;
         Ok(())
     }
 }
 
-async fn again_and_again(source: Source, stop: Arc<AtomicBool>) -> u32 {
+async fn again_and_again(source: Source, stop: Arc<AtomicBool>) -> Done {
     let end = Instant::now() + SHIPPED_WITHIN;
     // An archive without a write of a client in it is nobody's yet.
     let mut first = 0;
@@ -103,13 +117,12 @@ async fn again_and_again(source: Source, stop: Arc<AtomicBool>) -> u32 {
         first = if first == 0 { source.shared.recorder.newest() } else { first };
         tokio::time::sleep(POLL).await;
     }
-    let mut round = 0;
+    let mut done = Done::default();
     while !stop.load(Ordering::Acquire) {
-        round += 1;
-        one(&source, round, false).await;
+        one(&source, &mut done, false).await;
         tokio::time::sleep(PAUSE).await;
     }
-    round
+    done
 }
 
 /// Whether the archive reaches so far; 0 = nobody can say.
@@ -120,26 +133,36 @@ async fn holds(source: &Source, index: u64) -> bool {
 }
 
 /// One restore from its beginning to its end, written down.
-async fn one(source: &Source, round: u32, last: bool) {
+async fn one(source: &Source, done: &mut Done, last: bool) {
+    done.rounds += 1;
+    let round = done.rounds;
     let recorder: &Recorder = &source.shared.recorder;
+    let mut chance = Chance::new(source.shared.seed, KILLS - u64::from(round));
+    let killed_after = done.took.filter(|_| round.is_multiple_of(2)).map(|took| {
+        let percent = chance.below(KILLED_BEFORE_PERCENT as usize) as u32;
+        took * percent / 100
+    });
     let none = Restored {
         round,
         last,
         at: None,
         began: None,
         loss_window_ms: None,
+        killed: false,
         users: Vec::new(),
         digests: 0,
         took_ms: 0,
     };
     recorder.note(Named::Restorer, Stage::Invoke, Action::Restored(none.clone()));
     let began = Instant::now();
-    let done = restore(source, &none).await;
+    let result = restore(source, &none, killed_after).await;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match done {
-        Ok(restored) => {
+    match result {
+        Ok((restored, took)) => {
+            done.took = Some(done.took.map_or(took, |before| before.min(took)));
             let index = restored.at.map_or(0, |at| at.index);
-            println!("restore {round}: everything up to index {index}, in {took_ms} ms");
+            let again = if restored.killed { ", killed half way and run again" } else { "" };
+            println!("restore {round}: everything up to index {index}, in {took_ms} ms{again}");
             recorder.note(Named::Restorer, Stage::Ok, Action::Restored(Restored { took_ms, ..restored }));
         }
         Err(error) => {
@@ -151,10 +174,15 @@ async fn one(source: &Source, round: u32, last: bool) {
     }
 }
 
-async fn restore(source: &Source, none: &Restored) -> anyhow::Result<Restored> {
+/// Also how long the command that came to its end took.
+async fn restore(
+    source: &Source,
+    none: &Restored,
+    killed_after: Option<Duration>,
+) -> anyhow::Result<(Restored, Duration)> {
     let dir = source.dir.join(format!("r{}", none.round));
     let (binary, from, to) = (source.binary.clone(), source.from.clone(), dir.clone());
-    let restored = spawn_blocking(move || Cluster::restore(&binary, &to, &from)).await?;
+    let restored = spawn_blocking(move || Cluster::restore(&binary, &to, &from, killed_after)).await?;
     let (mut cluster, said) = restored?;
     // Users that came later cannot be in it, and are looked for all the same.
     let written = source.users.all();
@@ -179,7 +207,8 @@ async fn restore(source: &Source, none: &Restored) -> anyhow::Result<Restored> {
     .await?
     .context("remove a restored cluster")?;
     let at = Some(Point { incarnation: source.shared.incarnation, group, index: said.index });
-    Ok(Restored { at, began, loss_window_ms: said.loss_window_ms, users, digests, ..none.clone() })
+    let (loss_window_ms, killed) = (said.loss_window_ms, said.killed);
+    Ok((Restored { at, began, loss_window_ms, killed, users, digests, ..none.clone() }, said.took))
 }
 
 /// How many nodes have the digest of the first one at its index, that one included; 0 = it does not answer.

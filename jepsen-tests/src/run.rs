@@ -75,6 +75,8 @@ pub struct Options {
     pub recover_within: Duration,
     /// Arrays that the nodes' disks lie in, in turn.
     pub arrays: usize,
+    /// Faults strike so often each, and no longer.
+    pub strikes: Option<u32>,
     /// Faults may take a majority.
     pub may_take_quorum: bool,
     /// The command line, for the folder.
@@ -151,6 +153,7 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         },
         faults: if counted { Vec::new() } else { options.faults.iter().map(Fault::to_string).collect() },
         takes_quorum: !counted && options.may_take_quorum,
+        strikes: if counted { 0 } else { options.strikes.unwrap_or(0) },
     };
     println!("{}, seed {}, in {}", versions.holdfast, options.seed, folder.path().display());
     let (args, workload, nemesis) = (options.args.clone(), options.workload(), options.nemesis());
@@ -312,7 +315,7 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
     } else {
         let faults = options.faults.clone();
         let (acknowledged_between, recover_within) = (expected.acknowledged_between, options.recover_within);
-        let storm = Storm { faults, until, acknowledged_between, recover_within };
+        let storm = Storm { faults, until, strikes: options.strikes, acknowledged_between, recover_within };
         nemesis::run(world, &mut Chance::new(options.seed, NEMESIS), &storm).await?
     };
     if after == After::Down {

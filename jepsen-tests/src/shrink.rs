@@ -143,6 +143,9 @@ fn steps(of: &Options) -> Vec<Options> {
     if counted && of.kills > 1 {
         push(&|one| one.kills /= 2);
     }
+    if let Some(strikes) = of.strikes.filter(|strikes| *strikes > 1) {
+        push(&|one| one.strikes = Some(strikes / 2));
+    }
     if !counted && of.time_limit > TIME_MIN {
         push(&|one| one.time_limit = (one.time_limit / 2).max(TIME_MIN));
     }
@@ -180,6 +183,9 @@ impl Options {
         push("--clients", self.clients.to_string());
         if let Some(rate) = self.rate {
             push("--rate", rate.to_string());
+        }
+        if let Some(strikes) = self.strikes {
+            push("--strikes", strikes.to_string());
         }
         if self.counts_kills() {
             push("--kills", self.kills.to_string());
@@ -219,6 +225,7 @@ mod tests {
             kill_all: false,
             time_limit: Duration::from_secs(60),
             arrays: 5,
+            strikes: Some(4),
             may_take_quorum: false,
             recover_within: Duration::from_secs(10),
             args: Vec::new(),

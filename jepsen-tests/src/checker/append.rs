@@ -151,7 +151,7 @@ impl<'a> Graph<'a> {
             let Some(got) = &call.what.got else { continue };
             let node = self.nodes.len();
             let in_time = call.what.level == Level::Linearizable;
-            let name = format!("{:?} reads {} at {}", call.process, call.what.user, got.at.index);
+            let name = format!("{} reads {} at {}", call.who(), call.what.user, got.at.index);
             self.nodes.push(Node { name, began_ns: call.began_ns, ended_ns: call.ended_ns, in_time });
             for key in &call.what.keys {
                 let seen = got.records.iter().find(|seen| seen.key == *key).and_then(|seen| seen.payload.as_deref());

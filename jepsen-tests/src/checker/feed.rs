@@ -41,7 +41,7 @@ pub fn check(history: &[Op], calls: &Calls<'_>, outcomes: &History<'_>) -> Repor
     for call in ends {
         let page = call.what;
         if let Some(resync) = &page.resync {
-            rules.resyncs.push(format!("{:?} {}: {resync}", call.process, page.user));
+            rules.resyncs.push(format!("{} {}: {resync}", call.who(), page.user));
         }
         let Some(turned) = &page.turned else { continue };
         let timeline = outcomes.users.get(page.user.as_str()).unwrap_or(&empty);
@@ -56,7 +56,7 @@ pub fn check(history: &[Op], calls: &Calls<'_>, outcomes: &History<'_>) -> Repor
             token => places.get(&key(token)).copied(),
         };
         let Some(from) = from else {
-            rules.strange.push(format!("{:?} {}: continues from a token that no page gave", call.process, page.user));
+            rules.strange.push(format!("{} {}: continues from a token that no page gave", call.who(), page.user));
             continue;
         };
         let next = rules.page(call, turned, timeline, from);
@@ -148,10 +148,7 @@ impl Rules {
     fn page(&mut self, call: &Call<'_, Page>, turned: &Turned, timeline: &Timeline<'_>, from: Place) -> Place {
         let page = call.what;
         let name = || {
-            format!(
-                "{:?} {} from {} at {} on node {}",
-                call.process, page.user, from.version, turned.at.index, turned.node
-            )
+            format!("{} {} from {} at {} on node {}", call.who(), page.user, from.version, turned.at.index, turned.node)
         };
         let records = &turned.records;
         if let Some(pair) = records.windows(2).find(|pair| pair[0].version > pair[1].version) {
@@ -327,7 +324,7 @@ impl<'a> Consumer<'a> {
         if differences.len() as u64 == (most - least + 1).min(HEADS_MAX as u64)
             && let Some(first) = differences.into_iter().next()
         {
-            rules.views.push(format!("{:?} {} at {}: {first}", call.process, page.user, turned.at.index));
+            rules.views.push(format!("{} {} at {}: {first}", call.who(), page.user, turned.at.index));
         }
     }
 

@@ -32,6 +32,9 @@ pub struct Expected {
     /// Faults must have left no quorum at least once: the run is about that.
     #[serde(default)]
     pub takes_quorum: bool,
+    /// How often each of them must have been there; 0 = once.
+    #[serde(default)]
+    pub strikes: u32,
 }
 
 /// A node's log.
@@ -236,6 +239,7 @@ mod tests {
         acknowledged_between: 2,
         faults: Vec::new(),
         takes_quorum: false,
+        strikes: 0,
     };
 
     fn nemesis(stage: Stage, action: Action) -> Op {

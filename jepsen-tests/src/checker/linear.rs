@@ -159,7 +159,7 @@ fn registers<'a>(calls: &Calls<'a>) -> Registers<'a> {
     for call in &calls.batches {
         let request = requests.entry(&call.what.request_id).or_insert_with(|| Request {
             batch: call.what,
-            who: format!("{:?}", call.process),
+            who: call.who(),
             began_ns: call.began_ns,
             ended_ns: u64::MAX,
             open: false,
@@ -186,7 +186,7 @@ fn registers<'a>(calls: &Calls<'a>) -> Registers<'a> {
                     Some(Guard::Exists) => Does::Read(0),
                     None => continue,
                 };
-                register.push(format!("{:?}", call.process), call.began_ns, ended_ns, does);
+                register.push(call.who(), call.began_ns, ended_ns, does);
             }
         }
     }
@@ -211,7 +211,7 @@ fn registers<'a>(calls: &Calls<'a>) -> Registers<'a> {
             let register = registers.entry((&call.what.user, key)).or_default();
             let seen = got.records.iter().find(|seen| seen.key == *key);
             let found = register.number(seen.and_then(|seen| seen.payload.as_deref()));
-            register.push(format!("{:?}", call.process), call.began_ns, ended_ns, Does::Read(found));
+            register.push(call.who(), call.began_ns, ended_ns, Does::Read(found));
         }
     }
     registers

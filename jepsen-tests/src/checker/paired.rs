@@ -10,6 +10,8 @@ use crate::history::{Action, Failure, Op, Process, Stage};
 pub struct Call<'a, T> {
     /// Who.
     pub process: Process,
+    /// Where the history says that it began, from 1.
+    pub line: usize,
     /// Before it was sent.
     pub began_ns: u64,
     /// After its end was known; `None` = it has none.
@@ -20,6 +22,13 @@ pub struct Call<'a, T> {
     pub what: &'a T,
     /// Why there is none.
     pub error: Option<&'a Failure>,
+}
+
+impl<T> Call<'_, T> {
+    /// Who, and where to look it up: a run's timeline opens at a line that evidence names.
+    pub fn who(&self) -> String {
+        format!("{:?}, line {}", self.process, self.line)
+    }
 }
 
 /// All calls of a history, in the order of their beginnings.
@@ -40,22 +49,22 @@ pub struct Calls<'a> {
 /// Puts the calls of a history together.
 pub fn calls(history: &[Op]) -> Calls<'_> {
     let mut calls = Calls::default();
-    let mut open: BTreeMap<Process, &Op> = BTreeMap::new();
+    let mut open: BTreeMap<Process, (usize, &Op)> = BTreeMap::new();
     let mut last_ns = 0;
-    for op in history.iter().filter(|op| is_call(&op.action)) {
+    for (place, op) in history.iter().enumerate().filter(|(_, op)| is_call(&op.action)) {
         if op.time_ns < last_ns {
             calls.broken.push(format!("{} ns after {last_ns} ns", op.time_ns));
         }
         last_ns = op.time_ns;
         if op.stage == Stage::Invoke {
-            if let Some(before) = open.insert(op.process, op) {
+            if let Some(before) = open.insert(op.process, (place + 1, op)) {
                 calls.broken.push(format!("{:?} began {} before the end of what it did", op.process, name(&op.action)));
                 calls.push(before, None);
             }
             continue;
         }
         match open.remove(&op.process) {
-            Some(began) if is_end_of(&op.action, &began.action) => calls.push(began, Some(op)),
+            Some(began) if is_end_of(&op.action, &began.1.action) => calls.push(began, Some(op)),
             began => {
                 let what = name(&op.action);
                 calls.broken.push(format!("an end of {what} by {:?}, which did not begin it", op.process));
@@ -76,9 +85,10 @@ pub fn calls(history: &[Op]) -> Calls<'_> {
 }
 
 impl<'a> Calls<'a> {
-    fn push(&mut self, began: &'a Op, end: Option<&'a Op>) {
+    fn push(&mut self, (line, began): (usize, &'a Op), end: Option<&'a Op>) {
         let call = Call {
             process: began.process,
+            line,
             began_ns: began.time_ns,
             ended_ns: end.map(|end| end.time_ns),
             stage: end.map_or(Stage::Info, |end| end.stage),
@@ -103,8 +113,8 @@ impl<'a> Calls<'a> {
 
 impl<'a> Call<'a, ()> {
     fn of<T>(self, what: &'a T) -> Call<'a, T> {
-        let Self { process, began_ns, ended_ns, stage, error, .. } = self;
-        Call { process, began_ns, ended_ns, stage, what, error }
+        let Self { process, line, began_ns, ended_ns, stage, error, .. } = self;
+        Call { process, line, began_ns, ended_ns, stage, what, error }
     }
 }
 

@@ -112,6 +112,8 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Repor
     }
     report.at_least("restores while clients wrote", during, 1);
     report.at_least("restores after everything was shipped", at_the_end, 1);
+    let killed = calls.restored.iter().filter(|call| call.what.killed).count();
+    report.at_least("restores that were killed half way, and run again", killed, usize::from(during + at_the_end > 2));
     report.at_least("acknowledged writes that a restore must show", covered, 1);
     report.figure("acknowledged writes that were not shipped yet", beyond);
     report.figure("age of the oldest of them when its restore began, in ms", widest_ms);

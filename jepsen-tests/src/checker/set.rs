@@ -199,9 +199,10 @@ fn check_answers(requests: &Requests<'_>, report: &mut Report) {
     report.never("guards that failed though they held", failed_guards(requests));
 }
 
-/// A write that failed because no node could take it; judged by the reason, as the API lists it.
+/// A write that failed because no node could take it, or only one that belongs to no cluster, as its empty disk says; judged
+/// by the reason, as the API lists it.
 fn could_not_ask(failure: &Failure) -> bool {
-    matches!(failure.reason.as_str(), "" | "NO_LEADER" | "DEADLINE_TOO_SHORT")
+    matches!(failure.reason.as_str(), "" | "NO_LEADER" | "DEADLINE_TOO_SHORT" | "NOT_FOUNDED")
 }
 
 /// Each guarded record has one writer, which waits for each end: the guard is the version it was told last.

@@ -96,20 +96,15 @@ fn check_origins(calls: &Calls<'_>, report: &mut Report) {
     let batches = calls.batches.iter().filter_map(|call| {
         let (done, refused) = (call.what.done.as_ref(), call.what.refused.as_ref());
         let at = done.map(|done| done.at).or(refused.and_then(|refused| refused.at))?;
-        Some((call.ended_ns?, at, call.what.user.as_str(), format!("{:?}: {}", call.process, call.what.request_id)))
+        Some((call.ended_ns?, at, call.what.user.as_str(), format!("{}: {}", call.who(), call.what.request_id)))
     });
     let reads = calls.reads.iter().filter_map(|call| {
         let got = call.what.got.as_ref()?;
-        Some((
-            call.ended_ns?,
-            got.at,
-            call.what.user.as_str(),
-            format!("{:?}: a read on node {}", call.process, got.node),
-        ))
+        Some((call.ended_ns?, got.at, call.what.user.as_str(), format!("{}: a read on node {}", call.who(), got.node)))
     });
     let pages = calls.pages.iter().filter_map(|call| {
         let turned = call.what.turned.as_ref()?;
-        let name = format!("{:?}: a page on node {}", call.process, turned.node);
+        let name = format!("{}: a page on node {}", call.who(), turned.node);
         Some((call.ended_ns?, turned.at, call.what.user.as_str(), name))
     });
     let mut answers: Vec<(u64, Point, &str, String)> = batches.chain(reads).chain(pages).collect();
@@ -431,8 +426,12 @@ fn check_time(calls: &Calls<'_>, history: &History<'_>, times: &Times, report: &
         let Some(got) = &call.what.got else { continue };
         let shown = || {
             format!(
-                "{:?} read {} on node {} at {}, begun at {} ns",
-                call.process, call.what.user, got.node, got.at.index, call.began_ns
+                "{} reads {} on node {} at {}, begun at {} ns",
+                call.who(),
+                call.what.user,
+                got.node,
+                got.at.index,
+                call.began_ns
             )
         };
         match call.what.level {

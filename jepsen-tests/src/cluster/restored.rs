@@ -1,8 +1,10 @@
 //! Clusters that come out of an archive, by the command line that operators have.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -30,6 +32,10 @@ pub(crate) struct Said {
     pub index: u64,
     /// Age of the newest write that came back, in milliseconds; `None` = it did not say.
     pub loss_window_ms: Option<u64>,
+    /// It was killed half way, and run again.
+    pub killed: bool,
+    /// How long the command that came to its end took.
+    pub took: Duration,
 }
 
 /// Up to where the archive at a URL can be restored; `None` = there is nothing in it yet. What the command complains of
@@ -52,23 +58,44 @@ pub(crate) fn plan(binary: &Path, from: &str, complaints: &Path) -> anyhow::Resu
 
 impl Cluster {
     /// Restores the archive at a URL into three nodes in `dir`, and starts them. Gives what the command said of it, too; all
-    /// of that is beside `dir`.
+    /// of that is beside `dir`. `killed_after` = the command is killed after this, unless it is done by then, and run again.
     ///
     /// # Errors
     /// What the command said when it failed; when the nodes do not become a cluster within a minute.
-    pub(crate) fn restore(binary: &Path, dir: &Path, from: &str) -> anyhow::Result<(Self, Said)> {
+    pub(crate) fn restore(
+        binary: &Path,
+        dir: &Path,
+        from: &str,
+        killed_after: Option<Duration>,
+    ) -> anyhow::Result<(Self, Said)> {
         let ports = Ports::claim().context("no thirty free ports in a row")?;
         let (said, complained) = (dir.with_extension("restore.json"), dir.with_extension("restore.log"));
-        let mut command = Command::new(binary);
-        command.args(["restore", "run", "--from", from, "--nodes", &NODES.to_string(), "-o", "json"]);
-        command.args(["--port-base", &ports.base.to_string()]).arg("--data").arg(dir);
-        command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&complained)?);
-        let status = process::spawn(command, Orphan::Killed)?.wait()?;
+        let run = || {
+            let mut command = Command::new(binary);
+            command.args(["restore", "run", "--from", from, "--nodes", &NODES.to_string(), "-o", "json"]);
+            command.args(["--port-base", &ports.base.to_string()]).arg("--data").arg(dir);
+            command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&complained)?);
+            anyhow::Ok(process::spawn(command, Orphan::Killed)?)
+        };
+        let mut began = Instant::now();
+        let mut restore = run()?;
+        if let Some(after) = killed_after {
+            std::thread::sleep(after);
+            restore.kill()?;
+        }
+        let mut status = restore.wait()?;
+        let killed = status.signal() == Some(libc::SIGKILL);
+        if killed {
+            began = Instant::now();
+            status = run()?.wait()?;
+        }
+        let took = began.elapsed();
         let complaint = std::fs::read_to_string(&complained).unwrap_or_default();
         ensure!(status.success(), "restore run ended with {status}: {}", complaint.trim());
         let text = std::fs::read_to_string(&said)?;
         let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore run said {text:?}"))?;
-        let said = Said { index: answer.last_index, loss_window_ms: answer.plan.and_then(|plan| plan.loss_window_ms) };
+        let loss_window_ms = answer.plan.and_then(|plan| plan.loss_window_ms);
+        let said = Said { index: answer.last_index, loss_window_ms, killed, took };
         Ok((Self::start_on(ports, binary, dir, &[])?, said))
     }
 }

@@ -237,6 +237,9 @@ pub struct Restored {
     /// lost, and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_window_ms: Option<u64>,
+    /// The command was killed half way, and run again.
+    #[serde(default)]
+    pub killed: bool,
     /// What is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<RestoredUser>,

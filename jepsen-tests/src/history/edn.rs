@@ -2,6 +2,7 @@
 //! it. Batches and reads are transactions of micro-operations, as Elle has them: `[:w k v]` and `[:r k v]` for registers,
 //! `[:append k e]` and `[:r k [e …]]` for lists; `k` is `"user/collection/id"`.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -19,16 +20,44 @@ use crate::history::{Action, Named, Op, Process, Stage};
 pub fn write(history: &[Op], file: &Path) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
         let mut out = BufWriter::new(File::create(file)?);
+        let mut requests = Requests::default();
         for (index, op) in history.iter().enumerate() {
-            writeln!(out, "{}", line(index, op))?;
+            writeln!(out, "{}", line(index, op, requests.is_again(op)))?;
         }
         out.flush()
     };
     write().with_context(|| format!("write {}", file.display()))
 }
 
-fn line(index: usize, op: &Op) -> String {
+/// Requests up to some place of a history.
+#[derive(Default)]
+struct Requests<'a> {
+    /// By their ids.
+    begun: HashSet<&'a str>,
+    /// Clients at a request that was sent before.
+    again: BTreeSet<Process>,
+}
+
+impl<'a> Requests<'a> {
+    /// This belongs to a request that was sent before. It takes effect at most once, under its first call, which nobody
+    /// knows the end of until then; to those who read a history it does nothing that they must look for.
+    fn is_again(&mut self, op: &'a Op) -> bool {
+        let Action::Batch(batch) = &op.action else { return false };
+        if op.stage != Stage::Invoke {
+            return self.again.remove(&op.process);
+        }
+        let is_again = !self.begun.insert(&batch.request_id);
+        if is_again {
+            self.again.insert(op.process);
+        }
+        is_again
+    }
+}
+
+fn line(index: usize, op: &Op, is_again: bool) -> String {
     let process = match op.process {
+        // Told, and not asked for: clients' calls have a beginning.
+        Process::Client(_) if matches!(op.action, Action::Hint(_) | Action::Follow(_)) => ":watch".to_owned(),
         Process::Client(number) => number.to_string(),
         Process::Named(Named::Nemesis) => ":nemesis".to_owned(),
         Process::Named(Named::Reader) => ":reader".to_owned(),
@@ -41,7 +70,10 @@ fn line(index: usize, op: &Op) -> String {
         Stage::Fail => "fail",
         Stage::Info => "info",
     };
-    let (f, value) = function(&op.action, op.stage);
+    let (f, value) = match &op.action {
+        Action::Batch(batch) if is_again => ("again", text(&batch.request_id)),
+        action => function(action, op.stage),
+    };
     let time = op.time_ns;
     let mut line =
         format!("{{:process {process}, :type :{stage}, :f :{f}, :value {value}, :time {time}, :index {index}");
@@ -186,12 +218,28 @@ mod tests {
         let mut write = op(batch("r0-0", Some("a \"b\"\n")), Stage::Info);
         write.error = Some(Failure { reason: "OUTCOME_UNKNOWN".into(), message: "?".into() });
         assert_eq!(
-            line(5, &write),
+            line(5, &write, false),
             r#"{:process 3, :type :info, :f :txn, :value [[:w "r0-0/notes/k" "a \"b\"\n"]], :time 8, :index 5, :error [:outcome-unknown "?"]}"#
         );
         let append = op(batch("l0-0", Some("1.1 2.1")), Stage::Invoke);
-        assert!(line(0, &append).contains(r#":value [[:append "l0-0/notes/k" "2.1"]]"#), "{}", line(0, &append));
-        assert!(line(0, &op(batch("r", None), Stage::Ok)).contains(r#"[[:w "r/notes/k" nil]]"#));
+        assert!(
+            line(0, &append, false).contains(r#":value [[:append "l0-0/notes/k" "2.1"]]"#),
+            "{}",
+            line(0, &append, false)
+        );
+        assert!(line(0, &op(batch("r", None), Stage::Ok), false).contains(r#"[[:w "r/notes/k" nil]]"#));
+    }
+
+    #[test]
+    fn a_request_that_is_sent_again_is_no_second_transaction() {
+        let mut requests = Requests::default();
+        let first = op(batch("l0-0", Some("1.1")), Stage::Invoke);
+        let other = Op { process: Process::Client(4), ..first.clone() };
+        let (open, done) = (Op { stage: Stage::Info, ..first.clone() }, Op { stage: Stage::Ok, ..first.clone() });
+        let again = [&first, &open, &first, &done, &other].map(|op| requests.is_again(op));
+        assert_eq!(again, [false, false, true, true, true]);
+        let shown = line(2, &done, true);
+        assert!(shown.contains(r#":f :again, :value "r""#), "{shown}");
     }
 
     #[test]
@@ -208,9 +256,9 @@ mod tests {
                 got: got.clone(),
             })
         };
-        let lists = line(0, &op(read("l0-0"), Stage::Ok));
+        let lists = line(0, &op(read("l0-0"), Stage::Ok), false);
         assert!(lists.contains(r#"[[:r "l0-0/notes/k" ["1.1" "2.1"]] [:r "l0-0/notes/m" []]]"#), "{lists}");
-        let registers = line(0, &op(read("r0-0"), Stage::Ok));
+        let registers = line(0, &op(read("r0-0"), Stage::Ok), false);
         assert!(registers.contains(r#"[[:r "r0-0/notes/k" "1.1 2.1"] [:r "r0-0/notes/m" nil]]"#), "{registers}");
     }
 }

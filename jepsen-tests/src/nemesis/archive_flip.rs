@@ -35,8 +35,9 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     let before = verify(world).await?;
     let mut target = None;
     for _ in PARTS {
-        let part = PARTS[world.flips % PARTS.len()];
-        world.flips += 1;
+        let turn = world.damaged.entry(Fault::ArchiveFlip).or_default();
+        let part = PARTS[*turn % PARTS.len()];
+        *turn += 1;
         target = part.any_file(&archive, chance)?.map(|file| (part, file));
         if target.is_some() {
             break;

@@ -1,5 +1,6 @@
-//! One damaged file on one node, each part of its directory in turn. The node refuses to start and says why, or sets the
-//! damage aside and is filled up again, or meets it later and repairs it; it never serves it.
+//! One damaged file on one node: a flipped bit, a missing end, or pieces that changed places, in each part of its directory
+//! in turn. The node refuses to start and says why, or sets the damage aside and is filled up again, or meets it later and
+//! repairs it; it never serves it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -37,30 +38,38 @@ pub(super) struct Whole {
     said: u64,
 }
 
-/// Kills a node, flips a bit, and starts it.
-pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
+/// Kills a node, damages a file, and starts it.
+pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance) -> anyhow::Result<Option<Struck>> {
     let places = world.victims(1, chance).await;
     let Some(place) = places.first().copied() else { return Ok(None) };
-    let mut struck = world.begin(Fault::BitFlip, places, Harm::Taken, "SIGKILL, one flipped bit, started again");
+    let damage = match fault {
+        Fault::Truncate => Damage::Truncate,
+        Fault::Swap => Damage::Swap,
+        _ => Damage::Flip,
+    };
+    let mut struck = world.begin(fault, places, Harm::Taken, "SIGKILL, one damaged file, started again");
     world.cluster.kill(place);
     let data = world.cluster.nodes[place].data_dir.clone();
-    let mut target = None;
+    let mut hit = None;
     for _ in PARTS {
-        let part = PARTS[world.flips % PARTS.len()];
-        world.flips += 1;
-        target = part.any_file(&data, chance)?.map(|file| (part, file));
-        if target.is_some() {
+        let turn = world.damaged.entry(fault).or_default();
+        let part = PARTS[*turn % PARTS.len()];
+        *turn += 1;
+        let Some(file) = part.any_file(&data, chance)? else { continue };
+        let before = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        // A file may have no two pieces that differ.
+        if let Ok(done) = damage.strike(&file, None, chance) {
+            hit = Some((part, file, before, done));
             break;
         }
     }
-    let (part, file) = target.with_context(|| format!("{} holds nothing to damage", data.display()))?;
-    let before = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    let done = Damage::Flip.strike(&file, None, chance)?;
+    let (part, file, before, done) = hit.with_context(|| format!("{} holds nothing to damage", data.display()))?;
     let after = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     struck.installed = before != after;
     let said = std::fs::metadata(world.cluster.log(place)).map_or(0, |log| log.len());
     world.cluster.restart(place);
     let name = file.strip_prefix(&data).unwrap_or(&file).display().to_string();
+    let length = before.len();
     world.whole.insert(struck.round, Whole { path: file, bytes: before, said });
     let mut ended = None;
     let decided = comes_true(RECOVER_WITHIN, async || {
@@ -83,8 +92,7 @@ pub(super) async fn strike(world: &mut World, chance: &mut Chance) -> anyhow::Re
     } else {
         ended.and_then(|status| unsaid(id, status, told.as_deref()))
     };
-    struck.detail =
-        format!("{part:?}: byte {} of {} in {name}; {end}; {}", done.at, after.len(), shown(told.as_deref()));
+    struck.detail = format!("{part:?}: byte {} of {} in {name}; {end}; {}", done.at, length, shown(told.as_deref()));
     Ok(Some(struck))
 }
 

@@ -5,7 +5,7 @@
 //!   there was load while it stood, too. What was missing is in the history, and the checker of the harness judges it.
 //! - When it returns without an error, nothing stands.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_client::RecordRef;
@@ -55,8 +55,10 @@ impl After {
 pub struct Storm {
     /// These; each strikes once before one strikes again.
     pub faults: Vec<Fault>,
-    /// No fault is made after this, except those that were not there yet.
+    /// No fault is made after this, except those that were not there yet, or not often enough.
     pub until: Instant,
+    /// Each is there so often, and then no more; `None` = once at least, and until the time is over.
+    pub strikes: Option<u32>,
     /// Acknowledgements that count as load.
     pub acknowledged_between: usize,
     /// How long a cluster with a quorum may go without an acknowledgement, and a node without serving.
@@ -69,7 +71,8 @@ pub struct Storm {
 /// When the machine fails the harness.
 pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyhow::Result<After> {
     let mut turn: Vec<Fault> = Vec::new();
-    let mut missing: BTreeSet<Fault> = storm.faults.iter().copied().collect();
+    let mut missing: BTreeMap<Fault, u32> =
+        storm.faults.iter().map(|fault| (*fault, storm.strikes.unwrap_or(1).max(1))).collect();
     let mut last = 0;
     while let Some(faults) = wanted(storm, &missing, Instant::now()) {
         turn.retain(|fault| faults.contains(fault));
@@ -101,7 +104,7 @@ pub async fn run(world: &mut World, chance: &mut Chance, storm: &Storm) -> anyho
             }
         }
         for struck in standing.iter().filter(|struck| struck.installed) {
-            missing.remove(&struck.fault);
+            strike_off(&mut missing, struck.fault);
         }
         let Some(round) = standing.last().map(|struck| struck.round) else { continue };
         last = round;
@@ -147,12 +150,23 @@ fn put_back(turn: &mut Vec<Fault>, fault: Fault, beside_another: bool) {
     }
 }
 
-/// What may strike now: all, then those that were not there yet, then nothing, which ends the storm.
-fn wanted(storm: &Storm, missing: &BTreeSet<Fault>, now: Instant) -> Option<Vec<Fault>> {
-    if now < storm.until {
+/// A fault was there: once less is missing of it.
+fn strike_off(missing: &mut BTreeMap<Fault, u32>, fault: Fault) {
+    if let Some(left) = missing.get_mut(&fault) {
+        *left -= 1;
+        if *left == 0 {
+            missing.remove(&fault);
+        }
+    }
+}
+
+/// What may strike now: all, or what is to strike so often and did not yet; then what is missing still; then nothing, which
+/// ends the storm.
+fn wanted(storm: &Storm, missing: &BTreeMap<Fault, u32>, now: Instant) -> Option<Vec<Fault>> {
+    if now < storm.until && storm.strikes.is_none() {
         return Some(storm.faults.clone());
     }
-    (!missing.is_empty() && now < storm.until + LATE).then(|| missing.iter().copied().collect())
+    (!missing.is_empty() && now < storm.until + LATE).then(|| missing.keys().copied().collect())
 }
 
 /// Whether clients' writes that began after the mark are acknowledged.
@@ -203,15 +217,34 @@ mod tests {
         let storm = Storm {
             faults: vec![Fault::Pause, Fault::Kill],
             until,
+            strikes: None,
             acknowledged_between: 1,
             recover_within: Duration::ZERO,
         };
-        let (none, kill) = (BTreeSet::new(), BTreeSet::from([Fault::Kill]));
+        let (none, kill) = (BTreeMap::new(), BTreeMap::from([(Fault::Kill, 1)]));
         let before = until.checked_sub(Duration::from_secs(1)).expect("a time");
         assert_eq!(wanted(&storm, &none, before), Some(storm.faults.clone()));
         assert_eq!(wanted(&storm, &none, until), None);
         assert_eq!(wanted(&storm, &kill, until), Some(vec![Fault::Kill]));
         assert_eq!(wanted(&storm, &kill, until + LATE), None);
+    }
+
+    #[test]
+    fn what_is_to_strike_twice_strikes_twice_and_no_more() {
+        let until = Instant::now();
+        let before = until.checked_sub(Duration::from_secs(1)).expect("a time");
+        let (faults, recover_within) = (vec![Fault::Pause, Fault::Kill], Duration::ZERO);
+        let storm = Storm { faults, until, strikes: Some(2), acknowledged_between: 1, recover_within };
+        let mut missing = BTreeMap::from([(Fault::Pause, 1), (Fault::Kill, 2)]);
+        for (struck, left) in [
+            (Fault::Kill, Some(vec![Fault::Kill, Fault::Pause])),
+            (Fault::Kill, Some(vec![Fault::Pause])),
+            (Fault::Kill, Some(vec![Fault::Pause])),
+            (Fault::Pause, None),
+        ] {
+            strike_off(&mut missing, struck);
+            assert_eq!(wanted(&storm, &missing, before), left);
+        }
     }
 
     #[test]

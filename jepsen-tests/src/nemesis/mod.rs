@@ -8,8 +8,8 @@
 
 pub mod archive_flip;
 mod array;
-mod bit_flip;
 mod clock;
+mod damage;
 mod disk_full;
 mod disks;
 mod drive;
@@ -55,6 +55,10 @@ pub enum Fault {
     SlowFsync,
     /// A flipped bit in a file of a stopped node; log, state, floor and snapshot in turn.
     BitFlip,
+    /// A file of a stopped node without its end.
+    Truncate,
+    /// Two pieces of a file of a stopped node that changed places.
+    Swap,
     /// A flipped bit in an object of the archive.
     ArchiveFlip,
     /// The disks of an array let every writer wait.
@@ -110,7 +114,8 @@ impl Fault {
             | Self::ArrayScramble
             | Self::ArrayRollback
             | Self::RollbackBlind => &[Need::Root, Need::Disk],
-            Self::Kill | Self::Pause | Self::Transfer | Self::Membership | Self::BitFlip => &[],
+            Self::Kill | Self::Pause | Self::Transfer | Self::Membership => &[],
+            Self::BitFlip | Self::Truncate | Self::Swap => &[],
             Self::Partition | Self::Lossy | Self::Slow => &[Need::Root, Need::Network],
             Self::LostTail => &[Need::Root, Need::Disk, Need::Network],
             Self::Clock => &[Need::Clocks],
@@ -130,7 +135,7 @@ impl Fault {
             Self::DiskFull => disk_full::strike(world, chance).await,
             Self::Eio => fsync::strike_eio(world, chance).await,
             Self::SlowFsync => fsync::strike_slow(world, chance).await,
-            Self::BitFlip => bit_flip::strike(world, chance).await,
+            Self::BitFlip | Self::Truncate | Self::Swap => damage::strike(world, self, chance).await,
             Self::ArchiveFlip => archive_flip::strike(world, chance).await,
             Self::ArrayHang | Self::ArrayEio | Self::ArrayWipe | Self::ArrayScramble | Self::ArrayRollback => {
                 array::strike(world, self, chance).await
@@ -164,7 +169,7 @@ impl Struck {
             Fault::Power | Fault::PowerAll => power::heal(world, &mut self).await,
             Fault::DiskFull => disk_full::heal(world, &mut self).await,
             Fault::Eio | Fault::SlowFsync => fsync::heal(world, &mut self).await,
-            Fault::BitFlip => bit_flip::heal(world, &mut self).await,
+            Fault::BitFlip | Fault::Truncate | Fault::Swap => damage::heal(world, &mut self).await,
             Fault::ArchiveFlip => archive_flip::heal(world, &mut self).await,
             Fault::ArrayHang | Fault::ArrayEio | Fault::ArrayWipe | Fault::ArrayScramble | Fault::ArrayRollback => {
                 array::heal(world, &mut self).await

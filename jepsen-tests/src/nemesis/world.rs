@@ -16,7 +16,7 @@ use crate::cluster::Cluster;
 use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
 use crate::nemesis::archive_flip::Object;
-use crate::nemesis::bit_flip::Whole;
+use crate::nemesis::damage::Whole;
 use crate::nemesis::{Disks, Fault};
 use crate::network::Network;
 
@@ -45,8 +45,8 @@ pub struct World {
     pub(super) whole: BTreeMap<u32, Whole>,
     /// Objects of the archive as they were before, by round.
     pub(super) objects: BTreeMap<u32, Object>,
-    /// Bits flipped so far.
-    pub(super) flips: usize,
+    /// Files damaged so far, by fault.
+    pub(super) damaged: BTreeMap<Fault, usize>,
     /// Nodes on their way into the cluster, by round: the operation, if one was accepted, and the draw of who goes.
     pub(super) joining: BTreeMap<u32, (Option<String>, u64)>,
     /// Where the log was committed up to, and where it ended, of leaders with a tail of their own, by round.
@@ -107,7 +107,7 @@ impl World {
             disks: None,
             whole: BTreeMap::new(),
             objects: BTreeMap::new(),
-            flips: 0,
+            damaged: BTreeMap::new(),
             joining: BTreeMap::new(),
             tails: BTreeMap::new(),
             standing: BTreeMap::new(),

@@ -41,7 +41,7 @@ fn restored(simulation: &Simulation, round: u32, last: bool, index: u64, of: u64
     };
     let at = Some(Point { incarnation: INCARNATION, group: 0, index });
     let (began, users) = (Some(INCARNATION + u64::from(round)), (0..2).map(user).collect());
-    Restored { round, last, at, began, loss_window_ms: None, users, digests: NODES, took_ms: 1 }
+    Restored { round, last, at, began, loss_window_ms: None, killed: last, users, digests: NODES, took_ms: 1 }
 }
 
 fn add(ops: &mut Vec<Op>, place: usize, restored: Restored) {

@@ -70,7 +70,7 @@ fn valid() -> Vec<Op> {
     story.end(2, Action::Resend(write("o2", "o-2", "over-2", None)), Stage::Fail, "NO_LEADER");
     story.ok(2, Action::Resend(write("o2", "o-2", "over-2", None)), Reply { replayed: true, ..reply(6, 18) });
     story.end(1, Action::Add(write("a4", "four", "add-4", None)), Stage::Fail, "NO_LEADER");
-    story.end(1, Action::Resend(write("a1", "one", "add-1", None)), Stage::Fail, "NO_LEADER");
+    story.end(1, Action::Resend(write("a1", "one", "add-1", None)), Stage::Fail, "NOT_FOUNDED");
     story.feed(&[("a1", 1, "one"), ("k1", 3, "k-2"), ("a2", 5, "two"), ("o2", 6, "o-2")]);
     story.ops
 }
