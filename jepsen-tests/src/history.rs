@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use calls::{Batch, Follow, Hint, Page, Read, Restored};
+use calls::{Batch, Follow, Held, Hint, Lease, Page, Read, Restored};
 
 pub mod calls;
 pub mod edn;
@@ -98,6 +98,10 @@ pub enum Action {
     Batch(Batch),
     /// A read of several records at one point.
     Read(Read),
+    /// A put of a record that ends by itself.
+    Lease(Lease),
+    /// Whether such a record is there.
+    Held(Held),
     /// A page of changes.
     Page(Page),
     /// A consumer begins to follow a feed.
@@ -135,6 +139,8 @@ impl Action {
             }
             Self::Batch(_)
             | Self::Read(_)
+            | Self::Lease(_)
+            | Self::Held(_)
             | Self::Page(_)
             | Self::Follow(_)
             | Self::Hint(_)
@@ -157,6 +163,7 @@ impl Action {
     pub fn request_id(&self) -> Option<&str> {
         match self {
             Self::Batch(batch) => Some(&batch.request_id),
+            Self::Lease(lease) => Some(&lease.request_id),
             action => action.write().map(|write| write.request_id.as_str()),
         }
     }

@@ -204,6 +204,8 @@ enum Named {
     Feed,
     /// Registers, and an archive offsite that is restored into new clusters meanwhile.
     Restore,
+    /// Records that end by themselves; none may be gone before its time.
+    Ttl,
     /// set and register, while whole arrays of disks hang, fail, are empty, full of noise, or go back in time.
     Array,
     /// set and register, while members change and leadership is handed over.
@@ -218,6 +220,7 @@ impl Named {
             Self::Append => &[Workload::Append],
             Self::Feed => &[Workload::Feed],
             Self::Restore => &[Workload::Restore],
+            Self::Ttl => &[Workload::Ttl],
             Self::Array | Self::Membership => &[Workload::Set, Workload::Register],
         }
     }
@@ -229,7 +232,7 @@ impl Named {
                 &[Fault::ArrayHang, Fault::ArrayEio, Fault::ArrayWipe, Fault::ArrayScramble, Fault::ArrayRollback]
             }
             Self::Membership => &[Fault::Membership, Fault::Transfer],
-            Self::Set | Self::Register | Self::Append | Self::Feed | Self::Restore => &[],
+            Self::Set | Self::Register | Self::Append | Self::Feed | Self::Restore | Self::Ttl => &[],
         }
     }
 }

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{
-    Report, Verdict, append, feed, harness, linear, paired, replicas, restore, set, terms, timeline, versioned, worst,
+    Report, Verdict, append, feed, harness, linear, paired, replicas, restore, set, terms, timeline, ttl, versioned,
+    worst,
 };
 use crate::clock::Clocks;
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
@@ -228,6 +229,7 @@ pub fn check(path: &Path) -> anyhow::Result<Verdict> {
 /// Judges a run by all checkers that its workloads need.
 pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
     let has = |workload: Workload| test.workload.split('+').any(|name| name == workload.to_string());
+    let told_time = !test.nemesis.split('+').any(|name| name == Fault::Clock.to_string());
     let mut reports = Vec::new();
     if has(Workload::Set) {
         reports.push(set::check(history));
@@ -248,9 +250,11 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
             reports.push(feed::check(history, &calls, &outcomes));
         }
         if has(Workload::Restore) {
-            let told_time = !test.nemesis.split('+').any(|name| name == Fault::Clock.to_string());
             reports.push(restore::check(&calls, &outcomes, told_time));
         }
+    }
+    if has(Workload::Ttl) {
+        reports.push(ttl::check(history, told_time));
     }
     reports.push(replicas::check(history, test.expected.nodes));
     reports.push(terms::check(history, test.expected.nodes));

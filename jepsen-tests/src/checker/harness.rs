@@ -138,7 +138,7 @@ fn explained(action: &Action, reason: &str) -> bool {
         Action::Batch(batch) if batch.refused.is_some() => reason == "VERSION_MISMATCH",
         // Whoever judges restores names each that failed.
         Action::Restored(_) => true,
-        Action::Read(_) | Action::Page(_) if READ_REASONS.contains(&reason) => true,
+        Action::Read(_) | Action::Page(_) | Action::Held(_) if READ_REASONS.contains(&reason) => true,
         _ => REASONS.contains(&reason),
     }
 }

@@ -20,6 +20,7 @@ pub mod set;
 pub mod simulation;
 pub mod terms;
 pub mod timeline;
+pub mod ttl;
 pub mod versioned;
 
 /// Pieces of evidence that are kept for one rule.

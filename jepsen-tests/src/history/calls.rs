@@ -220,6 +220,35 @@ pub struct Follow {
     pub watches: bool,
 }
 
+/// A put of a record that ends by itself; one client alone writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Owner.
+    pub user: String,
+    /// `collection/record id`.
+    pub key: String,
+    /// No two writes put the same.
+    pub content: String,
+    /// One per logical write, kept over all repetitions.
+    pub request_id: String,
+    /// Its life.
+    pub ttl_seconds: u32,
+}
+
+/// A linearizable look at such a record by its writer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Owner.
+    pub user: String,
+    /// `collection/record id`.
+    pub key: String,
+    /// After all writes.
+    pub last: bool,
+    /// Its content; `None` = it is gone, or nobody answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+}
+
 /// A new cluster out of the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {

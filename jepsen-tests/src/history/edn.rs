@@ -102,6 +102,14 @@ fn function(action: &Action, stage: Stage) -> (&'static str, String) {
         }
         Action::Batch(batch) => ("txn", transaction(batch)),
         Action::Read(read) => ("txn", reads(read, stage)),
+        Action::Lease(lease) => {
+            let key = text(&format!("{}/{}", lease.user, lease.key));
+            ("lease", format!("[{key} {} {}]", text(&lease.content), lease.ttl_seconds))
+        }
+        Action::Held(held) => {
+            let found = held.found.as_deref().map_or("nil".to_owned(), text);
+            ("held", format!("[{} {found}]", text(&format!("{}/{}", held.user, held.key))))
+        }
         Action::Page(page) => ("page", page_of(page)),
         Action::Follow(follow) => ("follow", text(&follow.user)),
         Action::Hint(hint) => ("hint", format!("{{:user {}, :head {}}}", text(&hint.user), hint.head)),

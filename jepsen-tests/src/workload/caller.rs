@@ -6,7 +6,9 @@ use anyhow::Context;
 use holdfast_client::{Client, Error, SyncOutcome, v1};
 
 use crate::chance::Chance;
-use crate::history::calls::{Batch, Changed, Clash, Done, Got, Guard, Level, Page, Point, Read, Refused, Seen, Turned};
+use crate::history::calls::{
+    Batch, Changed, Clash, Done, Got, Guard, Held, Lease, Level, Page, Point, Read, Refused, Seen, Turned,
+};
 use crate::history::{Action, Failure, Process, Stage};
 use crate::workload::Shared;
 
@@ -83,6 +85,54 @@ impl Caller {
         let read = Read { got: got.clone(), ..asked.clone() };
         self.shared.recorder.answered(self.process, began_ns, stage, Action::Read(read), error);
         got
+    }
+
+    /// Sends a put of a record that ends by itself.
+    pub async fn lease(&self, asked: &Lease) -> End {
+        let began_ns = self.shared.recorder.invoke(self.process, Action::Lease(asked.clone()));
+        let put = v1::PutOp {
+            content_type: CONTENT_TYPE.to_owned(),
+            payload: asked.content.clone().into_bytes().into(),
+            ttl_seconds: asked.ttl_seconds,
+            ..Default::default()
+        };
+        let op = Some(v1::mutation::Op::Put(put));
+        let mutation = v1::Mutation { key: Some(key_of(&asked.key)), op, precondition: None };
+        let request = v1::BatchWriteRequest {
+            user_id: asked.user.clone(),
+            request_id: asked.request_id.clone(),
+            mutations: vec![mutation],
+            ..Default::default()
+        };
+        let (stage, error, end) = match self.client.write(request).await {
+            Ok(answer) => match done_of(&answer, 1) {
+                Some(done) => (Stage::Ok, None, End::Done(done)),
+                None => (Stage::Info, Some(malformed(&answer)), End::Unknown),
+            },
+            Err(error) if matches!(error, Error::OutcomeUnknown { .. }) => {
+                (Stage::Info, Some(failure(&error)), End::Unknown)
+            }
+            Err(error) => (Stage::Fail, Some(failure(&error)), End::Failed),
+        };
+        self.shared.recorder.answered(self.process, began_ns, stage, Action::Lease(asked.clone()), error);
+        end
+    }
+
+    /// Looks at such a record, linearizable; `None` = nobody answered.
+    pub async fn held(&self, asked: &Held) -> Option<Option<String>> {
+        let began_ns = self.shared.recorder.invoke(self.process, Action::Held(asked.clone()));
+        let (user, keys) = (asked.user.clone(), vec![asked.key.clone()]);
+        let read = Read { user, keys, level: Level::Linearizable, got: None };
+        let (stage, error, found) = match self.client.read(read_request(&read)).await {
+            Ok(answer) => match got_of(&answer, read.level) {
+                Some(got) => (Stage::Ok, None, Some(got.records.into_iter().find_map(|seen| seen.payload))),
+                None => (Stage::Info, Some(malformed(&answer)), None),
+            },
+            Err(error) => (Stage::Fail, Some(failure(&error)), None),
+        };
+        let held = Held { found: found.clone().flatten(), ..asked.clone() };
+        self.shared.recorder.answered(self.process, began_ns, stage, Action::Held(held), error);
+        found
     }
 
     /// Asks for a page; `kept` = the consumer will save it.

@@ -4,6 +4,7 @@ mod caller;
 mod feed;
 mod records;
 pub mod set;
+mod ttl;
 
 use std::fmt;
 use std::ops::Range;
@@ -37,6 +38,8 @@ pub enum Workload {
     Feed,
     /// Registers, and an archive offsite that is restored into new clusters meanwhile.
     Restore,
+    /// Records that end by themselves, and are written again before that.
+    Ttl,
 }
 
 impl fmt::Display for Workload {
@@ -47,6 +50,7 @@ impl fmt::Display for Workload {
             Self::Append => "append",
             Self::Feed => "feed",
             Self::Restore => "restore",
+            Self::Ttl => "ttl",
         })
     }
 }
@@ -76,6 +80,7 @@ pub struct Load {
     set_users: Vec<String>,
     circles: Vec<Arc<records::Circle>>,
     feed_users: Vec<String>,
+    ttl_users: Vec<String>,
 }
 
 impl Load {
@@ -98,6 +103,7 @@ impl Load {
             set_users: Vec::new(),
             circles: Vec::new(),
             feed_users: Vec::new(),
+            ttl_users: Vec::new(),
         };
         let count = clients.len() as u32;
         let mut clients = (0..count).zip(clients).map(|(number, client)| {
@@ -118,6 +124,13 @@ impl Load {
                 Workload::Append => load.start_records(block, 'l'),
                 Workload::Restore => load.start_records(block, 'b'),
                 Workload::Feed => load.start_feed(block, count, addresses)?,
+                Workload::Ttl => {
+                    for (number, client) in block {
+                        let writer = ttl::Writer::new(load.caller(number, client), number);
+                        load.ttl_users.push(writer.user.clone());
+                        load.writers.push(tokio::spawn(writer.run(load.stop.clone())));
+                    }
+                }
             }
         }
         Ok(load)
@@ -185,7 +198,7 @@ impl Load {
             consumer.await.context("a consumer of a feed")?;
         }
         let records = self.users().all();
-        Ok(Written { shared: self.shared, set_users: self.set_users, records })
+        Ok(Written { shared: self.shared, set_users: self.set_users, ttl_users: self.ttl_users, records })
     }
 
     /// Users whose records are batches and reads in the history.
@@ -215,13 +228,16 @@ impl Users {
 pub struct Written {
     shared: Shared,
     set_users: Vec<String>,
+    /// Nothing of theirs is left, on no node.
+    ttl_users: Vec<String>,
     records: Vec<(String, Vec<String>)>,
 }
 
 impl Written {
     /// All users.
     pub fn users(&self) -> Vec<String> {
-        self.set_users.iter().cloned().chain(self.records.iter().map(|(user, _)| user.clone())).collect()
+        let by_pages = self.set_users.iter().chain(&self.ttl_users);
+        by_pages.chain(self.records.iter().map(|(user, _)| user)).cloned().collect()
     }
 
     /// Reads every record, also those that are gone, linearizable, and writes down what is found.
