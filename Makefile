@@ -90,8 +90,8 @@ jepsen: build planted ## Full fault suite before a change counts as done, at mos
 	$(BIN_DIR)/jepsen-tests test-all --profile ci --require --holdfast $(BIN) --planted $(dir $(BIN))holdfast-planted $(JEPSEN_ARGS)
 
 # What once broke Holdfast or systems like it, and the limit that it states.
-jepsen-regressions: build ## Runs of what once broke this or other systems, about six minutes (root; REGRESSIONS_ARGS=...)
-	$(BIN_DIR)/jepsen-tests test-all --profile regressions --require --holdfast $(BIN) $(REGRESSIONS_ARGS)
+jepsen-regressions: build ## Runs of what once broke this or other systems, about eleven minutes (root; REGRESSIONS_ARGS=...)
+	$(BIN_DIR)/jepsen-tests test-all --profile regressions --at-once 2 --require --holdfast $(BIN) $(REGRESSIONS_ARGS)
 
 # Can be stopped at any time: the next call with the same ledger goes on.
 soak: build $(if $(DEBUG),holdfast-debug) ## Drawn runs for HOURS=n, resumed from LEDGER=file; DEBUG=1: debug assertions in turn (root)
@@ -99,8 +99,9 @@ soak: build $(if $(DEBUG),holdfast-debug) ## Drawn runs for HOURS=n, resumed fro
 	$(BIN_DIR)/jepsen-tests test-all --profile soak --hours $(HOURS) --ledger $(LEDGER) --holdfast $(BIN) $(if $(DEBUG),--holdfast-debug $(dir $(BIN))holdfast-debug) $(SOAK_ARGS)
 
 # The same profile with assertions on, in a target directory of its own: cargo keeps one output for a profile, and would
-# compile all crates again at every change of hands. RocksDB comes from ccache there, if that is installed.
-holdfast-debug: system ## Build a binary with debug assertions, for soaks; the first time takes as long as a first build
+# compile all crates again at every change of hands. It links the RocksDB that `build` compiled: the assertions are Rust's.
+holdfast-debug: build ## Build a binary with debug assertions, for soaks; the first time compiles all crates once more
+	ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR="$$(dirname "$$(ls -t $(BIN_DIR)/build/librocksdb-sys-*/out/librocksdb.a | head -1)")" \
 	CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/debug-assertions $(CARGO) build $(FLAGS) --bin holdfast
 	@mkdir -p $(dir $(BIN)) && cp $(CARGO_TARGET_DIR)/debug-assertions/release/holdfast $(dir $(BIN))holdfast-debug
 

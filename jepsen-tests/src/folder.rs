@@ -19,6 +19,7 @@ use crate::checker::harness::{Expected, Log};
 use crate::checker::{Report, Verdict};
 use crate::cluster::Cluster;
 use crate::history::{self, Op};
+use crate::nemesis::Need;
 
 /// What was run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,11 +36,34 @@ pub struct Test {
     pub nemesis: String,
     /// Versions of this program and of the binary under test, as they say themselves.
     pub versions: Versions,
+    /// What it was run on.
+    #[serde(default)]
+    pub machine: Machine,
     /// The bug that the environment asked a binary with planted bugs for.
     #[serde(default)]
     pub planted: Option<String>,
     /// What the run must have done to prove anything.
     pub expected: Expected,
+}
+
+/// What a run was made on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Kernel, as `uname -sr` names it.
+    pub kernel: String,
+    /// What the machine was seen to be able to do, of what the run's faults need.
+    pub capabilities: Vec<String>,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here(needs: &[Need]) -> Self {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+        Self {
+            kernel: format!("{} {}", read("ostype").trim(), read("osrelease").trim()),
+            capabilities: needs.iter().map(|need| format!("{need:?}").to_lowercase()).collect(),
+        }
+    }
 }
 
 /// Who met whom.
@@ -216,6 +240,31 @@ fn stamp(seconds: u64) -> String {
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
+/// As `Last-Modified` has it (RFC 9110, 5.6.7).
+pub fn http_date(time: SystemTime) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = seconds(time);
+    let (year, month, day) = date(seconds / 86_400);
+    let weekday = DAYS[(seconds / 86_400 % 7) as usize];
+    let month = MONTHS[(month as usize).clamp(1, 12) - 1];
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
+/// As lists of objects have it (RFC 3339).
+pub fn iso_date(time: SystemTime) -> String {
+    let seconds = seconds(time);
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z")
+}
+
+/// Since 1970; what was before that is its first second.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// The Gregorian date so many days after 1970-01-01 (Hinnant, *chrono-Compatible Low-Level Date Algorithms*).
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
@@ -237,6 +286,10 @@ mod tests {
         assert_eq!(stamp(951_868_799), "20000229T235959Z");
         assert_eq!(stamp(951_868_800), "20000301T000000Z");
         assert_eq!(stamp(1_795_319_100), "20261122T034500Z");
+        let time = UNIX_EPOCH + std::time::Duration::from_secs(1_795_319_100);
+        assert_eq!(http_date(time), "Sun, 22 Nov 2026 03:45:00 GMT");
+        assert_eq!(iso_date(time), "2026-11-22T03:45:00.000Z");
+        assert_eq!(http_date(UNIX_EPOCH), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 
     #[test]
@@ -252,6 +305,7 @@ mod tests {
             workload: "set".into(),
             nemesis: "kill".into(),
             versions: Versions { jepsen_tests: "1".into(), holdfast: "2".into(), binary: "holdfast".into() },
+            machine: Machine::here(&[Need::Root, Need::Disk]),
             planted: None,
             expected: Expected {
                 nodes: 3,

@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - The ledger is written after each run: a soak that is stopped loses the run that it was in, and nothing else.
-//! - Every pair of faults comes up before one comes up again; the order follows from the seed of the ledger. With a
-//!   second binary, each pair meets the one and the other in turn.
+//! - Every pair of faults comes up before one comes up again; the order follows from the seed of the ledger. The next time
+//!   round it meets a cluster of another size, and with a second binary the other one.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -132,8 +132,11 @@ fn drawn(sizes: &[Scenario], faults: &[Fault], seed: u64, place: usize, seconds:
     Chance::new(seed, round as u64).shuffle(&mut pairs);
     let (number, (one, other)) = pairs[place % pairs.len()];
     let mut chance = Chance::new(seed ^ 0x50a4, place as u64);
-    let workload = WORKLOADS[chance.below(WORKLOADS.len())];
-    let size = &sizes[chance.below(sizes.len())];
+    // What cannot be read offsite cannot be restored.
+    let spoils = one == Fault::ArchiveFlip || other == Fault::ArchiveFlip;
+    let workloads: Vec<&str> = WORKLOADS.iter().copied().filter(|workload| !spoils || *workload != "restore").collect();
+    let workload = workloads[chance.below(workloads.len())];
+    let size = &sizes[(number / 2 + round) % sizes.len()];
     let faults = if one == other { one.to_string() } else { format!("{one},{other}") };
     let further = ["-w", workload, "-n", &faults, "--time-limit", &seconds.to_string()].map(str::to_owned);
     let name = format!("{}-{}-{}", size.name, workload.replace(',', "+"), faults.replace(',', "+"));
@@ -141,7 +144,7 @@ fn drawn(sizes: &[Scenario], faults: &[Fault], seed: u64, place: usize, seconds:
     (Scenario { name, run, ..size.clone() }, (number + round) % 2 == 1)
 }
 
-const WORKLOADS: [&str; 5] = ["set", "register", "append", "feed", "set,register,append,feed"];
+const WORKLOADS: [&str; 7] = ["set", "register", "append", "feed", "ttl", "restore", "set,register,append,feed"];
 
 /// For people.
 fn table(lines: &[Line]) -> String {

@@ -173,7 +173,9 @@ mod tests {
         assert_eq!(spoilt(5, look(None, 2_200, false)), one("gone before its time"));
         assert_eq!(spoilt(5, look(Some("a"), 2_200, false)), one("found with what was written over"));
         assert_eq!(spoilt(0, look(Some("z"), 0, false)), one("found, never written"));
-        assert_eq!(spoilt(7, look(Some("b"), 70_000, true)), one("still there a minute after all writes"));
+        let mut left = valid();
+        left.push(look(Some("b"), 70_000, true));
+        assert_eq!(broken(&left), one("still there a minute after all writes"));
         assert_eq!(spoilt(7, look(None, 3_700, false)).0, Verdict::Unknown, "nobody looked at the end");
         let moved = check(
             &{
