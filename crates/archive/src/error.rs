@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use holdfast_store::{LogPosition, StoreError};
 
+use crate::destination::DestinationConfig;
 use crate::layout::LineageId;
 
 /// A failure of shipping, verifying or restoring.
@@ -158,9 +159,24 @@ impl ArchiveError {
         }
     }
 
+    /// The object that is wrong and why, if it is the archive that is wrong and not the way to it.
+    pub fn fault(&self) -> Option<(String, String)> {
+        match self {
+            Self::Corrupt { object, reason } | Self::Missing { object, reason } => {
+                Some((object.clone(), reason.clone()))
+            }
+            Self::OtherFormat { object, .. } => Some((object.clone(), self.to_string())),
+            _ => None,
+        }
+    }
+
     /// Trying again later may help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Destination { .. } | Self::Timeout { .. } | Self::Stopped { .. })
+    }
+
+    pub(crate) fn bad_destination(config: &DestinationConfig, reason: impl std::fmt::Display) -> Self {
+        Self::BadDestination { name: config.name.clone(), url: config.url.clone(), reason: reason.to_string() }
     }
 
     pub(crate) fn corrupt(object: &str, reason: impl std::fmt::Display) -> Self {

@@ -34,6 +34,11 @@ impl LineageId {
         Self::from_parts(cluster, incarnation)
     }
 
+    /// The name could be that of a cluster's folder.
+    pub fn is_cluster(name: &str) -> bool {
+        unhex::<16>(name).is_some()
+    }
+
     fn from_parts(cluster: &str, incarnation: &str) -> Option<Self> {
         let incarnation = u64::from_be_bytes(unhex(incarnation)?);
         Some(Self { cluster_id: unhex(cluster)?, incarnation: Incarnation(incarnation) })

@@ -6,7 +6,7 @@
 //! - Facts never change. Others under the same name mean that two clusters share an identity: nothing is shipped.
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use holdfast_model::command::Parent;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::archive_header::Kind;
@@ -65,6 +65,19 @@ impl LineageFacts {
         let epoch = u16::try_from(message.epoch).map_err(|_| bad("its epoch is out of range".into()))?;
         Ok(Self { id: *id, cluster_name: message.cluster_name, epoch, parent, groups: message.groups })
     }
+
+    /// What lies under the name must say the same.
+    fn check(&self, object: &str, found: &Bytes) -> Result<(), ArchiveError> {
+        let found = Self::open(object, &self.id, found)?;
+        if found == *self {
+            return Ok(());
+        }
+        let reason = format!(
+            "it says that cluster {:?} has epoch {} and {} groups; two clusters share one identity",
+            found.cluster_name, found.epoch, found.groups
+        );
+        Err(ArchiveError::corrupt(object, reason))
+    }
 }
 
 /// A lineage that may be added to.
@@ -81,16 +94,19 @@ impl OpenLineage {
     /// `Corrupt` when other facts lie under the name.
     pub async fn open(destination: Destination, facts: &LineageFacts) -> Result<Self, ArchiveError> {
         let object = ObjectName::Lineage.path(&facts.id);
-        if let Put::Lost(found) = destination.put_new(&object, &facts.seal()?.bytes).await? {
-            let found = LineageFacts::open(&object, &facts.id, &found)?;
-            if found != *facts {
-                let reason = format!(
-                    "it says that cluster {:?} has epoch {} and {} groups; two clusters share one identity",
-                    found.cluster_name, found.epoch, found.groups
-                );
-                return Err(ArchiveError::corrupt(&object, reason));
-            }
+        if let Put::Lost(found) = destination.put_checked(&object, &facts.seal()?.bytes).await? {
+            facts.check(&object, &found)?;
         }
+        Ok(Self { destination, id: facts.id })
+    }
+
+    /// Finds the facts written, in a destination that holds something of this history.
+    ///
+    /// # Errors
+    /// `Missing` when they are not there, `Corrupt` when others are.
+    pub async fn find(destination: Destination, facts: &LineageFacts) -> Result<Self, ArchiveError> {
+        let object = ObjectName::Lineage.path(&facts.id);
+        facts.check(&object, &destination.get(&object).await?)?;
         Ok(Self { destination, id: facts.id })
     }
 
@@ -105,20 +121,54 @@ impl OpenLineage {
     }
 }
 
-/// Facts of every lineage in a destination, ascending by id.
+/// What a destination holds, from the top down to its lineages.
+#[derive(Debug, Default)]
+pub struct FoundLineages {
+    /// Facts of those that can be read, ascending by id.
+    pub lineages: Vec<LineageFacts>,
+    /// Those whose facts are damaged or missing, and why, ascending by id.
+    pub bad: Vec<(LineageId, ArchiveError)>,
+    /// Objects above a lineage, and folders that are no lineage: nothing of Holdfast's.
+    pub foreign: Vec<String>,
+}
+
+/// mkfs makes it at the root of a disk, and only root may look into it.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Finds every lineage in a destination; one that is damaged does not hide the others.
 ///
 /// # Errors
-/// Names the first lineage whose facts are damaged or missing.
-pub async fn list_lineages(destination: &Destination) -> Result<Vec<LineageFacts>, ArchiveError> {
+/// Only when the destination fails.
+pub async fn find_lineages(destination: &Destination) -> Result<FoundLineages, ArchiveError> {
+    let mut found = FoundLineages::default();
     let mut ids = Vec::new();
-    for cluster in destination.list_folders("").await? {
-        for incarnation in destination.list_folders(&cluster).await? {
-            ids.extend(LineageId::parse(&format!("{cluster}/{incarnation}")));
+    let (objects, clusters) = destination.list_here("").await?;
+    found.foreign.extend(objects.into_iter().map(|object| object.path));
+    for cluster in clusters.into_iter().filter(|cluster| cluster != LOST_AND_FOUND) {
+        if !LineageId::is_cluster(&cluster) {
+            found.foreign.push(format!("{cluster}/"));
+            continue;
+        }
+        let (objects, incarnations) = destination.list_here(&cluster).await?;
+        found.foreign.extend(objects.into_iter().map(|object| object.path));
+        for incarnation in incarnations {
+            let path = format!("{cluster}/{incarnation}");
+            match LineageId::parse(&path) {
+                Some(id) => ids.push(id),
+                None => found.foreign.push(format!("{path}/")),
+            }
         }
     }
-    let read = |id: LineageId| async move { read_facts(destination, &id).await };
-    let found: Vec<Option<LineageFacts>> = futures::stream::iter(ids).map(read).buffered(8).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+    let read = |id: LineageId| async move { (id, read_facts(destination, &id).await) };
+    let read: Vec<_> = futures::stream::iter(ids).map(read).buffered(8).collect().await;
+    for (id, facts) in read {
+        match facts {
+            Ok(facts) => found.lineages.extend(facts),
+            Err(error) if error.fault().is_some() => found.bad.push((id, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 /// `None` = nothing but an empty folder, left by a writer that died before its first object.

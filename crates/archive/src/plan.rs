@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - A plan ends at the last entry that the archive holds of the chosen history.
+//! - A history whose facts are damaged may be the newest: nothing is chosen in its place unless somebody names it.
 //! - A history that continues another one from the same archive, and has no snapshot yet, is planned through its
 //!   parents: their log ends where the child says that it was cut, and the entry chain joins them.
 
@@ -13,7 +14,7 @@ use holdfast_store::LogPosition;
 use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName};
-use crate::lineage::{LineageFacts, list_lineages};
+use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
 use crate::segment::{ChainWalk, Segment};
 use crate::ship::{ListedSegment, list_log, list_segments, read_segment};
@@ -48,6 +49,8 @@ pub struct RestorePlan {
     pub chain: [u8; 32],
     /// Newest time stamp that will be restored, in milliseconds since the Unix epoch; 0 = none is known.
     pub last_stamp_ms: u64,
+    /// Histories that were passed over, because their facts are damaged or missing: object and reason.
+    pub bad: Vec<(String, String)>,
 }
 
 /// Log of one history that is replayed.
@@ -97,8 +100,17 @@ impl RestorePlan {
 /// # Errors
 /// `NoChoice` when there is nothing, or more than one thing, to restore; otherwise names the object that is wrong.
 pub async fn plan(destination: &Destination, group: GroupId, choose: Choose) -> Result<RestorePlan, ArchiveError> {
-    let lineages = list_lineages(destination).await?;
+    let found = find_lineages(destination).await?;
+    let lineages = found.lineages;
     let by_id: BTreeMap<LineageId, LineageFacts> = lineages.iter().map(|facts| (facts.id, facts.clone())).collect();
+    let mut passed_over = Vec::new();
+    for (id, error) in found.bad {
+        match choose {
+            Choose::Lineage(wanted) if wanted == id => return Err(error),
+            Choose::Lineage(_) => passed_over.extend(error.fault()),
+            Choose::Latest => return Err(no_newest(&id, &error, &by_id)),
+        }
+    }
     let chosen = chosen(destination, group, choose, lineages).await?;
     let mut stages = Stages::default();
     stages.add(destination, group, &chosen, u64::MAX).await?;
@@ -112,7 +124,18 @@ pub async fn plan(destination: &Destination, group: GroupId, choose: Choose) -> 
         stages.add(destination, group, facts, through).await?;
         child = facts.clone();
     }
-    stages.into_plan(destination, group, chosen).await
+    stages.into_plan(destination, group, chosen, passed_over).await
+}
+
+/// Nobody knows whether the history that cannot be read is the newest.
+fn no_newest(id: &LineageId, error: &ArchiveError, others: &BTreeMap<LineageId, LineageFacts>) -> ArchiveError {
+    let others: Vec<String> = others.values().map(|facts| format!("{} ({})", facts.id, facts.cluster_name)).collect();
+    let others = match others.as_slice() {
+        [] => "no other history lies here".to_owned(),
+        some => format!("these can be read, choose one with --lineage: {}", some.join(", ")),
+    };
+    let (object, reason) = error.fault().unwrap_or_else(|| (ObjectName::Lineage.path(id), error.to_string()));
+    ArchiveError::corrupt(&object, format!("{reason}; which history is the newest is not known: {others}"))
 }
 
 /// The history that must be restored first, if there is one.
@@ -197,6 +220,7 @@ impl Stages {
         destination: &Destination,
         group: GroupId,
         lineage: LineageFacts,
+        bad: Vec<(String, String)>,
     ) -> Result<RestorePlan, ArchiveError> {
         self.log.reverse();
         let snapshot = self.snapshot.as_ref();
@@ -241,6 +265,7 @@ impl Stages {
             last,
             chain,
             last_stamp_ms,
+            bad,
         })
     }
 }

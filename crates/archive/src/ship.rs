@@ -6,11 +6,10 @@
 //!   it is not. A deposed leader can be late, never wrong.
 //! - A segment counts only after it was read back from the destination and found equal.
 
-use bytes::Bytes;
 use holdfast_model::id::GroupId;
 use holdfast_store::{LogPosition, StoredEntry};
 
-use crate::destination::{Destination, Put};
+use crate::destination::{Destination, Listed, Put};
 use crate::error::ArchiveError;
 use crate::fence::Fence;
 use crate::layout::{LineageId, ObjectName};
@@ -36,7 +35,8 @@ pub enum ShipOutcome {
         /// Bytes written.
         bytes: u64,
     },
-    /// Another shipper of the same history was first. Its end may lie before or beyond the entries given.
+    /// Another shipper was first, with the same entries as far as both go. Its end may lie before or beyond the
+    /// entries given: the caller compares the chain there with its own.
     Adopted {
         /// New end.
         tail: Tail,
@@ -59,12 +59,22 @@ pub struct SegmentShipper {
     group: GroupId,
     /// As it was last read or written; `None` = not read yet.
     tail: Option<Option<Tail>>,
+    /// Object that holds the tail, with its length, if one was read or written.
+    newest: Option<Listed>,
+    /// Index up to which the log is known to have been there once.
+    known: u64,
 }
 
 impl SegmentShipper {
     /// For one group of an open lineage.
     pub fn new(lineage: OpenLineage, group: GroupId) -> Self {
-        Self { lineage, group, tail: None }
+        Self { lineage, group, tail: None, newest: None, known: 0 }
+    }
+
+    /// The log is known to have been there up to `index`: its end is looked for around there before anywhere else.
+    pub fn known_to(mut self, index: u64) -> Self {
+        self.known = index;
+        self
     }
 
     /// Where it ships to.
@@ -93,8 +103,8 @@ impl SegmentShipper {
     /// # Errors
     /// When the last segment is damaged, or the destination fails.
     pub async fn end(&mut self) -> Result<(Option<Tail>, Option<Fence>), ArchiveError> {
-        let (newest, fence) = list_log(self.destination(), self.lineage.id(), self.group).await?;
-        let tail = match newest.last() {
+        let (newest, fence) = newest(self.destination(), self.lineage.id(), self.group, self.known).await?;
+        let tail = match &newest {
             None => None,
             Some(found) => {
                 let segment = read_segment(self.destination(), self.lineage.id(), self.group, found.first).await?;
@@ -102,7 +112,24 @@ impl SegmentShipper {
             }
         };
         self.tail = Some(tail);
+        self.newest = newest.map(|found| Listed { path: found.object, bytes: found.bytes });
         Ok((tail, fence))
+    }
+
+    /// Looks whether what was read or written last is still there.
+    ///
+    /// # Errors
+    /// `Missing` or `Corrupt` when it is not, or when the destination fails.
+    pub async fn look(&self) -> Result<(), ArchiveError> {
+        let lineage = Listed { path: ObjectName::Lineage.path(self.lineage.id()), bytes: 0 };
+        let newest = self.newest.as_ref().unwrap_or(&lineage);
+        match self.destination().length(&newest.path).await? {
+            None => Err(ArchiveError::missing(&newest.path, "it was there before, and the destination lost it")),
+            Some(found) if self.newest.is_some() && found != newest.bytes => {
+                Err(ArchiveError::corrupt(&newest.path, format!("it has {found} bytes, not {}", newest.bytes)))
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// Ends the log before `index`, which follows its end: nobody ships here any more. A fence that is there already
@@ -114,7 +141,7 @@ impl SegmentShipper {
         let fence = Fence { group: self.group, index, successor };
         let object = fence.name().path(self.lineage.id());
         let bytes = fence.seal(self.lineage.id())?.bytes;
-        if let Put::Lost(found) = self.destination().put_new(&object, &bytes).await? {
+        if let Put::Lost(found) = self.destination().put_checked(&object, &bytes).await? {
             return match Segment::open(&object, self.lineage.id(), self.group, index, &found) {
                 Err(ArchiveError::Fenced { successor, .. }) => Ok(Fence { successor, ..fence }),
                 Err(error) => Err(error),
@@ -126,7 +153,6 @@ impl SegmentShipper {
                 }),
             };
         }
-        self.read_back(&object, &bytes).await?;
         Ok(fence)
     }
 
@@ -144,21 +170,20 @@ impl SegmentShipper {
         let object = segment.name().path(self.lineage.id());
         check_follows(&object, &segment, tail)?;
         let bytes = segment.seal(self.lineage.id())?.bytes;
-        let outcome = match self.destination().put_new(&object, &bytes).await? {
-            Put::Created => {
-                self.read_back(&object, &bytes).await?;
-                ShipOutcome::Created { tail: Tail::of(&segment), bytes: bytes.len() as u64 }
-            }
-            // Equal bytes were read just now: a second look says nothing new.
+        let mut length = bytes.len() as u64;
+        let outcome = match self.destination().put_checked(&object, &bytes).await? {
+            Put::Created => ShipOutcome::Created { tail: Tail::of(&segment), bytes: length },
             Put::Same => ShipOutcome::Adopted { tail: Tail::of(&segment) },
             Put::Lost(found) => {
                 let first = segment.first().index;
                 let winner = Segment::open(&object, self.lineage.id(), self.group, first, &found)?;
                 check_same_history(&object, &segment, &winner)?;
+                length = found.len() as u64;
                 ShipOutcome::Adopted { tail: Tail::of(&winner) }
             }
         };
         self.tail = Some(Some(outcome.tail()));
+        self.newest = Some(Listed { path: object, bytes: length });
         Ok(outcome)
     }
 
@@ -192,15 +217,6 @@ impl SegmentShipper {
             }
         }
         Ok(tail)
-    }
-
-    async fn read_back(&self, object: &str, bytes: &Bytes) -> Result<(), ArchiveError> {
-        let found = self.destination().get(object).await?;
-        if found == *bytes {
-            Ok(())
-        } else {
-            Err(ArchiveError::corrupt(object, "the destination gave back other bytes than were written"))
-        }
     }
 }
 
@@ -283,14 +299,39 @@ pub async fn list_segments(
     lineage: &LineageId,
     group: GroupId,
 ) -> Result<Vec<ListedSegment>, ArchiveError> {
-    let listed = destination.list(&lineage.log_prefix(group, 0)).await?;
+    Ok(segments_in(destination.list(&lineage.log_prefix(group, 0)).await?))
+}
+
+fn segments_in(listed: Vec<Listed>) -> Vec<ListedSegment> {
     let segments = listed.into_iter().filter_map(|found| match ObjectName::parse(&found.path) {
         Some((_, ObjectName::Segment { level: 0, first, repair: 0, .. })) => {
             Some(ListedSegment { first, object: found.path, bytes: found.bytes })
         }
         _ => None,
     });
-    Ok(segments.collect())
+    segments.collect()
+}
+
+/// The newest segment, and the fence behind it if a recovery ended the log. `known` = an index that is most likely in
+/// one of the last segments; a wrong one costs lists, no truth.
+async fn newest(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    known: u64,
+) -> Result<(Option<ListedSegment>, Option<Fence>), ArchiveError> {
+    // Each entry may be a segment of its own: a list of so many names is one answer, or a hundred, or all of them.
+    for back in [1_000, 100_000] {
+        let Some(after) = known.checked_sub(back) else { break };
+        let after = ObjectName::segment(group, after).path(lineage);
+        let listed = destination.list_after(&lineage.log_prefix(group, 0), &after).await?;
+        let (mut segments, fence) = end_of(destination, lineage, group, segments_in(listed)).await?;
+        if let Some(newest) = segments.pop() {
+            return Ok((Some(newest), fence));
+        }
+    }
+    let (mut segments, fence) = list_log(destination, lineage, group).await?;
+    Ok((segments.pop(), fence))
 }
 
 /// Segments of a group, and the fence behind them if a recovery ended the log.
@@ -302,7 +343,17 @@ pub async fn list_log(
     lineage: &LineageId,
     group: GroupId,
 ) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
-    let mut segments = list_segments(destination, lineage, group).await?;
+    let segments = list_segments(destination, lineage, group).await?;
+    end_of(destination, lineage, group, segments).await
+}
+
+/// Tells the fence from the segments before it.
+async fn end_of(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    mut segments: Vec<ListedSegment>,
+) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
     let Some(newest) = segments.last() else { return Ok((segments, None)) };
     match read_segment(destination, lineage, group, newest.first).await {
         Err(ArchiveError::Fenced { index, successor, .. }) => {

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Position, chains, time and rows all come from inside the checkpoint.
-//! - The manifest is written after every chunk that it names was seen at the destination with the length it names.
+//! - The manifest is written after every chunk that it names was seen at the destination: whole, if this call wrote it,
+//!   and else with the length it names.
 //! - The state is never in memory whole: a few chunks are under way at any time.
 
 use std::collections::BTreeMap;
@@ -146,13 +147,8 @@ async fn commit(lineage: &OpenLineage, manifest: Manifest, new_bytes: u64) -> Re
     let object = manifest.name().path(lineage.id());
     let bytes = manifest.seal()?.bytes;
     let destination = lineage.destination();
-    let (manifest, adopted) = match destination.put_new(&object, &bytes).await? {
-        Put::Created => {
-            if destination.get(&object).await? != bytes {
-                return Err(ArchiveError::corrupt(&object, "the destination gave back other bytes than were written"));
-            }
-            (manifest, false)
-        }
+    let (manifest, adopted) = match destination.put_checked(&object, &bytes).await? {
+        Put::Created => (manifest, false),
         Put::Same => (manifest, true),
         Put::Lost(found) => (same_snapshot(lineage.id(), &object, &manifest, &found)?, true),
     };
@@ -225,11 +221,11 @@ async fn upload_new(lineage: &OpenLineage, chunk: SealedChunk) -> Result<(Manife
     let SealedChunk { mut line, sealed } = chunk;
     let object = line.name().path(lineage.id());
     let destination = lineage.destination();
-    match destination.put_new(&object, &sealed.bytes).await? {
-        Put::Created => match destination.length(&object).await? {
-            Some(length) if length == line.stored_length => Ok((line, length)),
-            _ => Err(ArchiveError::missing(&object, "the destination accepted it and does not have it")),
-        },
+    match destination.put_checked(&object, &sealed.bytes).await? {
+        Put::Created => {
+            let written = line.stored_length;
+            Ok((line, written))
+        }
         Put::Same => Ok((line, 0)),
         Put::Lost(found) => {
             // The same rows, packed by another version of zstd.

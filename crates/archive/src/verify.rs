@@ -14,7 +14,7 @@ use crate::chunk::Chunk;
 use crate::destination::{Destination, Listed};
 use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName};
-use crate::lineage::LineageFacts;
+use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
 use crate::segment::{ChainWalk, Segment};
 
@@ -55,19 +55,47 @@ impl VerifyReport {
 
     /// Notes a fault of the archive; gives back a failure to look.
     fn note(&mut self, error: ArchiveError) -> Result<(), ArchiveError> {
-        match error {
-            ArchiveError::Corrupt { object, reason } | ArchiveError::Missing { object, reason } => {
+        match error.fault() {
+            Some((object, reason)) => {
                 self.fault(object, reason);
                 Ok(())
             }
-            ArchiveError::OtherFormat { ref object, .. } => {
-                let (object, reason) = (object.clone(), error.to_string());
-                self.fault(object, reason);
-                Ok(())
-            }
-            error => Err(error),
+            None => Err(error),
         }
     }
+}
+
+/// What was found in a whole destination.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DestinationReport {
+    /// Histories with objects there, those with damaged facts among them.
+    pub lineages: usize,
+    /// Objects looked at.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that are wrong, and what is nothing of Holdfast's, with the reason, by name.
+    pub bad: Vec<(String, String)>,
+}
+
+/// Looks at every object of every history in a destination, and names what else lies there.
+///
+/// # Errors
+/// Only when the destination fails; what is wrong with objects is in the report.
+pub async fn verify_all(destination: &Destination, level: Level) -> Result<DestinationReport, ArchiveError> {
+    let found = find_lineages(destination).await?;
+    let ids = found.lineages.iter().map(|facts| facts.id).chain(found.bad.iter().map(|(id, _)| *id));
+    let mut all = DestinationReport::default();
+    for id in ids {
+        let report = verify(destination, &id, level).await?;
+        all.lineages += 1;
+        all.objects += report.objects;
+        all.bytes += report.bytes;
+        all.bad.extend(report.bad);
+    }
+    all.bad.extend(found.foreign.into_iter().map(|name| (name, "it is nothing of Holdfast's".to_owned())));
+    all.bad.sort();
+    Ok(all)
 }
 
 /// What was read of one group.

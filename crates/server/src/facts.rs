@@ -127,6 +127,8 @@ fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
         0 if is_new => Freshness::Verified,
         0 if status.last_error.is_empty() => Freshness::Stale("nothing was shipped there and read back yet".into()),
         0 => Freshness::Stale(status.last_error.clone()),
+        // It was there once: whoever leads now could not see it.
+        _ if status.verified_index == 0 && !status.last_error.is_empty() => Freshness::Stale(status.last_error.clone()),
         _ => Freshness::Verified,
     };
     let index = (freshness == Freshness::Verified).then_some(status.durable_index);
@@ -268,6 +270,15 @@ mod tests {
         let facts = Answers { statuses: &[one], asked_all: false }.facts();
         let vault = facts.copies.last().expect("the vault");
         assert_eq!((vault.index, &vault.freshness), (None, &Freshness::Stale("permission denied".into())));
+        let mut unseen = status(1);
+        unseen.destinations[0].last_error = "not mounted".into();
+        let facts = Answers { statuses: &[unseen], asked_all: false }.facts();
+        let vault = facts.copies.last().expect("the vault");
+        assert_eq!((vault.index, &vault.freshness), (None, &Freshness::Stale("not mounted".into())));
+        let mut seen = status(1);
+        (seen.destinations[0].verified_index, seen.destinations[0].last_error) = (90, "timed out once".into());
+        let facts = Answers { statuses: &[seen], asked_all: false }.facts();
+        assert_eq!(facts.copies.last().expect("the vault").index, Some(90), "it was seen by who leads");
 
         let mut new = status(1);
         new.destinations[0] = v1::DestinationStatus { lag: duration(400), ..Default::default() };

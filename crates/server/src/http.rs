@@ -223,12 +223,11 @@ fn integrity_metrics(out: &mut String, shared: &Shared) {
 }
 
 fn offsite_metrics(out: &mut String, shared: &Shared) {
-    let sys = shared.replica.sys();
     let applied = shared.replica.state().applied().index();
     let mut lag =
         Family::new(out, "holdfast_offsite_lag_entries", "gauge", "Applied entries not known at a destination.");
     for destination in shared.shipper.destinations() {
-        let index = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
+        let index = shared.shipper.reach(&destination.name).durable;
         lag.value(&format!("dest=\"{}\"", label_value(&destination.name)), applied.saturating_sub(index));
     }
 }

@@ -233,8 +233,8 @@ fn offsite(facts: &Facts, keys: &Keys, limits: &Limits, found: &mut Vec<Check>) 
                 found,
                 CheckId::OffsiteUnverified,
                 Severity::Error,
-                format!("{name} holds nothing that was verified: {why}"),
-                "see its last error in `holdfast cluster status`, then `holdfast backup now`",
+                format!("what {name} holds was not verified: {why}"),
+                "see its last error in `holdfast cluster status`: it says what to do",
             ),
             Freshness::Unknown => add(
                 found,

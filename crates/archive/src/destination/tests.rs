@@ -1,5 +1,7 @@
+use std::collections::HashSet;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use futures::stream::BoxStream;
@@ -24,7 +26,7 @@ pub(crate) enum Fault {
     Hangs = 3,
     /// Not written, and says so.
     Refused = 4,
-    /// Other bytes are written, and the answer says yes.
+    /// Other bytes of the same length are written, and the answer says yes.
     Mangled = 5,
 }
 
@@ -33,16 +35,28 @@ pub(crate) enum Fault {
 pub(crate) struct Faulty {
     inner: InMemory,
     fault: AtomicU8,
+    /// Lists that were asked for: prefix, and what they begin after.
+    lists: Mutex<Vec<(String, Option<String>)>>,
 }
 
 impl Faulty {
     pub(crate) fn set(&self, fault: Fault) {
         self.fault.store(fault as u8, Ordering::SeqCst);
     }
+
+    /// Lists asked for since the last call.
+    pub(crate) fn lists(&self) -> Vec<(String, Option<String>)> {
+        std::mem::take(&mut self.lists.lock().expect("lock"))
+    }
+
+    fn note_list(&self, prefix: Option<&Path>, after: Option<&Path>) {
+        let text = |path: &Path| path.to_string();
+        self.lists.lock().expect("lock").push((prefix.map(text).unwrap_or_default(), after.map(text)));
+    }
 }
 
 pub(crate) fn faulty() -> (Arc<Faulty>, Destination) {
-    let store = Arc::new(Faulty { inner: InMemory::new(), fault: AtomicU8::new(0) });
+    let store = Arc::new(Faulty { inner: InMemory::new(), fault: AtomicU8::new(0), lists: Mutex::default() });
     let config = DestinationConfig::from_url("memory:///");
     let destination = Destination::with_store(config, Arc::clone(&store) as _, None, Duration::from_millis(200));
     (store, destination)
@@ -74,7 +88,11 @@ impl ObjectStore for Faulty {
                 2 => Ok(said_yes()),
                 3 => std::future::pending().await,
                 4 => Err(lost()),
-                5 => self.inner.put_opts(at, PutPayload::from_static(b"other"), options).await,
+                5 => {
+                    let mut bytes = Bytes::from(payload).to_vec();
+                    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+                    self.inner.put_opts(at, bytes.into(), options).await
+                }
                 _ => self.inner.put_opts(at, payload, options).await,
             }
         })
@@ -105,7 +123,13 @@ impl ObjectStore for Faulty {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.note_list(prefix, None);
         self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.note_list(prefix, Some(offset));
+        self.inner.list_with_offset(prefix, offset)
     }
 
     fn list_with_delimiter<'a, 'b, 'c>(&'a self, prefix: Option<&'b Path>) -> Boxed<'c, ListResult>
@@ -157,7 +181,7 @@ fn a_directory_is_settled_once_per_process() {
     });
     let known = destination.inner.folder.as_ref().expect("a folder");
     let parent = folder.root().canonicalize().expect("path").join("a/b");
-    assert_eq!(*lock(&known.durable), HashSet::from([parent]));
+    assert_eq!(*known.durable(), HashSet::from([parent]));
 }
 
 #[test]
@@ -202,9 +226,15 @@ fn lists_are_sorted_and_hide_unfinished_uploads() {
         let names = |listed: Vec<Listed>| listed.into_iter().map(|found| found.path).collect::<Vec<_>>();
         assert_eq!(names(destination.list("p").await.expect("lists")), ["p/1.x", "p/1/x", "p/10", "p/2", "p/3"]);
         assert_eq!(names(destination.list("nothing").await.expect("lists")), Vec::<String>::new());
-        assert_eq!(destination.list_folders("").await.expect("lists"), ["p", "q"]);
-        assert_eq!(destination.list_folders("p").await.expect("lists"), ["1"]);
-        assert_eq!(destination.list_folders("nothing").await.expect("lists"), Vec::<String>::new());
+        assert_eq!(names(destination.list_after("p", "p/10").await.expect("lists")), ["p/2", "p/3"]);
+        let (objects, folders) = destination.list_here("").await.expect("lists");
+        assert_eq!((names(objects), folders), (vec![], vec!["p".to_owned(), "q".to_owned()]));
+        let (objects, folders) = destination.list_here("p").await.expect("lists");
+        assert_eq!(
+            (names(objects), folders),
+            (["p/1.x", "p/10", "p/2", "p/3"].map(str::to_owned).to_vec(), vec!["1".to_owned()])
+        );
+        assert_eq!(destination.list_here("nothing").await.expect("lists"), (vec![], vec![]));
     });
 }
 
@@ -236,6 +266,50 @@ fn a_lost_reply_is_settled_by_reading() {
         let error = destination.put_new("other", &bytes("one")).await.expect_err("refused");
         assert!(matches!(&error, ArchiveError::Destination { object, .. } if object == "other"), "{error}");
         assert!(error.is_transient() && !error.is_integrity());
+    });
+}
+
+#[test]
+fn what_was_created_is_read_back() {
+    let (store, destination) = faulty();
+    run(async {
+        assert_eq!(destination.put_checked("o", &bytes("one")).await.expect("puts"), Put::Created);
+        assert_eq!(destination.put_checked("o", &bytes("two")).await.expect("puts"), Put::Lost(bytes("one")));
+        store.set(Fault::Swallowed);
+        let error = destination.put_checked("swallowed", &bytes("one")).await.expect_err("nothing is there");
+        assert!(matches!(&error, ArchiveError::Missing { object, .. } if object == "swallowed"), "{error}");
+        store.set(Fault::Mangled);
+        let error = destination.put_checked("mangled", &bytes("one")).await.expect_err("other bytes are there");
+        assert!(matches!(&error, ArchiveError::Corrupt { object, .. } if object == "mangled"), "{error}");
+    });
+}
+
+/// What lies below a mount is another disk.
+#[test]
+fn a_folder_that_goes_away_is_never_made_anew() {
+    let folder = Folder::new();
+    let destination = folder.destination();
+    let away = folder.dir.path().join("away");
+    run(async {
+        destination.put_checked("a/one", &bytes("one")).await.expect("puts");
+        std::fs::rename(folder.root(), &away).expect("goes away");
+        for below in ["is gone", "another folder"] {
+            let put = destination.put_checked("a/two", &bytes("two")).await.expect_err("nowhere to put it");
+            let list = destination.list("").await.expect_err("nothing to list");
+            let get = destination.get("a/one").await.expect_err("nothing to read");
+            for error in [put, list, get] {
+                assert!(matches!(error, ArchiveError::BadDestination { .. }), "{error}");
+                assert!(error.to_string().contains(below) && error.to_string().contains("mount the disk"), "{error}");
+            }
+            if below == "is gone" {
+                assert!(!folder.root().exists(), "it was made anew");
+                std::fs::create_dir(folder.root()).expect("what lies below the mount");
+            }
+        }
+        assert_eq!(std::fs::read_dir(folder.root()).expect("reads").count(), 0, "nothing was written there");
+        std::fs::remove_dir(folder.root()).expect("removes");
+        std::fs::rename(&away, folder.root()).expect("comes back");
+        assert_eq!(destination.put_checked("a/two", &bytes("two")).await.expect("puts"), Put::Created);
     });
 }
 

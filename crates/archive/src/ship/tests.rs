@@ -224,6 +224,62 @@ fn what_is_not_seen_there_is_not_shipped() {
     });
 }
 
+/// A year of shipping is millions of names: a new leader asks for the last ones.
+#[test]
+fn the_end_is_found_without_a_list_of_the_whole_log() {
+    let mut history = History::found(5);
+    history.live(1300);
+    let last = history.last().index;
+    run(async {
+        let (store, destination) = faulty();
+        let lineage = history.open(&destination).await;
+        history.ship(&lineage, 0, 50).await;
+        let end = Some(tail(&history, last));
+        store.lists();
+        let at = |known: u64| SegmentShipper::new(lineage.clone(), GROUP).known_to(known);
+        assert_eq!(at(last).tail().await.expect("tail"), end);
+        let after = ObjectName::segment(GROUP, last - 1000).path(lineage.id());
+        assert_eq!(store.lists(), [(lineage.id().log_prefix(GROUP, 0), Some(after))]);
+        // A fact may be older, newer or of another life of the destination: the end is the end.
+        for known in [0, 999, 1000, last - 60, last + 100, last + 1001, last + 200_000] {
+            assert_eq!(at(known).tail().await.expect("tail"), end, "known to {known}");
+        }
+        let successor = LineageId { cluster_id: [9; 16], ..*lineage.id() };
+        let fence = at(last).fence(last + 1, successor).await.expect("ends it");
+        for known in [last, last + 1, last + 1001] {
+            assert_eq!(at(known).end().await.expect("an end"), (end, Some(fence)), "known to {known}");
+        }
+    });
+}
+
+#[test]
+fn a_look_tells_when_the_newest_object_is_gone() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        assert_eq!(a.tail().await.expect("tail"), None);
+        a.look().await.expect("the facts are there");
+        ship(&mut a, &history, 0, 5).await.expect("ships");
+        ship(&mut a, &history, 5, 10).await.expect("ships");
+        let mut b = shipper(&history, &destination).await;
+        b.tail().await.expect("tail");
+        for shipper in [&a, &b] {
+            shipper.look().await.expect("is there");
+        }
+        let newest = folder.file(&ObjectName::segment(GROUP, 5).path(&history.facts.id));
+        let whole = std::fs::read(&newest).expect("reads");
+        std::fs::write(&newest, &whole[1..]).expect("truncates");
+        for shipper in [&a, &b] {
+            assert!(matches!(shipper.look().await, Err(ArchiveError::Corrupt { .. })));
+        }
+        std::fs::remove_file(&newest).expect("removes");
+        for shipper in [&a, &b] {
+            assert!(matches!(shipper.look().await, Err(ArchiveError::Missing { .. })));
+        }
+    });
+}
+
 #[test]
 fn two_clusters_cannot_share_an_identity() {
     let (folder, history) = (Folder::new(), history());
@@ -235,6 +291,14 @@ fn two_clusters_cannot_share_an_identity() {
         other.epoch += 1;
         let error = OpenLineage::open(destination.clone(), &other).await.expect_err("another");
         assert!(error.to_string().contains("share one identity"), "{error}");
-        assert_eq!(crate::list_lineages(&destination).await.expect("lists"), std::slice::from_ref(&history.facts));
+        let found = crate::find_lineages(&destination).await.expect("lists");
+        assert_eq!(found.lineages, std::slice::from_ref(&history.facts));
+        OpenLineage::find(destination.clone(), &history.facts).await.expect("is there");
+        let error = OpenLineage::find(destination.clone(), &other).await.expect_err("another");
+        assert!(error.to_string().contains("share one identity"), "{error}");
+        let elsewhere = folder.destination_in("empty");
+        let error = OpenLineage::find(elsewhere.clone(), &history.facts).await.expect_err("nothing is there");
+        assert!(matches!(error, ArchiveError::Missing { .. }), "{error}");
+        assert_eq!(elsewhere.list("").await.expect("lists"), [], "and nothing was put there");
     });
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::destination::tests::{Fault, faulty};
 use crate::fixture::{Folder, GROUP, History, Node, rows_of_checkpoint, run};
 
 const QUIET: Progress<'static> = &|_, _| {};
@@ -112,6 +113,19 @@ fn a_chunk_that_vanished_is_shipped_again_and_a_damaged_one_is_named() {
     std::fs::remove_file(folder.file(&object)).expect("removes");
     shipped(&lineage, &node).expect("ships");
     assert_eq!(std::fs::read(folder.file(&object)).expect("reads"), good);
+}
+
+#[test]
+fn a_manifest_names_only_chunks_that_were_read_back() {
+    let (history, node) = (large(), Node::new());
+    node.apply(&history.entries);
+    let (store, destination) = faulty();
+    let lineage = run(history.open(&destination));
+    // Equal in length and not in bytes.
+    store.set(Fault::Mangled);
+    let error = shipped(&lineage, &node).expect_err("other bytes are there");
+    assert!(matches!(&error, ArchiveError::Corrupt { object, .. } if object.contains("/chunk/")), "{error}");
+    assert_eq!(run(list_snapshots(&destination, lineage.id(), GROUP)).expect("lists"), []);
 }
 
 #[test]

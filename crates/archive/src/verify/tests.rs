@@ -137,6 +137,56 @@ fn swapped_foreign_and_unknown_objects_are_named() {
     assert!(report.bad.iter().any(|(named, reason)| named == segments[0] && reason.contains("belongs to")));
 }
 
+/// One damaged object hides neither the other histories nor what else is wrong.
+#[test]
+fn a_whole_destination_is_looked_at_whatever_is_damaged() {
+    let (folder, history) = archive();
+    let (destination, other) = (folder.destination(), History::found(6));
+    run(async { other.ship(&other.open(&destination).await, 0, 6).await });
+    let all = run(verify_all(&destination, Level::Bytes)).expect("looks");
+    assert_eq!((all.lineages, all.bad.len()), (2, 0), "{all:?}");
+    assert!(all.objects > 15 && all.bytes > 1000, "{all:?}");
+
+    let facts = ObjectName::Lineage.path(&history.facts.id);
+    folder.flip(&facts, 99);
+    let segment = objects(&folder, &other).into_iter().find(|object| object.contains("/log/")).expect("one");
+    folder.flip(&segment, 99);
+    let cluster = other.facts.id.to_string();
+    let cluster = cluster.split('/').next().expect("a cluster");
+    let foreign = ["notes.txt".to_owned(), format!("{cluster}/notes.txt"), format!("{cluster}/x/y"), "photos/a".into()];
+    for name in &foreign {
+        let file = folder.file(name);
+        std::fs::create_dir_all(file.parent().expect("a parent")).expect("makes");
+        std::fs::write(file, "hello").expect("writes");
+    }
+    // What mkfs leaves is no archive's fault.
+    std::fs::create_dir(folder.file("lost+found")).expect("makes");
+    let all = run(verify_all(&destination, Level::Bytes)).expect("looks");
+    let mut bad: Vec<&str> = all.bad.iter().map(|(object, _)| object.as_str()).collect();
+    bad.sort_unstable();
+    let mut expected = [
+        facts.as_str(),
+        segment.as_str(),
+        foreign[0].as_str(),
+        foreign[1].as_str(),
+        &format!("{cluster}/x/"),
+        "photos/",
+    ];
+    expected.sort_unstable();
+    assert_eq!((all.lineages, bad), (2, expected.to_vec()));
+
+    // The history that is whole can be restored; it is not taken for the newest.
+    let error = run(crate::plan(&destination, GROUP, crate::Choose::Latest)).expect_err("the newest is not known");
+    assert!(error.is_integrity() && error.to_string().contains(&facts), "{error}");
+    assert!(error.to_string().contains(&format!("--lineage: {}", other.facts.id)), "{error}");
+    folder.flip(&segment, 99);
+    let plan = run(crate::plan(&destination, GROUP, crate::Choose::Lineage(other.facts.id))).expect("plans");
+    assert_eq!((plan.last, plan.bad.len(), plan.bad[0].0.as_str()), (other.last(), 1, facts.as_str()));
+    let chosen = crate::Choose::Lineage(history.facts.id);
+    let error = run(crate::plan(&destination, GROUP, chosen)).expect_err("damaged");
+    assert!(error.to_string().contains(&facts), "{error}");
+}
+
 #[test]
 fn an_overlap_and_a_fork_inside_the_log_are_named() {
     let (folder, history) = archive();

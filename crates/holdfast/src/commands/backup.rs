@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::Level;
-use holdfast_archive::{Destination, DestinationConfig, LineageFacts, LineageId, list_lineages, list_snapshots};
+use holdfast_archive::{Destination, DestinationConfig, LineageFacts, find_lineages, list_snapshots, verify_all};
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
 use serde::Serialize;
@@ -61,9 +61,18 @@ impl FromArgs {
 pub struct VerifyArgs {
     #[command(flatten)]
     from: FromArgs,
-    /// Look at names, lengths and manifests only; read no chunk and no segment.
-    #[arg(long)]
+    /// 0: names, lengths and manifests; no chunk and no segment is read. 1: every byte, hash and chain.
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    level: u8,
+    /// As --level 0.
+    #[arg(long, hide = true, conflicts_with = "level")]
     quick: bool,
+}
+
+impl VerifyArgs {
+    fn level(&self) -> Level {
+        if self.quick || self.level == 0 { Level::Presence } else { Level::Bytes }
+    }
 }
 
 /// Runs a command.
@@ -136,25 +145,62 @@ struct SnapshotAnswer {
     bytes: u64,
 }
 
-async fn list(format: Format, args: &FromArgs) -> anyhow::Result<Exit> {
-    let destination = args.open()?;
-    let mut lineages = Vec::new();
-    for facts in list_lineages(&destination).await? {
-        lineages.push(lineage(&destination, &facts).await?);
-    }
-    let empty = lineages.is_empty();
-    match format {
-        Format::Table => print_list(&args.from, &lineages)?,
-        Format::Json => output::object(&serde_json::json!({"v": 1, "from": args.from, "lineages": lineages}))?,
-        Format::Jsonl => lineages.iter().try_for_each(output::line)?,
-    }
-    Ok(if empty { Exit::NotFound } else { Exit::Ok })
+/// An object that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BadObject {
+    /// Its name.
+    pub object: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
-async fn lineage(destination: &Destination, facts: &LineageFacts) -> anyhow::Result<LineageAnswer> {
+impl From<&(String, String)> for BadObject {
+    fn from((object, reason): &(String, String)) -> Self {
+        Self { object: object.clone(), reason: reason.clone() }
+    }
+}
+
+async fn list(format: Format, args: &FromArgs) -> anyhow::Result<Exit> {
+    let destination = args.open()?;
+    let found = find_lineages(&destination).await?;
+    let bad = found.bad.iter().filter_map(|(_, error)| error.fault());
+    let mut bad: Vec<BadObject> = bad.map(|bad| BadObject::from(&bad)).collect();
+    let mut lineages = Vec::new();
+    for facts in &found.lineages {
+        lineages.push(lineage(&destination, facts, &mut bad).await?);
+    }
+    match format {
+        Format::Table => print_list(&args.from, &lineages, &bad)?,
+        Format::Json => {
+            output::object(&serde_json::json!({"v": 1, "from": args.from, "lineages": lineages, "bad": bad}))?;
+        }
+        Format::Jsonl => {
+            lineages.iter().try_for_each(output::line)?;
+            bad.iter().try_for_each(|bad| output::line(&serde_json::json!({"bad": bad})))?;
+        }
+    }
+    Ok(match (bad.is_empty(), lineages.is_empty()) {
+        (false, _) => Exit::Integrity,
+        (true, true) => Exit::NotFound,
+        (true, false) => Exit::Ok,
+    })
+}
+
+/// What is damaged goes to `bad`; the rest is told.
+async fn lineage(
+    destination: &Destination,
+    facts: &LineageFacts,
+    bad: &mut Vec<BadObject>,
+) -> anyhow::Result<LineageAnswer> {
     let mut snapshots = Vec::new();
     for found in list_snapshots(destination, &facts.id, GROUP).await? {
-        let (manifest, _) = read_manifest(destination, &facts.id, GROUP, found.index).await?;
+        let manifest = match read_manifest(destination, &facts.id, GROUP, found.index).await {
+            Ok((manifest, _)) => manifest,
+            Err(error) => {
+                bad.push(BadObject::from(&error.fault().ok_or(error)?));
+                continue;
+            }
+        };
         snapshots.push(SnapshotAnswer {
             index: found.index,
             object: found.object,
@@ -180,8 +226,9 @@ async fn lineage(destination: &Destination, facts: &LineageFacts) -> anyhow::Res
     })
 }
 
-fn print_list(from: &str, lineages: &[LineageAnswer]) -> anyhow::Result<()> {
-    if lineages.is_empty() {
+fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyhow::Result<()> {
+    bad.iter().try_for_each(|bad| output::text(format!("bad: {}: {}", bad.object, bad.reason)))?;
+    if lineages.is_empty() && bad.is_empty() {
         output::text(format!("{from} holds no backup"))?;
     }
     for one in lineages {
@@ -214,28 +261,21 @@ fn print_list(from: &str, lineages: &[LineageAnswer]) -> anyhow::Result<()> {
 
 async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let destination = args.from.open()?;
-    let level = if args.quick { Level::Presence } else { Level::Bytes };
-    let (mut objects, mut bytes, mut bad) = (0, 0, Vec::new());
-    let lineages: Vec<LineageId> = list_lineages(&destination).await?.iter().map(|facts| facts.id).collect();
-    for id in &lineages {
-        let report = holdfast_archive::verify(&destination, id, level).await?;
-        objects += report.objects;
-        bytes += report.bytes;
-        bad.extend(report.bad);
-    }
-    let faults: Vec<_> =
-        bad.iter().map(|(object, reason)| serde_json::json!({"object": object, "reason": reason})).collect();
+    let report = verify_all(&destination, args.level()).await?;
+    let bad: Vec<BadObject> = report.bad.iter().map(BadObject::from).collect();
     let value = serde_json::json!({
-        "v": 1, "from": args.from.from, "lineages": lineages.len(), "objects": objects, "bytes": bytes, "bad": faults,
+        "v": 1, "from": args.from.from, "lineages": report.lineages, "objects": report.objects, "bytes": report.bytes,
+        "bad": bad,
     });
     output::answer(format, &value, || {
-        let looked = format!("{objects} objects looked at, {} read, {} bad", output::bytes(bytes), bad.len());
-        let faults = bad.iter().map(|(object, reason)| format!("{object}: {reason}\n"));
+        let (objects, bytes) = (report.objects, output::bytes(report.bytes));
+        let looked = format!("{objects} objects looked at, {bytes} read, {} bad", bad.len());
+        let faults = bad.iter().map(|bad| format!("{}: {}\n", bad.object, bad.reason));
         faults.collect::<String>() + &looked
     })?;
-    Ok(match (lineages.is_empty(), bad.is_empty()) {
-        (true, _) => Exit::NotFound,
-        (false, true) => Exit::Ok,
-        (false, false) => Exit::Integrity,
+    Ok(match (report.lineages, bad.is_empty()) {
+        (0, _) => Exit::NotFound,
+        (_, true) => Exit::Ok,
+        (_, false) => Exit::Integrity,
     })
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use holdfast_archive::ship::list_log;
 use holdfast_archive::{
-    ArchiveError, Choose, Destination, DestinationConfig, Fence, Joint, LineageFacts, LineageId, OpenLineage,
-    SegmentShipper, Survivor, list_lineages, list_snapshots, ship_snapshot,
+    ArchiveError, Choose, Destination, DestinationConfig, Fence, FoundLineages, Joint, LineageFacts, LineageId,
+    OpenLineage, SegmentShipper, Survivor, find_lineages, list_snapshots, ship_snapshot,
 };
 use holdfast_store::LogPosition;
 use serde::Serialize;
@@ -193,7 +193,11 @@ fn best_of(survivors: &[Survivor]) -> anyhow::Result<&Survivor> {
 
 async fn open_archive(url: &str, facts: &LineageFacts, survivor: &Survivor, again: bool) -> anyhow::Result<Archive> {
     let destination = Destination::open(&DestinationConfig::from_url(url))?;
-    let lineages = list_lineages(&destination).await?;
+    let FoundLineages { lineages, bad, .. } = find_lineages(&destination).await?;
+    if let (false, Some((_, error))) = (again, bad.into_iter().next()) {
+        // It may be the history that goes on from this one already.
+        return Err(error.into());
+    }
     if !lineages.iter().any(|one| one.id == facts.id) {
         let message = format!("{url} holds nothing of cluster {} ({}); leave it out", facts.cluster_name, facts.id);
         return Err(failure(Exit::NotFound, message));

@@ -16,7 +16,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::clock;
-use crate::commands::backup::{FromArgs, GROUP};
+use crate::commands::backup::{BadObject, FromArgs, GROUP};
 use crate::exit::{Exit, failure};
 use crate::launch::{ClusterSpec, DEFAULT_PORT_BASE, Labels, NodeSpec, parse_labels, seat};
 use crate::output::{self, Format};
@@ -268,6 +268,8 @@ pub struct PlanAnswer {
     snapshot_records: u64,
     segments: u64,
     bytes: u64,
+    /// Histories that cannot be read.
+    bad: Vec<BadObject>,
 }
 
 impl PlanAnswer {
@@ -287,6 +289,7 @@ impl PlanAnswer {
             snapshot_records: plan.records(),
             segments: plan.segments(),
             bytes: plan.bytes(),
+            bad: plan.bad.iter().map(BadObject::from).collect(),
         }
     }
 
@@ -303,8 +306,10 @@ impl PlanAnswer {
             ),
             _ => "the archive holds no time stamp: how much is lost is unknown".to_owned(),
         };
+        let bad: String =
+            self.bad.iter().map(|bad| format!("\nnot looked at: {}: {}", bad.object, bad.reason)).collect();
         format!(
-            "cluster {} ({}) comes back to index {}: {start}, then {} log segments; {} to read\nloss window: {lost}",
+            "cluster {} ({}) comes back to index {}: {start}, then {} log segments; {} to read\nloss window: {lost}{bad}",
             self.cluster_name,
             self.lineage,
             self.last_index,

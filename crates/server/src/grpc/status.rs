@@ -90,15 +90,13 @@ impl Shared {
             .iter()
             .map(|destination| {
                 let fact = sys.offsite.get(&destination.name);
-                let durable_index = fact.map_or(0, |fact| fact.index);
-                let lag = shipper.lag(durable_index, applied);
+                let reach = shipper.reach(&destination.name);
                 v1::DestinationStatus {
                     name: destination.name.clone(),
                     labels: destination.labels.clone().into_iter().collect(),
-                    durable_index,
-                    lag: lag.map(reply::duration),
-                    // The shipper reads back what it wrote before it makes it a fact.
-                    verified_index: durable_index,
+                    durable_index: reach.durable,
+                    lag: shipper.lag(reach.durable, applied).map(reply::duration),
+                    verified_index: reach.verified,
                     verify_time: fact.map(|fact| reply::timestamp(fact.at)),
                     last_error: shipper.state_of(&destination.name).error,
                     required: destination.required,

@@ -1,49 +1,74 @@
 //! Ships the committed log and snapshots offsite, while this node leads.
 //!
 //! Invariants: only applied (hence committed and locally fsynced) entries are shipped; a destination's tail is checked
-//! against this node's own history before anything is added; a fork stops shipping for good and is an alarm; how far
-//! a destination is becomes a replicated fact only after it was read back from there.
+//! against this node's own history before anything is added, and again wherever another shipper's was taken over; a
+//! fork stops shipping for good and is an alarm; how far a destination is becomes a replicated fact only after it was
+//! read back from there. A destination that held this history and does not any more is left alone: it may be a disk
+//! that is not mounted.
+
+mod backup;
+mod course;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, SegmentShipper, ship_snapshot,
+    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, SegmentShipper,
 };
-use holdfast_model::command::{Command, OffsiteFact, Proposal, SnapshotBarrier};
+use holdfast_model::command::{Command, OffsiteFact, Proposal};
 use holdfast_model::id::{Millis, NodeId};
 use holdfast_model::state::History;
 use holdfast_replica::Replica;
 use holdfast_store::planted::{self, Bug};
-use holdfast_store::{LogPosition, StateStore, StoredEntry};
-use holdfast_wire::log::entry_chain;
-use tokio::sync::{oneshot, watch};
+use holdfast_store::{Applied, StoredEntry};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+pub use self::backup::Barriers;
+use self::course::{Course, OwnLog};
 use crate::config::Offsite;
-use crate::operations::Job;
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const IDLE_PAUSE: Duration = Duration::from_millis(50);
+/// From one look at what was shipped last to the next.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
 /// Entries looked at in one step for the oldest that is not offsite.
 const LAG_ENTRIES: u64 = 16;
 const LAG_BYTES: usize = 1 << 20;
 
+/// What a leader saw of this history at a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Seen {
+    /// It did not look yet, or could not.
+    #[default]
+    Unseen,
+    /// The log up to this index.
+    UpTo(u64),
+    /// It was there, and is not any more.
+    Gone,
+}
+
+/// How far a destination holds the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// As far as is known.
+    pub durable: u64,
+    /// As far as it was read back by who says so.
+    pub verified: u64,
+}
+
 /// What is known of a destination on this node.
 #[derive(Debug, Clone, Default)]
 pub struct DestinationState {
-    /// Index up to which this node shipped or saw shipped.
-    pub index: u64,
+    /// What this node saw there since it leads.
+    pub seen: Seen,
     /// Last error; empty = none.
     pub error: String,
     /// The archive holds another history.
     pub forked: bool,
 }
-
-type BarrierWaiters = Mutex<BTreeMap<String, oneshot::Sender<Result<PathBuf, String>>>>;
 
 /// Ships this node's group.
 pub struct Shipper {
@@ -55,42 +80,6 @@ pub struct Shipper {
     barriers: Arc<Barriers>,
     /// Set once a destination said that this history was ended.
     fenced: watch::Sender<Option<Arc<ArchiveError>>>,
-}
-
-/// Checkpoints at snapshot barriers; filled by the state machine's hook.
-#[derive(Default)]
-pub struct Barriers {
-    waiting: BarrierWaiters,
-    dir: PathBuf,
-}
-
-impl Barriers {
-    /// Checkpoints go below `dir`.
-    pub fn new(dir: PathBuf) -> Self {
-        Self { waiting: Mutex::default(), dir }
-    }
-
-    /// Called right after a barrier was applied: takes the checkpoint if a job of this node waits for one.
-    pub fn reached(&self, index: u64, state: &StateStore) {
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        if waiting.is_empty() {
-            return;
-        }
-        let path = self.dir.join(format!("barrier-{index:020}"));
-        let taken = std::fs::create_dir_all(&self.dir)
-            .map_err(|error| error.to_string())
-            .and_then(|()| state.checkpoint(&path).map_err(|error| error.to_string()));
-        for (_, waiter) in waiting {
-            // A job that gave up waits no more.
-            let _ = waiter.send(taken.as_ref().map(|_| path.clone()).map_err(Clone::clone));
-        }
-    }
-
-    fn wait(&self, id: &str) -> oneshot::Receiver<Result<PathBuf, String>> {
-        let (tx, rx) = oneshot::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), tx);
-        rx
-    }
 }
 
 fn lineage_facts(history: &History) -> LineageFacts {
@@ -141,6 +130,13 @@ impl Shipper {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
     }
 
+    /// How far a destination holds the log. What this node saw there since it leads counts more than the fact that an
+    /// earlier leader published.
+    pub fn reach(&self, name: &str) -> Reach {
+        let known = self.replica.sys().offsite.get(name).map_or(0, |fact| fact.index);
+        reach(self.replica.is_leader(), known, &self.state_of(name))
+    }
+
     /// Age of the oldest entry in `durable+1 ..= applied` that holds anything to ship; zero when there is none. By the
     /// group's time, as its leader stamped it. Where the log was purged beyond a destination that it does not wait for,
     /// the age of the oldest entry that is left: it is behind for at least as long. `None` = this node cannot know.
@@ -181,6 +177,13 @@ impl Shipper {
     async fn run(&self, destination: Offsite) {
         loop {
             if !self.replica.is_leader() || !self.replica.is_opened(&self.replica.sys()) {
+                // Another leads, and knows better; only a fork stays to be looked into.
+                self.note(&destination.name, |state| {
+                    state.seen = Seen::Unseen;
+                    if !state.forked {
+                        state.error.clear();
+                    }
+                });
                 sleep(IDLE_PAUSE).await;
                 continue;
             }
@@ -190,6 +193,7 @@ impl Shipper {
                     tracing::error!(event = "offsite.fork", destination = destination.name, %error, "shipping stops");
                     self.note(&destination.name, |state| {
                         state.forked = true;
+                        state.seen = Seen::Unseen;
                         state.error = error.to_string();
                     });
                     // Another leader may hold the archived history; this term of this one does not.
@@ -205,13 +209,18 @@ impl Shipper {
                 }
                 Err(error) => {
                     tracing::warn!(event = "offsite.failed", destination = destination.name, %error, "trying again");
-                    self.note(&destination.name, |state| state.error = error.to_string());
+                    self.note(&destination.name, |state| {
+                        state.seen = seen_after(state.seen, &error);
+                        state.error = error.to_string();
+                    });
                     sleep(RETRY_PAUSE).await;
                 }
             }
         }
     }
 
+    /// Opens this history at a destination. Only one that nothing is known to have been shipped to is begun there: where
+    /// there was something, an empty folder is a mount that is missing, and not a place to write to.
     async fn open(&self, destination: &Offsite, history: &History) -> Result<OpenLineage, ArchiveError> {
         let config = DestinationConfig {
             name: destination.name.clone(),
@@ -219,26 +228,42 @@ impl Shipper {
             required: destination.required,
             labels: destination.labels.clone(),
         };
-        OpenLineage::open(Destination::create(&config)?, &lineage_facts(history)).await
+        let facts = lineage_facts(history);
+        let Some(known) = self.replica.sys().offsite.get(&destination.name).map(|fact| fact.index) else {
+            return OpenLineage::open(Destination::create(&config)?, &facts).await;
+        };
+        OpenLineage::find(Destination::open(&config)?, &facts).await.map_err(|error| match error {
+            ArchiveError::Missing { object, .. } => ArchiveError::Missing {
+                object,
+                reason: format!(
+                    "{} held the log up to index {known}, and holds nothing of this history now; mount the disk that \
+                     holds it, or bring its objects back, and shipping goes on by itself; to begin anew there, give the \
+                     destination another name in [[offsite]] on every node",
+                    config.url
+                ),
+            },
+            error => error,
+        })
     }
 
     /// Ships for as long as this node leads one history.
     async fn lead(&self, destination: &Offsite) -> Result<(), ArchiveError> {
         let sys = self.replica.sys();
         let Some(history) = sys.history.clone() else { return Ok(()) };
+        let known = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
+        drop(sys);
         let lineage = self.open(destination, &history).await?;
-        let mut shipper = SegmentShipper::new(lineage, self.replica.group_id());
-        let tail = shipper.tail().await?;
-        // Where the next segment starts, and the chain before it.
-        let (mut next, mut chain) = match (tail, &history.parent) {
-            (Some(tail), _) => (tail.last.index + 1, tail.chain),
-            (None, Some(parent)) => (parent.index + 1, parent.chain),
-            (None, None) => (0, [0; 32]),
+        let mut shipper = SegmentShipper::new(lineage, self.replica.group_id()).known_to(known);
+        let mut course = match (shipper.tail().await.map_err(poisoned)?, &history.parent) {
+            (Some(tail), _) => Course { next: tail.last.index + 1, chain: tail.chain },
+            (None, Some(parent)) => Course { next: parent.index + 1, chain: parent.chain },
+            (None, None) => Course { next: 0, chain: [0; 32] },
         };
-        self.check_history(destination, next, chain).await?;
-        if next > 0 {
-            self.publish(destination, next - 1, chain).await;
+        course.check(self, &destination.url).await?;
+        if course.next > 0 {
+            self.publish(destination, &course).await;
         }
+        let mut looked = Instant::now();
         let mut waiting_since: Option<Instant> = None;
         while self.replica.is_leader() && self.same_history(&history) {
             let applied = if planted::is(Bug::ShippedBeforeCommit) {
@@ -246,13 +271,17 @@ impl Shipper {
             } else {
                 self.replica.state().applied().index()
             };
-            if applied < next {
+            if looked.elapsed() >= LOOK_PAUSE {
+                shipper.look().await?;
+                looked = Instant::now();
+            }
+            if applied < course.next {
                 waiting_since = None;
                 sleep(IDLE_PAUSE).await;
                 continue;
             }
             let since = *waiting_since.get_or_insert_with(Instant::now);
-            let entries = self.entries(next, applied + 1).await?;
+            let entries = self.entries(course.next, applied + 1).await?;
             let bytes: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
             if since.elapsed() < self.interval && bytes < self.segment_bytes {
                 sleep(IDLE_PAUSE).await;
@@ -265,11 +294,9 @@ impl Shipper {
                     continue;
                 }
             }
-            let shipped = shipper.ship(&entries, chain).await?.tail();
-            next = shipped.last.index + 1;
-            chain = shipped.chain;
+            course.ship(self, &mut shipper, &entries).await?;
             waiting_since = None;
-            self.publish(destination, shipped.last.index, chain).await;
+            self.publish(destination, &course).await;
         }
         Ok(())
     }
@@ -278,58 +305,11 @@ impl Shipper {
         self.replica.sys().history.as_ref().is_some_and(|now| now.incarnation == history.incarnation)
     }
 
-    /// The archived chain, continued by this node's log, must give this node's own chain.
-    async fn check_history(&self, destination: &Offsite, next: u64, chain: [u8; 32]) -> Result<(), ArchiveError> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let applied = self.replica.state().applied();
-            let fork = |reason: String| ArchiveError::LineageFork {
-                position: applied.position.unwrap_or(LogPosition { term: 0, node: 0, index: 0 }),
-                object: destination.url.clone(),
-                reason,
-            };
-            if applied.index() + 1 < next {
-                // A new leader may still be applying what was committed before it.
-                if Instant::now() >= deadline {
-                    return Err(fork("it is ahead of everything that is committed here".into()));
-                }
-                sleep(IDLE_PAUSE).await;
-                continue;
-            }
-            let mut ours = chain;
-            let mut at = next;
-            while at <= applied.index() {
-                let entries = self.entries(at, applied.index() + 1).await?;
-                for entry in &entries {
-                    ours = entry_chain(ours, &entry.bytes);
-                }
-                at += entries.len() as u64;
-            }
-            return if ours == applied.entry_chain {
-                Ok(())
-            } else {
-                Err(fork("its entries, continued by this node's log, are not this node's history".into()))
-            };
-        }
-    }
-
-    async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
-        let log = self.replica.log().clone();
-        let bytes_max = self.segment_bytes;
-        let read = tokio::task::spawn_blocking(move || log.read(start, end, bytes_max)).await;
-        let entries = read
-            .map_err(|_| ArchiveError::Stopped { what: "reading the log" })?
-            .map_err(|source| ArchiveError::Store { path: "raft".into(), source })?;
-        if entries.is_empty() {
-            return Err(ArchiveError::Refused { reason: format!("entry {start} is not in this node's log any more") });
-        }
-        Ok(entries)
-    }
-
     /// Makes a destination's progress a replicated fact.
-    async fn publish(&self, destination: &Offsite, index: u64, chain: [u8; 32]) {
+    async fn publish(&self, destination: &Offsite, course: &Course) {
+        let (index, chain) = (course.next - 1, course.chain);
         self.note(&destination.name, |state| {
-            state.index = index;
+            state.seen = Seen::UpTo(index);
             state.error.clear();
             state.forked = false;
         });
@@ -349,65 +329,62 @@ impl Shipper {
             tracing::debug!(event = "offsite.fact", %error, "published with the next segment");
         }
     }
+}
 
-    /// Takes a snapshot at a barrier and ships it to every destination; runs as a job.
-    pub async fn backup(self: Arc<Self>, job: Job, id: String) {
-        let result = self.backup_all(&job, &id).await;
-        if let Err(error) = &result {
-            tracing::warn!(event = "backup.failed", error, "no snapshot was shipped");
-        }
-        job.end(result).await;
+impl OwnLog for Shipper {
+    fn applied(&self) -> Applied {
+        self.replica.state().applied()
     }
 
-    async fn backup_all(&self, job: &Job, id: &str) -> Result<String, String> {
-        if self.destinations.is_empty() {
-            return Err("no offsite destination is configured; set [[offsite]] and restart the node".into());
+    async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
+        let log = self.replica.log().clone();
+        let bytes_max = self.segment_bytes;
+        let read = tokio::task::spawn_blocking(move || log.read(start, end, bytes_max)).await;
+        let entries = read
+            .map_err(|_| ArchiveError::Stopped { what: "reading the log" })?
+            .map_err(|source| ArchiveError::Store { path: "raft".into(), source })?;
+        if entries.is_empty() {
+            return Err(ArchiveError::Refused { reason: format!("entry {start} is not in this node's log any more") });
         }
-        job.stage("taking a checkpoint", 0, 0).await;
-        let reached = self.barriers.wait(id);
-        let admitted = self.replica.admission().admit_first(256);
-        let barrier = Command::SnapshotBarrier(SnapshotBarrier { operation_id: id.to_owned() });
-        let deadline = Instant::now() + Duration::from_secs(30);
-        self.replica.propose(barrier, admitted, deadline).await.map_err(|error| error.to_string())?;
-        let checkpoint = tokio::time::timeout(Duration::from_secs(120), reached)
-            .await
-            .map_err(|_| "this node did not reach the barrier in time; try again".to_owned())?
-            .map_err(|_| "the barrier was lost; try again".to_owned())??;
-        let shipped = self.ship_checkpoint(job, &checkpoint).await;
-        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
-            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
-        }
-        shipped
+        Ok(entries)
     }
+}
 
-    async fn ship_checkpoint(&self, job: &Job, checkpoint: &std::path::Path) -> Result<String, String> {
-        let sys = self.replica.sys();
-        let history = sys.history.as_ref().ok_or("the cluster is not founded")?;
-        let mut index = 0;
-        let total = self.destinations.len() as u64;
-        for (done, destination) in self.destinations.iter().enumerate() {
-            job.stage(&format!("shipping to {}", destination.name), done as u64, total).await;
-            let known = self.replica.integrity_status();
-            if let Some(reason) = known.damage.or(known.doubt) {
-                return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
-            }
-            let shipped = async {
-                let lineage = self.open(destination, history).await?;
-                ship_snapshot(&lineage, self.replica.group_id(), checkpoint, &|_, _| {}).await
-            };
-            let report = shipped.await.map_err(|error| format!("{}: {error}", destination.name))?;
-            tracing::info!(
-                event = "backup.shipped",
-                destination = destination.name,
-                index = report.index,
-                chunks = report.chunks,
-                bytes = report.bytes,
-                new_bytes = report.new_bytes,
-                "snapshot"
-            );
-            index = report.index;
+fn reach(leads: bool, known: u64, state: &DestinationState) -> Reach {
+    let both = |index| Reach { durable: index, verified: index };
+    match state.seen {
+        _ if !leads => both(known),
+        Seen::UpTo(index) => both(index),
+        Seen::Gone => both(0),
+        // Elected a moment ago.
+        Seen::Unseen if state.error.is_empty() => both(known),
+        Seen::Unseen => Reach { durable: known, verified: 0 },
+    }
+}
+
+/// What is left of what was seen, once shipping failed.
+fn seen_after(seen: Seen, error: &ArchiveError) -> Seen {
+    match error {
+        ArchiveError::Missing { .. } => Seen::Gone,
+        ArchiveError::BadDestination { .. } | ArchiveError::Corrupt { .. } | ArchiveError::LineageFork { .. } => {
+            Seen::Unseen
         }
-        Ok(format!("shipped snapshot {index} to {total} destination(s)"))
+        // It is there, as far as anybody knows.
+        _ => seen,
+    }
+}
+
+/// A damaged newest position: what to do about it.
+fn poisoned(error: ArchiveError) -> ArchiveError {
+    match error {
+        ArchiveError::Corrupt { object, reason } => ArchiveError::Corrupt {
+            object,
+            reason: format!(
+                "{reason}; it is the newest of the log there, and nothing is shipped behind it: move it away, and it is \
+                 shipped again from this node's log, or put its bytes back"
+            ),
+        },
+        error => error,
     }
 }
 

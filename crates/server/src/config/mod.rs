@@ -3,28 +3,23 @@
 //! Every key has one dotted name, the same in the file (as TOML tables), in `--set key=value` and, upper-cased with
 //! underscores for dots, in the environment: `raft.heartbeat_ms` is `HOLDFAST_RAFT_HEARTBEAT_MS`.
 
+mod keys;
+mod offsite;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use holdfast_archive::segment::PLAIN_BYTES_MAX;
 use holdfast_model::command::Policy;
 use holdfast_model::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
 
+pub use self::keys::KEYS;
+pub use self::offsite::Offsite;
+use self::offsite::{read_labels, read_offsite};
+
 /// Longest lifetime that can be configured.
 const TEN_YEARS_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
-
-/// An offsite destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offsite {
-    /// Name, stable: it is part of the replicated facts.
-    pub name: String,
-    /// `file:///…`.
-    pub url: String,
-    /// The log is kept until it is there.
-    pub required: bool,
-    /// Failure-domain labels.
-    pub labels: BTreeMap<String, String>,
-}
 
 /// Addresses of the four listeners, `host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,61 +103,6 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
-
-/// Scalar keys, with their meaning. The list is also the help text.
-pub const KEYS: &[(&str, &str)] = &[
-    ("node.id", "id of this node, 1 or more, never reused"),
-    ("node.data_dir", "data directory"),
-    ("node.labels.<key>", "failure-domain label: site, rack, power, array, firmware, custody, …"),
-    ("listen.client", "address for clients (default 127.0.0.1:7470)"),
-    ("listen.peer", "address for peers (default 127.0.0.1:7471)"),
-    ("listen.admin", "address for operators (default 127.0.0.1:7472)"),
-    ("listen.http", "address for metrics and probes (default 127.0.0.1:7473)"),
-    ("advertise.client", "address others use for clients (default: listen.client)"),
-    ("advertise.peer", "address others use for peers (default: listen.peer)"),
-    ("advertise.admin", "address others use for operators (default: listen.admin)"),
-    ("advertise.http", "address others use for metrics (default: listen.http)"),
-    ("raft.heartbeat_ms", "leader's heartbeat interval, 5 to 10000 ms (default 50)"),
-    ("raft.election_min_ms", "shortest election timeout, above 2 heartbeats (default 150)"),
-    ("raft.election_max_ms", "longest election timeout, above election_min_ms (default 300)"),
-    ("raft.snapshot_entries", "checkpoint after so many applied entries (default 50000)"),
-    ("raft.keep_entries", "applied entries kept in the log for followers (default 20000)"),
-    ("raft.floor_dir", "directory of the floor file, on another device if possible"),
-    ("storage.headroom_bytes", "with less left, writes are refused (default 0: 1/8 of the disk, 20 MiB to 1 GiB)"),
-    ("storage.floor_bytes", "with less left, no entry is taken (default 0: 1/4 of the headroom, up to 160 MiB)"),
-    ("offsite", "URL of an offsite destination, file:///…; may be repeated"),
-    ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
-    ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
-    ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
-    ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),
-    ("limits.reads_max", "reads of rows that run or wait for a thread; more are refused (default 1024)"),
-    ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),
-    ("sync.tombstone_age_ms", "shortest life of a tombstone; the same on all nodes (default 2592000000, 30 days)"),
-    (
-        "sync.device_expiry_ms",
-        "silence after which a device is forgotten; the same on all nodes (default 7776000000, 90 days)",
-    ),
-    ("sync.watch_heartbeat_ms", "interval of heartbeats on a watch stream (default 5000)"),
-    ("sync.resync_users_per_second", "pace at which devices are asked to resync after a loss (default 200)"),
-    (
-        "integrity.interval_ms",
-        "from one comparison of the replicas' states to the next, 500 to 86400000 ms (default 20000)",
-    ),
-    (
-        "integrity.scrub_bytes_per_second",
-        "bytes of the state read in a second to compare it, at most; from 65536 on (default 33554432)",
-    ),
-    (
-        "placement.keys",
-        "labels of which no value may hold a majority of the voters, for example array,site (default none)",
-    ),
-    ("health.offsite_lag_ms_max", "objective: how long a committed entry may be missing offsite (default 5000)"),
-    ("health.replica_lag_entries_max", "entries that a node may be behind (default 10000)"),
-    ("quota.user_bytes", "payload bytes a user may keep; the same on all nodes (default 0, any number)"),
-    ("insecure_plaintext", "allow binds beyond loopback without TLS (default false)"),
-    ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=error)"),
-    ("drain_ms", "time for calls to end at shutdown (default 5000)"),
-];
 
 /// Keys with their raw values, later sources replacing earlier ones.
 #[derive(Default)]
@@ -318,7 +258,7 @@ impl Values {
             floor_bytes: self.number("storage.floor_bytes", 0, 0..=1 << 50)?,
             floor_dir: self.scalars.get("raft.floor_dir").map(PathBuf::from),
             ship_interval_ms: self.number("ship.interval_ms", 1000, 10..=60_000)?,
-            ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=32 << 20)?,
+            ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=PLAIN_BYTES_MAX as u64)?,
             inflight_bytes_max: self.number("limits.inflight_bytes_max", 64 << 20, 1 << 20..=16 << 30)?,
             reads_max: self.number("limits.reads_max", 1024, 16..=1 << 20)? as usize,
             default_deadline_ms: self.number("limits.default_deadline_ms", 10_000, 100..=600_000)?,
@@ -370,46 +310,6 @@ impl Values {
             http: one("http", 7473, default.map(|addresses| &addresses.http))?,
         })
     }
-}
-
-/// Reads `site=y,custody=vault`.
-fn read_labels(key: &str, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
-    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
-    let one = |pair: &str| match pair.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
-        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        Some(_) | None => Err(wrong(key, format!("{pair:?} is not name=value"))),
-    };
-    pairs.map(one).collect()
-}
-
-fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> {
-    let table = value.as_table().ok_or_else(|| wrong("offsite", "must be a table with name and url"))?;
-    let text = |key: &str| {
-        table
-            .get(key)
-            .and_then(toml::Value::as_str)
-            .map(str::to_owned)
-            .ok_or_else(|| wrong("offsite", format!("needs a text {key}")))
-    };
-    if let Some(key) = table.keys().find(|key| !["name", "url", "required", "labels"].contains(&key.as_str())) {
-        return Err(ConfigError(format!(
-            "unknown configuration key \"offsite.{key}\"; known: name, url, required, labels"
-        )));
-    }
-    let labels = match table.get("labels") {
-        None => BTreeMap::new(),
-        Some(labels) => labels
-            .as_table()
-            .into_iter()
-            .flatten()
-            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-            .collect(),
-    };
-    let required = match table.get("required") {
-        None => true,
-        Some(value) => value.as_bool().ok_or_else(|| wrong("offsite.required", "is neither true nor false"))?,
-    };
-    Ok(Offsite { name: text("name")?, url: text("url")?, required, labels })
 }
 
 fn validate(config: &Config) -> Result<(), ConfigError> {
@@ -464,132 +364,4 @@ fn known_keys() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(sets: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let mut all = vec![("node.id".to_owned(), "1".to_owned()), ("node.data_dir".to_owned(), "d".to_owned())];
-        all.extend(sets.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-        Config::load(None, &all)
-    }
-
-    #[test]
-    fn defaults_are_valid_and_overrides_win() {
-        let config = load(&[("raft.heartbeat_ms", "30"), ("node.labels.array", "a1")]).expect("valid");
-        assert_eq!(config.heartbeat_ms, 30);
-        assert_eq!(config.listen.client, "127.0.0.1:7470");
-        assert_eq!(config.advertise, config.listen);
-        assert_eq!(config.labels["array"], "a1");
-    }
-
-    #[test]
-    fn unknown_keys_and_wrong_values_are_named() {
-        for (key, value) in [
-            ("raft.heartbeat", "30"),
-            ("raft.heartbeat_ms", "fast"),
-            ("log.filter", "=["),
-            ("raft.heartbeat_ms", "1"),
-            ("raft.election_min_ms", "60"),
-            ("raft.election_max_ms", "100"),
-            ("listen.peer", "nowhere"),
-            ("insecure_plaintext", "yes"),
-        ] {
-            let error = load(&[(key, value)]).expect_err(key).to_string();
-            assert!(error.contains(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn labels_belong_to_the_destination_before_them() {
-        let sets = [
-            ("offsite", "file:///a"),
-            ("offsite.labels", "site=y, custody=vault"),
-            ("offsite", "file:///b"),
-            ("offsite", "file:///c"),
-            ("offsite.labels", "site=z"),
-            ("placement.keys", "array, site"),
-        ];
-        let config = load(&sets).expect("valid");
-        assert_eq!((config.offsite[0].labels["site"].as_str(), config.offsite[0].labels.len()), ("y", 2));
-        assert!(config.offsite[1].labels.is_empty());
-        assert_eq!((config.offsite[2].labels["site"].as_str(), config.offsite[2].labels.len()), ("z", 1));
-        assert_eq!(config.placement_keys, ["array", "site"]);
-        for wrong in [&[("offsite.labels", "site=y")][..], &[("offsite", "file:///a"), ("offsite.labels", "site")]] {
-            assert!(load(wrong).expect_err("refused").to_string().contains("offsite.labels"));
-        }
-    }
-
-    #[test]
-    fn only_loopback_without_tls() {
-        let error = load(&[("listen.client", "0.0.0.0:7470")]).expect_err("refused").to_string();
-        assert!(error.contains("--insecure-plaintext"), "{error}");
-        assert!(load(&[("listen.client", "0.0.0.0:7470"), ("insecure_plaintext", "true")]).is_ok());
-        assert!(load(&[("listen.client", "[::1]:7470")]).is_ok());
-    }
-
-    #[test]
-    fn a_file_is_read_and_its_unknown_keys_refused() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("holdfast.toml");
-        std::fs::write(
-            &path,
-            "[node]\nid = 3\ndata_dir = \"/var/lib/x\"\n[node.labels]\nsite = \"s1\"\n\
-             [[offsite]]\nname = \"vault\"\nurl = \"file:///mnt/vault\"\n",
-        )
-        .expect("write");
-        let config = Config::load(Some(&path), &[]).expect("valid");
-        assert_eq!((config.node_id, config.offsite[0].name.as_str()), (3, "vault"));
-        std::fs::write(&path, "[node]\nid = 3\nname = \"x\"\n").expect("write");
-        assert!(Config::load(Some(&path), &[]).expect_err("refused").to_string().contains("node.name"));
-    }
-
-    /// `deploy/holdfast.toml`, asked for when the test runs: a binary that another clone left in a shared target
-    /// directory names that clone's files.
-    fn example() -> PathBuf {
-        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-        PathBuf::from(manifest).join("../../deploy/holdfast.toml")
-    }
-
-    fn read(text: &str) -> Values {
-        let table: toml::Table = text.parse().expect("valid TOML");
-        let mut values = Values::default();
-        values.read_table("", &table).expect("known keys");
-        values
-    }
-
-    /// The text with every table and key that stands behind a `#`; prose stays a comment.
-    fn uncommented(text: &str) -> String {
-        let lines = text.lines().map(|line| match line.strip_prefix("# ") {
-            Some(rest) if rest.starts_with('[') || rest.split(' ').nth(1) == Some("=") => rest,
-            _ => line,
-        });
-        lines.collect::<Vec<_>>().join("\n")
-    }
-
-    #[test]
-    fn the_example_file_has_every_key_and_shows_the_defaults() {
-        let text = std::fs::read_to_string(example()).expect("deploy/holdfast.toml");
-        let all = read(&uncommented(&text));
-        for (key, _) in KEYS {
-            let shown = match *key {
-                "node.labels.<key>" => !all.labels.is_empty(),
-                "offsite" => !all.offsite.is_empty(),
-                "offsite.labels" => all.offsite.iter().any(|one| !one.labels.is_empty()),
-                key => all.scalars.contains_key(key),
-            };
-            assert!(shown, "deploy/holdfast.toml lacks {key}");
-        }
-
-        // Values behind `#` change nothing, but for the four that have no default to show.
-        let plain = read(&text).build().expect("valid as it stands");
-        let mut all = all.build().expect("valid with every key");
-        assert_ne!(all.advertise, plain.advertise);
-        assert!(all.floor_dir.is_some() && all.insecure_plaintext);
-        all.advertise = plain.advertise.clone();
-        all.floor_dir = None;
-        assert!(!all.placement_keys.is_empty());
-        all.placement_keys.clear();
-        all.insecure_plaintext = false;
-        assert_eq!(all, plain);
-    }
-}
+mod tests;

@@ -5,27 +5,20 @@
 //! - When `put_new` returns well, exactly the object's bytes or the winner's are durable under the name. A lost or
 //!   late answer is settled by reading: nothing is believed to be there that was not seen.
 //! - Every call has a deadline.
-//!
-//! The file system: `object_store` writes `<name>#<n>`, syncs it, links it into place (create-only) and syncs the
-//! parent directory and those it made. Two gaps remain and are closed by `settle`: a link found there may be one
-//! whose writer died before it synced the directory; and a directory found there may be one whose maker has not
-//! synced *its* parent yet.
-//! What an operator's account creates there must be readable for the nodes' account: an object and its directories get
-//! the owner of the folder that they lie in, and whoever may read that may read them.
 
-use std::collections::{BTreeMap, HashSet};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path as FsPath, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+mod folder;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 use url::Url;
 
+use self::folder::Folder;
 use crate::error::ArchiveError;
 use crate::object::OBJECT_BYTES_MAX;
 
@@ -66,13 +59,6 @@ struct Inner {
     deadline: Duration,
 }
 
-#[derive(Debug)]
-struct Folder {
-    root: PathBuf,
-    /// Directories that are durable with all their parents, as far as this process knows.
-    durable: Mutex<HashSet<PathBuf>>,
-}
-
 /// How a create-only write ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Put {
@@ -99,25 +85,18 @@ impl Destination {
     /// # Errors
     /// Names the destination and what is wrong with it.
     pub fn open(config: &DestinationConfig) -> Result<Self, ArchiveError> {
-        let root = folder_of(config)?;
-        let bad = |reason: String| bad_destination(config, &reason);
-        if !root.is_dir() {
-            return Err(bad(format!("{} is no folder; create it, or mount the disk that holds it", root.display())));
-        }
-        let store = LocalFileSystem::new_with_prefix(&root).map_err(|error| bad(error.to_string()))?.with_fsync(true);
-        let root = root.canonicalize().map_err(|error| bad(error.to_string()))?;
-        let folder = Folder { root, durable: Mutex::default() };
+        let (store, folder) =
+            Folder::open(&file_url(config)?).map_err(|reason| ArchiveError::bad_destination(config, reason))?;
         Ok(Self::with_store(config.clone(), Arc::new(store), Some(folder), DEADLINE))
     }
 
-    /// Makes the folder of a file destination where it is missing, then opens it. For the embedded defaults; a
-    /// server's configured destination is better opened with [`Destination::open`].
+    /// Makes the folder of a file destination where it is missing, then opens it: for a destination that nothing was
+    /// ever put into.
     ///
     /// # Errors
     /// Names the destination and what is wrong with it.
     pub fn create(config: &DestinationConfig) -> Result<Self, ArchiveError> {
-        let root = folder_of(config)?;
-        create_folder(&root).map_err(ArchiveError::disk("create", &root))?;
+        Folder::create(&file_url(config)?)?;
         Self::open(config)
     }
 
@@ -135,11 +114,23 @@ impl Destination {
         &self.inner.config
     }
 
-    /// Writes an object that must not exist yet.
+    /// Writes an object that must not exist yet, and reads back what it created: what comes well out of here was seen
+    /// there, whole.
     ///
     /// # Errors
-    /// When the destination fails. The object may have been written all the same; the next call finds out.
-    pub async fn put_new(&self, object: &str, bytes: &Bytes) -> Result<Put, ArchiveError> {
+    /// When the destination fails; the object may have been written all the same, and the next call finds out.
+    /// `Missing` or `Corrupt` when it says that it wrote the object, and then has none or another one.
+    pub async fn put_checked(&self, object: &str, bytes: &Bytes) -> Result<Put, ArchiveError> {
+        let put = self.put_new(object, bytes).await?;
+        // The other outcomes were read from there.
+        if put == Put::Created && self.get(object).await? != *bytes {
+            return Err(ArchiveError::corrupt(object, "the destination gave back other bytes than were written"));
+        }
+        Ok(put)
+    }
+
+    /// Writes an object that must not exist yet, and believes the destination.
+    async fn put_new(&self, object: &str, bytes: &Bytes) -> Result<Put, ArchiveError> {
         let path = self.path(object)?;
         let call = self.inner.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into());
         let failed = match self.within("create", object, call).await {
@@ -196,26 +187,43 @@ impl Destination {
     /// When the destination fails.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, ArchiveError> {
         let path = self.path(prefix)?;
-        let all = self.inner.store.list(Some(&path)).try_collect::<Vec<_>>();
-        let found = self.within("list", prefix, all).await?;
-        let listed = found.into_iter().map(|meta| Listed { path: meta.location.to_string(), bytes: meta.size });
-        let mut listed: Vec<Listed> = listed.collect();
+        self.listed(prefix, self.inner.store.list(Some(&path)).try_collect()).await
+    }
+
+    /// Those whose full names come after `after`, which lies under `prefix` itself: what comes before is not asked for.
+    ///
+    /// # Errors
+    /// When the destination fails.
+    pub async fn list_after(&self, prefix: &str, after: &str) -> Result<Vec<Listed>, ArchiveError> {
+        let (path, offset) = (self.path(prefix)?, self.path(after)?);
+        self.listed(prefix, self.inner.store.list_with_offset(Some(&path), &offset).try_collect()).await
+    }
+
+    async fn listed(
+        &self,
+        prefix: &str,
+        call: impl Future<Output = object_store::Result<Vec<ObjectMeta>>>,
+    ) -> Result<Vec<Listed>, ArchiveError> {
+        let mut listed: Vec<Listed> = self.within("list", prefix, call).await?.into_iter().map(Listed::from).collect();
         listed.sort();
         Ok(listed)
     }
 
-    /// Names directly under `prefix` that have objects below them, ascending. An empty prefix is the top.
+    /// What lies directly under `prefix`, ascending: objects, and names that have objects below them. An empty prefix
+    /// is the top.
     ///
     /// # Errors
     /// When the destination fails.
-    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, ArchiveError> {
+    pub async fn list_here(&self, prefix: &str) -> Result<(Vec<Listed>, Vec<String>), ArchiveError> {
         let path = self.path(prefix)?;
-        let call = self.inner.store.list_with_delimiter(Some(&path));
-        let found = self.within("list", prefix, call).await?.common_prefixes;
+        let found = self.within("list", prefix, self.inner.store.list_with_delimiter(Some(&path))).await?;
+        let mut objects: Vec<Listed> = found.objects.into_iter().map(Listed::from).collect();
+        let names = found.common_prefixes.iter();
         let mut names: Vec<String> =
-            found.iter().filter_map(|path| path.parts().next_back().map(|part| part.as_ref().to_owned())).collect();
+            names.filter_map(|path| path.parts().next_back().map(|part| part.as_ref().to_owned())).collect();
+        objects.sort();
         names.sort();
-        Ok(names)
+        Ok((objects, names))
     }
 
     fn path(&self, object: &str) -> Result<Path, ArchiveError> {
@@ -228,15 +236,32 @@ impl Destination {
         object: &str,
         call: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, ArchiveError> {
-        match tokio::time::timeout(self.inner.deadline, call).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(object_store::Error::NotFound { .. })) => {
-                Err(ArchiveError::missing(object, format!("{} does not have it", self.inner.config.url)))
+        let guarded = async {
+            self.present().await?;
+            call.await.map_err(|source| self.failed(operation, object, source))
+        };
+        tokio::time::timeout(self.inner.deadline, guarded).await.unwrap_or_else(|_| {
+            let seconds = self.inner.deadline.as_secs();
+            Err(ArchiveError::Timeout { object: object.to_owned(), operation, seconds })
+        })
+    }
+
+    fn failed(&self, operation: &'static str, object: &str, source: object_store::Error) -> ArchiveError {
+        match source {
+            object_store::Error::NotFound { .. } => {
+                ArchiveError::missing(object, format!("{} does not have it", self.inner.config.url))
             }
-            Ok(Err(source)) => Err(ArchiveError::Destination { object: object.to_owned(), operation, source }),
-            Err(_) => {
-                let seconds = self.inner.deadline.as_secs();
-                Err(ArchiveError::Timeout { object: object.to_owned(), operation, seconds })
+            source => ArchiveError::Destination { object: object.to_owned(), operation, source },
+        }
+    }
+
+    /// The folder is still the one that was opened: `object_store` would make it anew on whatever disk is below.
+    async fn present(&self) -> Result<(), ArchiveError> {
+        match &self.inner.folder {
+            None => Ok(()),
+            Some(folder) => {
+                let present = folder.present().await?;
+                present.map_err(|reason| ArchiveError::bad_destination(&self.inner.config, reason))
             }
         }
     }
@@ -244,74 +269,21 @@ impl Destination {
     /// Makes an object durable together with its directories, where the store itself does not promise it.
     async fn settle(&self, object: &str, found: bool) -> Result<(), ArchiveError> {
         let Some(folder) = &self.inner.folder else { return Ok(()) };
-        let file = folder.root.join(object);
-        let Some(parent) = file.parent().map(FsPath::to_owned) else { return Ok(()) };
-        let known = lock(&folder.durable).contains(&parent);
-        let root = folder.root.clone();
-        let dir = parent.clone();
-        let synced = tokio::task::spawn_blocking(move || {
-            if found {
-                sync(&file)?;
-            } else {
-                let made: Vec<&FsPath> = dir.ancestors().take_while(|dir| *dir != root).collect();
-                made.into_iter().rev().chain([file.as_path()]).try_for_each(hand_over)?;
-                if known {
-                    return Ok(());
-                }
-            }
-            dir.ancestors().take_while(|dir| dir.starts_with(&root)).try_for_each(sync)
-        });
-        synced.await.map_err(|_| ArchiveError::Stopped { what: "syncing a folder" })??;
-        lock(&folder.durable).insert(parent);
-        Ok(())
+        // Not if the folder went away meanwhile: then it lies elsewhere.
+        self.present().await?;
+        folder.settle(object, found).await
     }
 }
 
-fn lock(durable: &Mutex<HashSet<PathBuf>>) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
-    // Only whole paths are inserted: a panic elsewhere leaves nothing half done.
-    durable.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives what root made in somebody's directory to its owner, and lets those read it who may read the directory.
-fn hand_over(path: &FsPath) -> Result<(), ArchiveError> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    let hand_over = || {
-        let (own, of) = (std::fs::metadata(path)?, std::fs::metadata(parent)?);
-        if own.uid() != 0 || of.uid() == 0 {
-            return Ok(());
-        }
-        std::os::unix::fs::chown(path, Some(of.uid()), Some(of.gid()))?;
-        let mask = if own.is_dir() { 0o777 } else { 0o444 };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(own.mode() | (of.mode() & mask)))
-    };
-    hand_over().map_err(ArchiveError::disk("give to the owner of its folder", path))
-}
-
-fn sync(path: &FsPath) -> Result<(), ArchiveError> {
-    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(ArchiveError::disk("sync", path))
-}
-
-/// `create_dir_all`, durable.
-fn create_folder(root: &FsPath) -> std::io::Result<()> {
-    if root.is_dir() {
-        return Ok(());
+impl From<ObjectMeta> for Listed {
+    fn from(meta: ObjectMeta) -> Self {
+        Self { path: meta.location.to_string(), bytes: meta.size }
     }
-    let missing: Vec<&FsPath> = root.ancestors().take_while(|dir| !dir.exists()).collect();
-    std::fs::create_dir_all(root)?;
-    for dir in missing {
-        if let Some(parent) = dir.parent() {
-            std::fs::File::open(parent)?.sync_all()?;
-        }
-    }
-    Ok(())
 }
 
-fn bad_destination(config: &DestinationConfig, reason: &str) -> ArchiveError {
-    ArchiveError::BadDestination { name: config.name.clone(), url: config.url.clone(), reason: reason.to_owned() }
-}
-
-fn folder_of(config: &DestinationConfig) -> Result<PathBuf, ArchiveError> {
-    let bad = |reason: &str| bad_destination(config, reason);
+/// The URL, if it is one of a local folder.
+fn file_url(config: &DestinationConfig) -> Result<Url, ArchiveError> {
+    let bad = |reason: &str| ArchiveError::bad_destination(config, reason);
     let url = Url::parse(&config.url).map_err(|error| bad(&format!("{error}; write file:///absolute/path")))?;
     match url.scheme() {
         "file" => {}
@@ -323,7 +295,7 @@ fn folder_of(config: &DestinationConfig) -> Result<PathBuf, ArchiveError> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("file destinations take no ?query and no #fragment"));
     }
-    url.to_file_path().map_err(|()| bad("no local absolute path; write file:///absolute/path"))
+    Ok(url)
 }
 
 #[cfg(test)]

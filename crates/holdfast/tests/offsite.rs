@@ -1,0 +1,163 @@
+//! What a cluster does when its offsite destination goes away, is emptied or is damaged: it says so, writes nowhere
+//! else, and goes on by itself.
+
+mod cluster;
+
+use std::path::{Path, PathBuf};
+
+use cluster::{Cluster, contact, holdfast, wait_for};
+use holdfast_wire::v1;
+
+fn url(path: &Path) -> String {
+    format!("file://{}", path.display())
+}
+
+/// What the leader says of the destination.
+async fn told(cluster: &Cluster) -> Option<v1::DestinationStatus> {
+    let leader = cluster.leader_now().await?;
+    cluster.status(leader).await?.destinations.first().cloned()
+}
+
+async fn write(cluster: &Cluster, id: &str) -> u64 {
+    cluster.client().put(contact("alice", id), "text/plain", "x").await.expect("written").commit_index
+}
+
+async fn wait_offsite(cluster: &Cluster, index: u64) {
+    wait_for("the log to be offsite", async || {
+        told(cluster).await.is_some_and(|told| told.verified_index >= index && told.last_error.is_empty())
+    })
+    .await;
+}
+
+/// Waits until the leader complains in these words, and health does with it.
+async fn wait_complaint(cluster: &Cluster, words: &[&str]) -> v1::DestinationStatus {
+    let mut last = None;
+    wait_for("a complaint of the leader", async || {
+        last = told(cluster).await;
+        last.as_ref().is_some_and(|told| words.iter().all(|word| told.last_error.contains(word)))
+    })
+    .await;
+    let endpoints: Vec<&str> = cluster.nodes.iter().map(|node| node.admin.as_str()).collect();
+    wait_for("health to say so", async || {
+        let (code, health, _) =
+            holdfast(&["cluster", "health", "--output", "json", "--endpoint", &endpoints.join(",")]);
+        code == 3 && health.contains("OFFSITE_UNVERIFIED") && words.iter().all(|word| health.contains(word))
+    })
+    .await;
+    last.expect("told")
+}
+
+/// Ends the leader by signal 9 and starts it again: another one leads, and looks at the destination anew.
+async fn depose(cluster: &mut Cluster) {
+    let leader = cluster.leader().await;
+    cluster.kill(leader);
+    cluster.leader().await;
+    cluster.restart(leader);
+    cluster.wait_converged().await;
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for path in std::fs::read_dir(folder).expect("folder").flatten().map(|entry| entry.path()) {
+            if path.is_dir() { open.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn newest_segment(offsite: &Path) -> PathBuf {
+    let is_segment = |file: &PathBuf| file.parent().is_some_and(|parent| parent.ends_with("L0"));
+    files(offsite).into_iter().rfind(is_segment).expect("a segment")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_goes_away_is_waited_for_and_never_made_anew() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (offsite, away) = (dir.path().join("offsite"), dir.path().join("away"));
+    let mut cluster =
+        Cluster::start(&dir.path().join("c"), &["--offsite", &url(&offsite), "--set", "ship.interval_ms=100"]);
+    wait_offsite(&cluster, write(&cluster, "first").await).await;
+
+    // Gone under a leader that has it open, and under one that has never seen it.
+    std::fs::rename(&offsite, &away).expect("goes away");
+    let index = write(&cluster, "while it is gone").await;
+    let told = wait_complaint(&cluster, &["is no folder", "mount the disk"]).await;
+    assert!(told.durable_index < index && told.verified_index == 0, "{told:?}");
+    depose(&mut cluster).await;
+    wait_complaint(&cluster, &["is no folder", "mount the disk"]).await;
+    assert!(!offsite.exists(), "it was made anew on the disk below");
+    // The empty folder below a mount.
+    std::fs::create_dir(&offsite).expect("made");
+    let told = wait_complaint(&cluster, &["holds nothing of this history now", "[[offsite]]"]).await;
+    assert_eq!((told.durable_index, told.verified_index), (0, 0), "what is not there is not told to be there");
+    assert!(told.lag.is_some_and(|lag| lag.seconds > 0 || lag.nanos > 0), "it is behind by all that there is");
+    assert_eq!(std::fs::read_dir(&offsite).expect("reads").count(), 0, "something was written below the mount");
+
+    std::fs::remove_dir(&offsite).expect("removed");
+    std::fs::rename(&away, &offsite).expect("comes back");
+    wait_offsite(&cluster, index).await;
+    let (code, report, stderr) = holdfast(&["backup", "verify", "--from", &url(&offsite)]);
+    assert_eq!(code, 0, "{report}{stderr}");
+
+    // Emptied under a leader that has nothing to ship.
+    let [entry] = &std::fs::read_dir(&offsite).expect("reads").flatten().collect::<Vec<_>>()[..] else {
+        panic!("one cluster")
+    };
+    std::fs::rename(entry.path(), &away).expect("emptied");
+    wait_complaint(&cluster, &["holds nothing of this history now"]).await;
+    std::fs::rename(&away, entry.path()).expect("comes back");
+    wait_offsite(&cluster, write(&cluster, "last").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_archive_is_told_whole_and_its_end_is_shipped_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let offsite = dir.path().join("offsite");
+    let from = url(&offsite);
+    let mut cluster = Cluster::start(&dir.path().join("c"), &["--offsite", &from, "--set", "ship.interval_ms=100"]);
+    wait_offsite(&cluster, write(&cluster, "first").await).await;
+    let leader = cluster.leader().await;
+    let (code, _, stderr) = holdfast(&["backup", "now", "--endpoint", &cluster.nodes[leader].admin]);
+    assert_eq!(code, 0, "{stderr}");
+
+    // The newest position is poisoned, and the next leader must begin behind it.
+    let index = write(&cluster, "second").await;
+    wait_offsite(&cluster, index).await;
+    let leader = cluster.leader().await;
+    cluster.signal(leader, libc::SIGSTOP);
+    let newest = newest_segment(&offsite);
+    let mut bytes = std::fs::read(&newest).expect("reads");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).expect("damaged");
+    cluster.kill(leader);
+    cluster.leader().await;
+    cluster.restart(leader);
+    let name = newest.file_name().expect("a name").to_string_lossy().into_owned();
+    wait_complaint(&cluster, &[&name, "is damaged", "move it away"]).await;
+    let (code, report, _) = holdfast(&["backup", "verify", "--from", &from, "--output", "json"]);
+    assert!(code == 9 && report.contains(&name), "{report}");
+    let (code, report, _) = holdfast(&["backup", "verify", "--from", &from, "--level", "0"]);
+    assert_eq!(code, 0, "level 0 reads no segment: {report}");
+    std::fs::remove_file(&newest).expect("moved away");
+    wait_offsite(&cluster, index).await;
+    let (code, report, stderr) = holdfast(&["backup", "verify", "--from", &from, "--level", "1"]);
+    assert_eq!(code, 0, "{report}{stderr}");
+    cluster.stop();
+
+    // What cannot be read is named, and the rest is listed.
+    let manifests: Vec<PathBuf> = files(&offsite).into_iter().filter(|file| file.ends_with("MANIFEST")).collect();
+    let [manifest] = &manifests[..] else { panic!("one snapshot: {manifests:?}") };
+    let whole = std::fs::read(manifest).expect("reads");
+    std::fs::write(manifest, &whole[1..]).expect("damaged");
+    let (code, listed, _) = holdfast(&["backup", "ls", "--from", &from, "--output", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!((code, listed["lineages"].as_array().map(Vec::len)), (9, Some(1)), "{listed}");
+    assert!(listed["lineages"][0]["log_segments"].as_u64() > Some(0), "{listed}");
+    assert!(listed["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with("MANIFEST")), "{listed}");
+    let (code, _, stderr) = holdfast(&["backup", "verify", "--from", &from, "--level", "2"]);
+    assert_eq!(code, 2, "{stderr}");
+}

@@ -1,0 +1,58 @@
+//! `[[offsite]]`: the destinations of a node.
+
+use std::collections::BTreeMap;
+
+use super::{ConfigError, wrong};
+
+/// An offsite destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offsite {
+    /// Name, stable: it is part of the replicated facts.
+    pub name: String,
+    /// `file:///…`.
+    pub url: String,
+    /// The log is kept until it is there.
+    pub required: bool,
+    /// Failure-domain labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Reads `site=y,custody=vault`.
+pub(super) fn read_labels(key: &str, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let one = |pair: &str| match pair.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        Some(_) | None => Err(wrong(key, format!("{pair:?} is not name=value"))),
+    };
+    pairs.map(one).collect()
+}
+
+pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> {
+    let table = value.as_table().ok_or_else(|| wrong("offsite", "must be a table with name and url"))?;
+    let text = |key: &str| {
+        table
+            .get(key)
+            .and_then(toml::Value::as_str)
+            .map(str::to_owned)
+            .ok_or_else(|| wrong("offsite", format!("needs a text {key}")))
+    };
+    if let Some(key) = table.keys().find(|key| !["name", "url", "required", "labels"].contains(&key.as_str())) {
+        return Err(ConfigError(format!(
+            "unknown configuration key \"offsite.{key}\"; known: name, url, required, labels"
+        )));
+    }
+    let labels = match table.get("labels") {
+        None => BTreeMap::new(),
+        Some(labels) => labels
+            .as_table()
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect(),
+    };
+    let required = match table.get("required") {
+        None => true,
+        Some(value) => value.as_bool().ok_or_else(|| wrong("offsite.required", "is neither true nor false"))?,
+    };
+    Ok(Offsite { name: text("name")?, url: text("url")?, required, labels })
+}

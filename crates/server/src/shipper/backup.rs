@@ -1,0 +1,115 @@
+//! Snapshots: a checkpoint right behind a barrier in the log, shipped to every destination as a job.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use holdfast_archive::ship_snapshot;
+use holdfast_model::command::{Command, SnapshotBarrier};
+use holdfast_store::StateStore;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Shipper;
+use crate::operations::Job;
+
+type BarrierWaiters = Mutex<BTreeMap<String, oneshot::Sender<Result<PathBuf, String>>>>;
+
+/// Checkpoints at snapshot barriers; filled by the state machine's hook.
+#[derive(Default)]
+pub struct Barriers {
+    waiting: BarrierWaiters,
+    dir: PathBuf,
+}
+
+impl Barriers {
+    /// Checkpoints go below `dir`.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { waiting: Mutex::default(), dir }
+    }
+
+    /// Called right after a barrier was applied: takes the checkpoint if a job of this node waits for one.
+    pub fn reached(&self, index: u64, state: &StateStore) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        if waiting.is_empty() {
+            return;
+        }
+        let path = self.dir.join(format!("barrier-{index:020}"));
+        let taken = std::fs::create_dir_all(&self.dir)
+            .map_err(|error| error.to_string())
+            .and_then(|()| state.checkpoint(&path).map_err(|error| error.to_string()));
+        for (_, waiter) in waiting {
+            // A job that gave up waits no more.
+            let _ = waiter.send(taken.as_ref().map(|_| path.clone()).map_err(Clone::clone));
+        }
+    }
+
+    fn wait(&self, id: &str) -> oneshot::Receiver<Result<PathBuf, String>> {
+        let (tx, rx) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), tx);
+        rx
+    }
+}
+
+impl Shipper {
+    /// Takes a snapshot at a barrier and ships it to every destination; runs as a job.
+    pub async fn backup(self: Arc<Self>, job: Job, id: String) {
+        let result = self.backup_all(&job, &id).await;
+        if let Err(error) = &result {
+            tracing::warn!(event = "backup.failed", error, "no snapshot was shipped");
+        }
+        job.end(result).await;
+    }
+
+    async fn backup_all(&self, job: &Job, id: &str) -> Result<String, String> {
+        if self.destinations.is_empty() {
+            return Err("no offsite destination is configured; set [[offsite]] and restart the node".into());
+        }
+        job.stage("taking a checkpoint", 0, 0).await;
+        let reached = self.barriers.wait(id);
+        let admitted = self.replica.admission().admit_first(256);
+        let barrier = Command::SnapshotBarrier(SnapshotBarrier { operation_id: id.to_owned() });
+        let deadline = Instant::now() + Duration::from_secs(30);
+        self.replica.propose(barrier, admitted, deadline).await.map_err(|error| error.to_string())?;
+        let checkpoint = tokio::time::timeout(Duration::from_secs(120), reached)
+            .await
+            .map_err(|_| "this node did not reach the barrier in time; try again".to_owned())?
+            .map_err(|_| "the barrier was lost; try again".to_owned())??;
+        let shipped = self.ship_checkpoint(job, &checkpoint).await;
+        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
+            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
+        }
+        shipped
+    }
+
+    async fn ship_checkpoint(&self, job: &Job, checkpoint: &std::path::Path) -> Result<String, String> {
+        let sys = self.replica.sys();
+        let history = sys.history.as_ref().ok_or("the cluster is not founded")?;
+        let mut index = 0;
+        let total = self.destinations.len() as u64;
+        for (done, destination) in self.destinations.iter().enumerate() {
+            job.stage(&format!("shipping to {}", destination.name), done as u64, total).await;
+            let known = self.replica.integrity_status();
+            if let Some(reason) = known.damage.or(known.doubt) {
+                return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
+            }
+            let shipped = async {
+                let lineage = self.open(destination, history).await?;
+                ship_snapshot(&lineage, self.replica.group_id(), checkpoint, &|_, _| {}).await
+            };
+            let report = shipped.await.map_err(|error| format!("{}: {error}", destination.name))?;
+            tracing::info!(
+                event = "backup.shipped",
+                destination = destination.name,
+                index = report.index,
+                chunks = report.chunks,
+                bytes = report.bytes,
+                new_bytes = report.new_bytes,
+                "snapshot"
+            );
+            index = report.index;
+        }
+        Ok(format!("shipped snapshot {index} to {total} destination(s)"))
+    }
+}

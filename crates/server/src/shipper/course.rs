@@ -1,0 +1,210 @@
+//! Where shipping stands on this node's own history.
+//!
+//! Invariant: the chain is that of this node's own entries. What a destination holds is compared with it at every step,
+//! also where another shipper was first and went further.
+
+use std::time::Duration;
+
+use holdfast_archive::{ArchiveError, SegmentShipper, ShipOutcome};
+use holdfast_store::{Applied, LogPosition, StoredEntry};
+use holdfast_wire::log::entry_chain;
+use tokio::time::{Instant, sleep};
+
+const PAUSE: Duration = Duration::from_millis(50);
+/// A new leader may still be applying what was committed before it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What this node applied.
+pub(super) trait OwnLog {
+    /// How far.
+    fn applied(&self) -> Applied;
+
+    /// Entries of `[start, end)`: the first of them at least, and as many as make one segment.
+    async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError>;
+}
+
+/// The place where the next segment begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Course {
+    /// Its first index.
+    pub next: u64,
+    /// Entry chain before it.
+    pub chain: [u8; 32],
+}
+
+impl Course {
+    /// The chain here, continued by this node's log, must give this node's own chain.
+    pub async fn check(&self, own: &impl OwnLog, url: &str) -> Result<(), ArchiveError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let applied = own.applied();
+            let fork = |reason: &str| ArchiveError::LineageFork {
+                position: applied.position.unwrap_or(LogPosition { term: 0, node: 0, index: 0 }),
+                object: url.to_owned(),
+                reason: reason.to_owned(),
+            };
+            if applied.index() + 1 >= self.next {
+                let ours = self.continued(own, applied.index() + 1).await?;
+                return if ours == applied.entry_chain {
+                    Ok(())
+                } else {
+                    Err(fork("its entries, continued by this node's log, are not this node's history"))
+                };
+            }
+            if Instant::now() >= deadline {
+                return Err(fork("it is ahead of everything that is committed here"));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Ships entries that begin here, and goes on to where the segment ended, whoever wrote it.
+    pub async fn ship(
+        &mut self,
+        own: &impl OwnLog,
+        shipper: &mut SegmentShipper,
+        entries: &[StoredEntry],
+    ) -> Result<(), ArchiveError> {
+        let outcome = shipper.ship(entries, self.chain).await?;
+        let tail = outcome.tail();
+        let taken = entries.iter().take_while(|entry| entry.position.index <= tail.last.index);
+        let (chain, last) = taken
+            .fold((self.chain, None), |(chain, _), entry| (entry_chain(chain, &entry.bytes), Some(entry.position)));
+        let ours = match outcome {
+            ShipOutcome::Adopted { .. } if last.is_none_or(|last| last.index < tail.last.index) => {
+                self.own_end(own, tail.last.index).await?
+            }
+            ShipOutcome::Adopted { .. } | ShipOutcome::Created { .. } => last.map(|last| (last, chain)),
+        };
+        tail.check(shipper.destination(), ours)?;
+        *self = Self { next: tail.last.index + 1, chain: tail.chain };
+        Ok(())
+    }
+
+    /// This node's entry at `index`, and its chain there; `None` = that much is not committed here.
+    async fn own_end(&self, own: &impl OwnLog, index: u64) -> Result<Option<(LogPosition, [u8; 32])>, ArchiveError> {
+        let deadline = Instant::now() + PATIENCE;
+        while own.applied().index() < index {
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            sleep(PAUSE).await;
+        }
+        let chain = self.continued(own, index + 1).await?;
+        let last = own.entries(index, index + 1).await?;
+        Ok(last.first().map(|entry| (entry.position, chain)))
+    }
+
+    /// The chain here, continued by this node's entries before `end`.
+    async fn continued(&self, own: &impl OwnLog, end: u64) -> Result<[u8; 32], ArchiveError> {
+        let (mut at, mut chain) = (self.next, self.chain);
+        while at < end {
+            let entries = own.entries(at, end).await?;
+            chain = entries.iter().fold(chain, |chain, entry| entry_chain(chain, &entry.bytes));
+            at += entries.len() as u64;
+        }
+        Ok(chain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use holdfast_archive::{Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage};
+    use holdfast_model::id::{GroupId, Incarnation};
+    use holdfast_wire::internal::v1 as pb;
+    use holdfast_wire::log::{Entry, EntryPayload, encode_entry};
+
+    use super::*;
+
+    /// A node that applied these.
+    struct Log(Vec<StoredEntry>);
+
+    impl OwnLog for Log {
+        fn applied(&self) -> Applied {
+            let entry_chain = self.0.iter().fold([0; 32], |chain, entry| entry_chain(chain, &entry.bytes));
+            Applied {
+                position: self.0.last().map(|entry| entry.position),
+                membership: Bytes::new(),
+                entry_chain,
+                effect_chain: [0; 32],
+            }
+        }
+
+        async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
+            Ok(self.0.iter().filter(|entry| (start..end).contains(&entry.position.index)).take(2).cloned().collect())
+        }
+    }
+
+    /// `common` entries of term 1 and then those of another leader, up to `end`.
+    fn log(common: u64, term: u64, end: u64) -> Log {
+        let entry = |index| {
+            let term = if index < common { 1 } else { term };
+            let bytes = encode_entry(&Entry { id: pb::LogId { term, node: 1, index }, payload: EntryPayload::Blank });
+            StoredEntry { position: LogPosition { term, node: 1, index }, bytes }
+        };
+        Log((0..end).map(entry).collect())
+    }
+
+    const START: Course = Course { next: 0, chain: [0; 32] };
+
+    async fn shipper(dir: &tempfile::TempDir) -> SegmentShipper {
+        let url = format!("file://{}", dir.path().display());
+        let destination = Destination::open(&DestinationConfig::from_url(&url)).expect("opens");
+        let facts = LineageFacts {
+            id: LineageId { cluster_id: [7; 16], incarnation: Incarnation(7) },
+            cluster_name: "pine".into(),
+            epoch: 1,
+            parent: None,
+            groups: 1,
+        };
+        let mut shipper = SegmentShipper::new(OpenLineage::open(destination, &facts).await.expect("opens"), GroupId(0));
+        shipper.tail().await.expect("a tail");
+        shipper
+    }
+
+    /// Two shippers that saw an empty archive; `winner` ships the entries before `length`, then `second` those before
+    /// `given`. Gives what became of the second.
+    async fn race(winner: &Log, length: u64, second: &Log, given: u64) -> Result<Course, ArchiveError> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (mut first, mut other) = (shipper(&dir).await, shipper(&dir).await);
+        let mut course = START;
+        course.ship(winner, &mut first, &winner.0[..length as usize]).await.expect("ships");
+        let mut course = START;
+        course.ship(second, &mut other, &second.0[..given as usize]).await.map(|()| course)
+    }
+
+    #[tokio::test]
+    async fn what_another_shipper_wrote_beyond_the_own_entries_is_compared_too() {
+        let own = log(10, 1, 10);
+        for (length, given) in [(4, 6), (6, 6), (6, 4)] {
+            let course = race(&own, length, &own, given).await.expect("one history");
+            let chain = own.0[..length as usize].iter().fold([0; 32], |chain, entry| entry_chain(chain, &entry.bytes));
+            assert_eq!(course, Course { next: length, chain });
+        }
+        // Equal in all that was given, and another history behind it.
+        let error = race(&log(5, 2, 10), 7, &own, 5).await.expect_err("a fork");
+        let is_fork = |error: &ArchiveError, at| match error {
+            ArchiveError::LineageFork { position, .. } => assert_eq!(position.index, at, "{error}"),
+            other => panic!("no fork: {other}"),
+        };
+        is_fork(&error, 6);
+        // The same, where this node ends before it.
+        let error = race(&log(5, 2, 12), 12, &log(5, 1, 5), 5).await.expect_err("a fork");
+        is_fork(&error, 11);
+    }
+
+    #[tokio::test]
+    async fn a_chain_that_this_log_does_not_continue_is_a_fork() {
+        let own = log(10, 1, 10);
+        let at = |log: &Log, next: u64| Course {
+            next,
+            chain: log.0[..next as usize].iter().fold([0; 32], |chain, entry| entry_chain(chain, &entry.bytes)),
+        };
+        for next in [0, 4, 10] {
+            at(&own, next).check(&own, "file:///a").await.expect("its own");
+        }
+        let error = at(&log(3, 2, 10), 4).check(&own, "file:///a").await.expect_err("a fork");
+        assert!(error.to_string().contains("file:///a"), "{error}");
+    }
+}
