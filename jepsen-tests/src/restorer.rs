@@ -1,13 +1,15 @@
 //! Restores the archive of a running cluster into new ones, again and again while clients write, and once more at the
 //! end: what comes back is written down, and others judge it. Every second restore is killed half way and run again.
 
+mod device;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use holdfast_client::AdminClient;
+use holdfast_client::{AdminClient, Client};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
@@ -15,6 +17,7 @@ use crate::chance::Chance;
 use crate::cluster::{Cluster, comes_true, plan};
 use crate::history::calls::{Level, Point, Read, Restored, RestoredUser};
 use crate::history::{Action, Failure, Named, Process, Recorder, Stage};
+use crate::restorer::device::Device;
 use crate::workload::{Shared, Users, look};
 
 /// Between two restores.
@@ -45,6 +48,8 @@ pub struct Source {
     pub shared: Shared,
     /// What was written up to now, and so must be looked for.
     pub users: Users,
+    /// Of the cluster whose archive it is.
+    pub old: Client,
 }
 
 /// Restores in the background.
@@ -104,7 +109,7 @@ impl Restorer {
         if !shipped {
             println!("index {newest}, which was acknowledged, does not come into the archive");
         }
-        one(&self.source, &mut done, true).await;
+        one(&self.source, &mut done, None, true).await;
         Ok(())
     }
 }
@@ -119,8 +124,14 @@ async fn again_and_again(source: Source, stop: Arc<AtomicBool>) -> Done {
     }
     let mut done = Done::default();
     while !stop.load(Ordering::Acquire) {
-        one(&source, &mut done, false).await;
+        // Its first write is in the archive in most cases when the restore begins, and its last one in few.
+        let device = Device::new(format!("d{}", done.rounds + 1)).write(&source.old).await;
         tokio::time::sleep(PAUSE).await;
+        let device = match device {
+            Some(device) => device.write(&source.old).await,
+            None => None,
+        };
+        one(&source, &mut done, device, false).await;
     }
     done
 }
@@ -133,7 +144,7 @@ async fn holds(source: &Source, index: u64) -> bool {
 }
 
 /// One restore from its beginning to its end, written down.
-async fn one(source: &Source, done: &mut Done, last: bool) {
+async fn one(source: &Source, done: &mut Done, device: Option<Device>, last: bool) {
     done.rounds += 1;
     let round = done.rounds;
     let recorder: &Recorder = &source.shared.recorder;
@@ -150,12 +161,13 @@ async fn one(source: &Source, done: &mut Done, last: bool) {
         loss_window_ms: None,
         killed: false,
         users: Vec::new(),
+        device: None,
         digests: 0,
         took_ms: 0,
     };
     recorder.note(Named::Restorer, Stage::Invoke, Action::Restored(none.clone()));
     let began = Instant::now();
-    let result = restore(source, &none, killed_after).await;
+    let result = restore(source, &none, device, killed_after).await;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     match result {
         Ok((restored, took)) => {
@@ -178,6 +190,7 @@ async fn one(source: &Source, done: &mut Done, last: bool) {
 async fn restore(
     source: &Source,
     none: &Restored,
+    device: Option<Device>,
     killed_after: Option<Duration>,
 ) -> anyhow::Result<(Restored, Duration)> {
     let dir = source.dir.join(format!("r{}", none.round));
@@ -194,6 +207,10 @@ async fn restore(
         (group, began) = (got.at.group, Some(got.at.incarnation));
         users.push(RestoredUser { user: read.user, keys: read.keys, records: got.records });
     }
+    let device = match device {
+        Some(device) => Some(device.meet(&client).await.context("show a device's token to the restored cluster")?),
+        None => None,
+    };
     let end = Instant::now() + ANSWER_WITHIN;
     let mut digests = equal_digests(&cluster).await;
     while digests < cluster.nodes.len() && Instant::now() < end {
@@ -208,7 +225,7 @@ async fn restore(
     .context("remove a restored cluster")?;
     let at = Some(Point { incarnation: source.shared.incarnation, group, index: said.index });
     let (loss_window_ms, killed) = (said.loss_window_ms, said.killed);
-    Ok((Restored { at, began, loss_window_ms, killed, users, digests, ..none.clone() }, said.took))
+    Ok((Restored { at, began, loss_window_ms, killed, users, device, digests, ..none.clone() }, said.took))
 }
 
 /// How many nodes have the digest of the first one at its index, that one included; 0 = it does not answer.

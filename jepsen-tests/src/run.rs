@@ -317,6 +317,7 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
     println!("{} clients write; each knows all {} nodes", options.clients, options.nodes);
     let addresses: Vec<String> = world.cluster.nodes.iter().map(|node| node.client.clone()).collect();
     let load = Load::start(&shared, &options.workloads, clients, &addresses)?;
+    let old = patient(&world.cluster, further)?;
     let restorer = options.workloads.contains(&Workload::Restore).then(|| {
         Restorer::start(restorer::Source {
             binary: options.holdfast.clone(),
@@ -324,6 +325,7 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
             dir: world.cluster.dir.join("restored"),
             shared: shared.clone(),
             users: load.users(),
+            old: old.clone(),
         })
     });
     let restorer = restorer.transpose()?;

@@ -25,6 +25,8 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
         }
         // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge.
         "rollback-blind" => &["CHECKSUM", "REPLICA_DIVERGED", "VERSION_MISMATCH"],
+        // A node whose disk fails says so to whoever reads from it.
+        "eio" | "array-eio" => &["INTERNAL"],
         // An empty node at a known address says so, until it has heard from the others.
         "array-wipe" => &["NOT_FOUNDED"],
         _ => &[],
@@ -214,6 +216,8 @@ mod tests {
             let report = harness::check(&[refused], &[], &run(&[fault]));
             report.row("errors that this fault does not explain").verdict == Verdict::Valid
         };
+        assert!(explained("array-eio", "INTERNAL") && explained("eio", "INTERNAL"));
+        assert!(!explained("array-hang", "INTERNAL") && !explained("bit-flip", "INTERNAL"));
         for reason in ["CHECKSUM", "REPLICA_DIVERGED"] {
             for fault in
                 ["bit-flip", "truncate", "swap", "array-scramble", "array-rollback", "rollback-alone", "rollback-blind"]

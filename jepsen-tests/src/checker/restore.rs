@@ -14,6 +14,7 @@ use crate::checker::paired::Calls;
 use crate::checker::timeline::{History, Request};
 use crate::checker::versioned;
 use crate::history::Stage;
+use crate::history::calls::TokenSaid;
 
 /// Nodes of a restored cluster.
 const NODES: usize = 3;
@@ -129,7 +130,43 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Repor
     report.never("restored, though reported as failed", undead);
     report.never("acknowledged, not offsite in the end", lost);
     report.never("restored clusters whose nodes differ", apart);
+    devices(calls, &mut report);
     report
+}
+
+/// Devices go on where the restored cluster knows what they know, are told from where on it does not, and no request that
+/// it knows takes effect once more.
+fn devices(calls: &Calls<'_>, report: &mut Report) {
+    let (mut known, mut lost, mut misled, mut forgotten) = (0usize, 0usize, Vec::new(), Vec::new());
+    let met = calls.restored.iter().filter_map(|call| {
+        let at = call.what.at.filter(|_| call.stage == Stage::Ok)?;
+        Some((call.what.round, at.index, call.what.device.as_ref()?))
+    });
+    for (round, index, device) in met {
+        let name = format!("restore {round}, up to {index}: {} wrote {:?}", device.user, device.kept);
+        let there = device.kept.iter().filter(|kept| kept.index <= index).count();
+        let common = there.checked_sub(1).map_or(0, |last| device.kept[last].version);
+        let expected = (0..device.kept.len()).map(|token| match token < there {
+            true => TokenSaid::Continues { records: there - 1 - token },
+            false => TokenSaid::RolledBack { common },
+        });
+        let expected: Vec<TokenSaid> = expected.collect();
+        known += there;
+        lost += device.kept.len() - there;
+        if expected != device.tokens {
+            misled.push(format!("{name}; told {:?}, and not {expected:?}", device.tokens));
+        }
+        let knows = there == device.kept.len();
+        let same = device.kept.last() == Some(&device.last_again);
+        if device.replayed != knows || (knows && !same) {
+            forgotten
+                .push(format!("{name}; the last one again: {:?}, replayed: {}", device.last_again, device.replayed));
+        }
+    }
+    report.figure("writes of devices that came back", known);
+    report.figure("writes of devices that were lost", lost);
+    report.never("devices that a restored cluster told wrongly from where to go on", misled);
+    report.never("requests that a restored cluster should know, or should not", forgotten);
 }
 
 /// Who wrote which content.

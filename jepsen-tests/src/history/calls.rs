@@ -272,10 +272,55 @@ pub struct Restored {
     /// What is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<RestoredUser>,
+    /// What a device was told that wrote to the old cluster just before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceMet>,
     /// Nodes of the new cluster with the same digest at the same index as the first one, that one included.
     pub digests: usize,
     /// From the command to the last read.
     pub took_ms: u64,
+}
+
+/// What a device kept of the old cluster, and what the restored one said to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMet {
+    /// Nobody else wrote for it.
+    pub user: String,
+    /// Its writes, in their order; a token was taken after each.
+    pub kept: Vec<Kept>,
+    /// What became of each token.
+    pub tokens: Vec<TokenSaid>,
+    /// The answer to the last write, sent again.
+    pub last_again: Kept,
+    /// That answer was said to be an earlier one.
+    pub replayed: bool,
+}
+
+/// An acknowledged write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Where it took effect.
+    pub index: u64,
+    /// The version that it got.
+    pub version: u64,
+}
+
+/// What a cluster said to a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenSaid {
+    /// So many records are newer.
+    Continues {
+        /// On the page.
+        records: usize,
+    },
+    /// The token is of what was lost: upload again what is above this version.
+    RolledBack {
+        /// The last version that both know.
+        common: u64,
+    },
+    /// Something else.
+    Other(String),
 }
 
 /// One user as a restore brought it back.

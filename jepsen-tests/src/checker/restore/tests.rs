@@ -5,7 +5,7 @@ use crate::checker::Verdict;
 use crate::checker::paired::calls;
 use crate::checker::simulation::{Plan, Simulation, simulate};
 use crate::checker::timeline;
-use crate::history::calls::{Batch, Point, Restored, RestoredUser, Seen};
+use crate::history::calls::{Batch, DeviceMet, Kept, Point, Restored, RestoredUser, Seen, TokenSaid};
 use crate::history::{Action, Failure, Named, Op, Process};
 
 const INCARNATION: u64 = 7;
@@ -41,7 +41,30 @@ fn restored(simulation: &Simulation, round: u32, last: bool, index: u64, of: u64
     };
     let at = Some(Point { incarnation: INCARNATION, group: 0, index });
     let (began, users) = (Some(INCARNATION + u64::from(round)), (0..2).map(user).collect());
-    Restored { round, last, at, began, loss_window_ms: None, killed: last, users, digests: NODES, took_ms: 1 }
+    Restored {
+        round,
+        last,
+        at,
+        began,
+        loss_window_ms: None,
+        killed: last,
+        users,
+        device: Some(device(index)),
+        digests: NODES,
+        took_ms: 1,
+    }
+}
+
+/// It wrote at this index, which comes back, and at the next one, which does not.
+fn device(index: u64) -> DeviceMet {
+    let (first, last) = (Kept { index, version: 1 }, Kept { index: index + 1, version: 2 });
+    DeviceMet {
+        user: "d1".into(),
+        kept: vec![first, last],
+        tokens: vec![TokenSaid::Continues { records: 0 }, TokenSaid::RolledBack { common: 1 }],
+        last_again: Kept { index: 3, version: (1 << 48) + 2 },
+        replayed: false,
+    }
 }
 
 fn add(ops: &mut Vec<Op>, place: usize, restored: Restored) {
@@ -234,4 +257,40 @@ fn without_a_restore_nothing_is_proved() {
     // One of a cluster that had acknowledged nothing yet proves as little.
     let early = with_restores(1, |simulation, round, last, _| restored(simulation, round, last, 5, 5));
     assert_eq!(judged(&early).row("acknowledged writes that a restore must show").verdict, Verdict::Unknown);
+}
+
+#[test]
+fn a_device_that_is_told_wrongly_is_found() {
+    let told = "devices that a restored cluster told wrongly from where to go on";
+    let known = "requests that a restored cluster should know, or should not";
+    let with = |spoil: &dyn Fn(&mut DeviceMet)| {
+        let report = judged(&with_restores(6, |simulation, round, last, at| {
+            let mut met = device(at);
+            spoil(&mut met);
+            Restored { device: Some(met), ..restored(simulation, round, last, at, at) }
+        }));
+        report.broken().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(with(&|_| ()).is_empty());
+    assert_eq!(with(&|met| met.tokens[0] = TokenSaid::RolledBack { common: 0 }), [told], "it is not lost");
+    assert_eq!(
+        with(&|met| met.tokens[1] = TokenSaid::Continues { records: 0 }),
+        [told],
+        "a loss that nobody is told of"
+    );
+    assert_eq!(
+        with(&|met| met.tokens[1] = TokenSaid::RolledBack { common: 2 }),
+        [told],
+        "too little is uploaded again"
+    );
+    assert_eq!(with(&|met| met.tokens[1] = TokenSaid::Other("UnknownIncarnation".into())), [told]);
+    assert_eq!(with(&|met| met.replayed = true), [known], "an answer of a history that is lost");
+    let whole = |met: &mut DeviceMet| {
+        met.kept[1].index = met.kept[0].index;
+        met.tokens = vec![TokenSaid::Continues { records: 1 }, TokenSaid::Continues { records: 0 }];
+        (met.last_again, met.replayed) = (met.kept[1], true);
+    };
+    assert!(with(&whole).is_empty());
+    assert_eq!(with(&|met| (whole(met), met.replayed = false).0), [known], "it took effect twice");
+    assert_eq!(with(&|met| (whole(met), met.last_again.version = 9).0), [known], "another answer than the first");
 }
