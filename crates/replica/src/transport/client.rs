@@ -268,15 +268,14 @@ fn append_to(group: u32, request: AppendEntriesRequest<TypeConfig>) -> pb::Appen
 pub fn append_from(request: pb::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, holdfast_wire::DecodeError> {
     let vote = request.vote.ok_or_else(|| holdfast_wire::DecodeError::new("append", "vote is missing"))?;
     let prev_log_id = request.prev.as_ref().map(log_id_from);
-    let mut next = prev_log_id.as_ref().map_or(0, |prev| prev.index() + 1);
+    let first = prev_log_id.as_ref().map_or(0, |prev| prev.index() + 1);
     let mut entries = Vec::with_capacity(request.entries.len());
-    for bytes in request.entries {
+    for (index, bytes) in (first..).zip(request.entries) {
         // Copied out of the receive buffer: a slice in the log cache would pin all of it.
         let entry = Entry::decode(Bytes::copy_from_slice(&bytes))?;
-        if entry.log_id().index() != next {
+        if entry.log_id().index() != index {
             return Err(holdfast_wire::DecodeError::new("append", "its entries have a hole"));
         }
-        next += 1;
         entries.push(entry);
     }
     let leader_commit = request.committed.as_ref().map(log_id_from);
