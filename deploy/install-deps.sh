@@ -2,7 +2,8 @@
 # Installs everything that building Holdfast needs from the system, and nothing twice.
 #
 #   deploy/install-deps.sh             what the build needs
-#   deploy/install-deps.sh --test      also what `make lint` and `make test` need, Python packages included
+#   deploy/install-deps.sh --test      also what `make lint` and `make test` need, Python packages and an S3 server
+#                                      included
 #   deploy/install-deps.sh --compose   also a Docker engine, compose, and what else `make try-compose` needs
 #   deploy/install-deps.sh --check     install nothing; exit 1 and say what is missing (may stand with the others)
 #
@@ -14,6 +15,9 @@ rust_min=1.95
 venv=$HOME/.cache/holdfast/venv
 # Packages of Python that tests need, each pinned as name==version.
 python_packages=$(dirname "${BASH_SOURCE[0]}")/../crates/holdfast/tests/python_client/requirements.txt
+# The S3 server that tests ship to has an environment of its own: it brings many packages along.
+s3_venv=$HOME/.cache/holdfast/ministack
+s3_packages=$(dirname "${BASH_SOURCE[0]}")/../jepsen-tests/ministack-requirements.txt
 
 with_test=
 with_compose=
@@ -24,7 +28,7 @@ for arg in "$@"; do
         --compose) with_compose=1 ;;
         --check) check_only=1 ;;
         -h | --help)
-            sed -n '2,9s/^# \{0,1\}//p' "$0"
+            sed -n '2,10s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *)
@@ -138,9 +142,9 @@ install_missing() {
     say "installed ${missing[*]}"
 }
 
-# Exactly the pinned packages are there, and a Python that finds them.
+# Exactly the pinned packages of a file are in an environment, and a Python that finds them.
 has_python_packages() {
-    [ -x "$venv/bin/python" ] && "$venv/bin/python" - "$python_packages" >/dev/null 2>&1 <<'EOF'
+    [ -x "$1/bin/python" ] && "$1/bin/python" - "$2" >/dev/null 2>&1 <<'EOF'
 import sys
 from importlib.metadata import version
 
@@ -151,18 +155,19 @@ for line in open(sys.argv[1], encoding="utf-8"):
 EOF
 }
 
+# Environment, file of packages, and what does not work without them.
 install_python_packages() {
-    say "installing the Python packages of the tests into $venv"
+    say "installing the Python packages of the tests into $1"
     local log status=0 clear=
     log=$(mktemp)
     # Into an environment that is there, so that buf stays; one whose Python is gone is made anew (`make lint` gets buf).
-    "$venv/bin/python" -c '' 2>/dev/null || clear=--clear
-    { python3 -m venv $clear "$venv" &&
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-            -r "$python_packages"; } >"$log" 2>&1 </dev/null || status=$?
+    "$1/bin/python" -c '' 2>/dev/null || clear=--clear
+    { python3 -m venv $clear "$1" &&
+        "$1/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: -r "$2"; } \
+        >"$log" 2>&1 </dev/null || status=$?
     if [ "$status" != 0 ]; then
         cat "$log" >&2
-        complain "the Python packages could not be installed: the tests in python_client will fail. Run this again with a network."
+        complain "the Python packages of $2 could not be installed: $3. Run this again with a network."
     fi
     rm -f "$log"
     return "$status"
@@ -177,12 +182,21 @@ if [ ${#missing[@]} -gt 0 ]; then
         install_missing || status=1
     fi
 fi
-if [ -n "$with_test" ] && ! has_python_packages; then
+if [ -n "$with_test" ] && ! has_python_packages "$venv" "$python_packages"; then
     if [ -n "$check_only" ]; then
         complain "missing: Python packages of the tests in $venv. Run deploy/install-deps.sh --test"
         status=1
     else
-        install_python_packages || status=1
+        install_python_packages "$venv" "$python_packages" "the tests in python_client will fail" || status=1
+    fi
+fi
+if [ -n "$with_test" ] && ! has_python_packages "$s3_venv" "$s3_packages"; then
+    without="tests against a real S3 server are SKIPPED"
+    if [ -n "$check_only" ]; then
+        complain "missing: the S3 server of the tests in $s3_venv: $without. Run deploy/install-deps.sh --test"
+    else
+        # No reason to run no tests at all, but where a skipped one must not look like one that passed.
+        install_python_packages "$s3_venv" "$s3_packages" "$without" || [ -z "${CI:-}" ] || status=1
     fi
 fi
 check_rust || status=1

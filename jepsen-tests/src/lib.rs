@@ -23,6 +23,7 @@ mod observer;
 pub mod report;
 mod restorer;
 pub mod run;
+pub mod s3;
 pub mod scenario;
 pub mod serve;
 pub mod shrink;

@@ -21,14 +21,36 @@ pub enum ArchiveError {
         reason: String,
     },
     /// The destination failed; the object may or may not be there. Trying again is safe.
-    #[error("{operation} {object}: {source}; the operation may be tried again")]
+    #[error("{operation} {object}: {reason}; the operation may be tried again")]
     Destination {
         /// Object, or prefix of a list.
         object: String,
         /// What was tried.
         operation: &'static str,
-        /// What the destination said.
-        source: object_store::Error,
+        /// What became of it; of a server's answer only status and code.
+        reason: String,
+    },
+    /// The destination refuses the credentials, or what they may do.
+    #[error(
+        "{operation} {object} at {url}: {reason}: not allowed; give credentials that may create, read and list there"
+    )]
+    Forbidden {
+        /// URL of the destination.
+        url: String,
+        /// Object, or prefix of a list.
+        object: String,
+        /// What was tried.
+        operation: &'static str,
+        /// Status and code.
+        reason: String,
+    },
+    /// The bucket or container is not there.
+    #[error("{url}: {reason}: there is no such bucket; create it, or correct the URL")]
+    NoBucket {
+        /// URL of the destination.
+        url: String,
+        /// Status and code.
+        reason: String,
     },
     /// The destination did not answer in time. Trying again is safe.
     #[error("{operation} {object}: no answer within {seconds} s; the operation may be tried again")]
@@ -147,6 +169,8 @@ impl ArchiveError {
             Self::Corrupt { .. } | Self::Missing { .. } | Self::LineageFork { .. } => true,
             Self::BadDestination { .. }
             | Self::Destination { .. }
+            | Self::Forbidden { .. }
+            | Self::NoBucket { .. }
             | Self::Timeout { .. }
             | Self::OtherFormat { .. }
             | Self::Fenced { .. }

@@ -99,7 +99,8 @@ fn exit_of_archive(error: &ArchiveError) -> Exit {
     match error {
         error if error.is_integrity() => Exit::Integrity,
         error if error.is_transient() => Exit::Unreachable,
-        ArchiveError::NoChoice { .. } => Exit::NotFound,
+        ArchiveError::NoChoice { .. } | ArchiveError::NoBucket { .. } => Exit::NotFound,
+        ArchiveError::Forbidden { .. } => Exit::Forbidden,
         ArchiveError::Target { .. } | ArchiveError::Fenced { .. } => Exit::Conflict,
         ArchiveError::BadDestination { .. } => Exit::Usage,
         ArchiveError::Store { source, .. } => exit_of_store(source),
@@ -116,9 +117,11 @@ fn exit_of_store(error: &StoreError) -> Exit {
 }
 
 /// What to do next, where the error itself does not say it.
-fn remedy(exit: Exit) -> Option<&'static str> {
+fn remedy(exit: Exit, of_archive: bool) -> Option<&'static str> {
     match exit {
-        Exit::Unreachable => Some("is the cluster running? name its addresses with --endpoint"),
+        // An archive's error says itself what to do.
+        Exit::Unreachable if !of_archive => Some("is the cluster running? name its addresses with --endpoint"),
+        Exit::Unreachable => None,
         Exit::Unknown => Some("treat this as not done: look before you repeat it"),
         Exit::Integrity => Some("nothing was changed; keep the damaged bytes for a look, and use another copy"),
         Exit::Ok
@@ -150,7 +153,8 @@ pub fn report(format: Format, error: &anyhow::Error) -> Exit {
         Some(check) if exit == Exit::Unsafe => eprintln!("holdfast: {check}: {message}"),
         _ => eprintln!("holdfast: {message}"),
     }
-    if let Some(remedy) = remedy(exit) {
+    let of_archive = error.chain().any(|cause| cause.is::<ArchiveError>());
+    if let Some(remedy) = remedy(exit, of_archive) {
         eprintln!("holdfast: {remedy}");
     }
     if format != Format::Table {
@@ -208,6 +212,13 @@ mod tests {
         assert_eq!(exit_of(&anyhow::Error::new(full)), Exit::Conflict);
         let wrong = ArchiveError::BadDestination { name: "n".into(), url: "s3://x".into(), reason: "r".into() };
         assert_eq!(exit_of(&anyhow::Error::new(wrong)), Exit::Usage);
+        let (url, reason) = ("s3://x".to_owned(), "HTTP 403".to_owned());
+        let refused =
+            ArchiveError::Forbidden { url: url.clone(), object: "o".into(), operation: "read", reason: reason.clone() };
+        assert_eq!(exit_of(&anyhow::Error::new(refused)), Exit::Forbidden);
+        assert_eq!(exit_of(&anyhow::Error::new(ArchiveError::NoBucket { url, reason })), Exit::NotFound);
+        let failed = ArchiveError::Destination { object: "o".into(), operation: "read", reason: "HTTP 503".into() };
+        assert_eq!(exit_of(&anyhow::Error::new(failed)), Exit::Unreachable);
         assert_eq!(exit_of(&anyhow::anyhow!("anything")), Exit::Error);
     }
 

@@ -11,7 +11,7 @@
 
 mod found;
 mod ports;
-mod process;
+pub(crate) mod process;
 mod restored;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -75,7 +75,7 @@ fn die_with(parent: u32, signal: i32) -> io::Result<()> {
 }
 
 /// Sends `signal` to a child and to whatever it started: strace's end alone would let its node go on.
-pub(super) fn signal_group(child: &Child, signal: i32) {
+pub(crate) fn signal_group(child: &Child, signal: i32) {
     if let Ok(pid) = i32::try_from(child.id()) {
         // SAFETY: a plain system call on a process group that `spawn` made and whose leader is not reaped yet.
         unsafe { libc::kill(-pid, signal) };

@@ -96,7 +96,7 @@ impl Folder {
     }
 }
 
-fn path_of(url: &Url) -> Result<PathBuf, String> {
+pub(super) fn path_of(url: &Url) -> Result<PathBuf, String> {
     url.to_file_path().map_err(|()| "no local absolute path; write file:///absolute/path".to_owned())
 }
 

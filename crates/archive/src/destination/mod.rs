@@ -6,9 +6,11 @@
 //!   late answer is settled by reading: nothing is believed to be there that was not seen.
 //! - Every call has a deadline.
 
+mod cloud;
 mod folder;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 use url::Url;
 
+use self::cloud::{Bucket, Failure, Service};
 use self::folder::Folder;
 use crate::error::ArchiveError;
 use crate::object::OBJECT_BYTES_MAX;
@@ -29,8 +32,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct DestinationConfig {
     /// Name, as offsite facts carry it.
     pub name: String,
-    /// `file:///…`.
+    /// `file:///…`, `s3://bucket/prefix?endpoint=…&region=…`, `gs://bucket/prefix` or
+    /// `az://container/prefix?account=…`.
     pub url: String,
+    /// Credentials of a bucket; `None` = from the environment, as the service's own tools have them.
+    pub credentials_file: Option<PathBuf>,
     /// The log may not be purged beyond what it holds.
     pub required: bool,
     /// Failure-domain labels.
@@ -40,7 +46,27 @@ pub struct DestinationConfig {
 impl DestinationConfig {
     /// A destination known by its URL only, for offline commands.
     pub fn from_url(url: &str) -> Self {
-        Self { name: url.to_owned(), url: url.to_owned(), required: false, labels: BTreeMap::new() }
+        Self {
+            name: url.to_owned(),
+            url: url.to_owned(),
+            credentials_file: None,
+            required: false,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// The same, with credentials.
+    pub fn with_credentials(mut self, file: Option<PathBuf>) -> Self {
+        self.credentials_file = file;
+        self
+    }
+
+    /// Whether the URL can be used at all; nothing is looked at.
+    ///
+    /// # Errors
+    /// Says what to write instead.
+    pub fn check(&self) -> Result<(), ArchiveError> {
+        Place::of(self).map(|_| ())
     }
 }
 
@@ -85,18 +111,27 @@ impl Destination {
     /// # Errors
     /// Names the destination and what is wrong with it.
     pub fn open(config: &DestinationConfig) -> Result<Self, ArchiveError> {
-        let (store, folder) =
-            Folder::open(&file_url(config)?).map_err(|reason| ArchiveError::bad_destination(config, reason))?;
-        Ok(Self::with_store(config.clone(), Arc::new(store), Some(folder), DEADLINE))
+        let bad = |reason: String| ArchiveError::bad_destination(config, reason);
+        match Place::of(config)? {
+            Place::Folder(url) => {
+                let (store, folder) = Folder::open(&url).map_err(bad)?;
+                Ok(Self::with_store(config.clone(), Arc::new(store), Some(folder), DEADLINE))
+            }
+            Place::Bucket(bucket) => {
+                Ok(Self::with_store(config.clone(), bucket.open(config).map_err(bad)?, None, DEADLINE))
+            }
+        }
     }
 
     /// Makes the folder of a file destination where it is missing, then opens it: for a destination that nothing was
-    /// ever put into.
+    /// ever put into. Buckets are made by those who own them.
     ///
     /// # Errors
     /// Names the destination and what is wrong with it.
     pub fn create(config: &DestinationConfig) -> Result<Self, ArchiveError> {
-        Folder::create(&file_url(config)?)?;
+        if let Place::Folder(url) = Place::of(config)? {
+            Folder::create(&url)?;
+        }
         Self::open(config)
     }
 
@@ -247,11 +282,18 @@ impl Destination {
     }
 
     fn failed(&self, operation: &'static str, object: &str, source: object_store::Error) -> ArchiveError {
-        match source {
-            object_store::Error::NotFound { .. } => {
-                ArchiveError::missing(object, format!("{} does not have it", self.inner.config.url))
-            }
-            source => ArchiveError::Destination { object: object.to_owned(), operation, source },
+        let (object, url) = (object.to_owned(), &self.inner.config.url);
+        let failure = match (&self.inner.folder, &source) {
+            (_, object_store::Error::AlreadyExists { .. }) => Failure::Failed("it exists".to_owned()),
+            (Some(_), object_store::Error::NotFound { .. }) => Failure::Missing,
+            (Some(_), source) => Failure::Failed(source.to_string()),
+            (None, source) => cloud::failure(source),
+        };
+        match failure {
+            Failure::Missing => ArchiveError::missing(object, format!("{url} does not have it")),
+            Failure::Forbidden(reason) => ArchiveError::Forbidden { url: url.clone(), object, operation, reason },
+            Failure::NoBucket(reason) => ArchiveError::NoBucket { url: url.clone(), reason },
+            Failure::Failed(reason) => ArchiveError::Destination { object, operation, reason },
         }
     }
 
@@ -281,22 +323,38 @@ impl From<ObjectMeta> for Listed {
     }
 }
 
-/// The URL, if it is one of a local folder.
-fn file_url(config: &DestinationConfig) -> Result<Url, ArchiveError> {
-    let bad = |reason: &str| ArchiveError::bad_destination(config, reason);
-    let url = Url::parse(&config.url).map_err(|error| bad(&format!("{error}; write file:///absolute/path")))?;
-    match url.scheme() {
-        "file" => {}
-        "s3" | "gs" | "az" | "azure" | "abfs" | "http" | "https" => {
-            return Err(bad("this kind of destination is not built yet; use file:///absolute/path"));
-        }
-        _ => return Err(bad("unknown kind of destination; use file:///absolute/path")),
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(bad("file destinations take no ?query and no #fragment"));
-    }
-    Ok(url)
+/// Where a URL points to.
+enum Place {
+    Folder(Url),
+    Bucket(Bucket),
 }
 
+const FORMS: &str = "write file:///absolute/path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
+
+impl Place {
+    fn of(config: &DestinationConfig) -> Result<Self, ArchiveError> {
+        let bad = |reason: String| ArchiveError::bad_destination(config, reason);
+        let url = Url::parse(&config.url).map_err(|error| bad(format!("{error}; {FORMS}")))?;
+        if let Some(service) = Service::of(url.scheme()) {
+            return Bucket::parse(service, &url).map(Self::Bucket).map_err(bad);
+        }
+        if url.scheme() != "file" {
+            return Err(bad(format!("unknown kind of destination; {FORMS}")));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(bad("file destinations take no ?query and no #fragment".to_owned()));
+        }
+        if config.credentials_file.is_some() {
+            return Err(bad("a folder takes no credentials".to_owned()));
+        }
+        folder::path_of(&url).map_err(bad)?;
+        Ok(Self::Folder(url))
+    }
+}
+
+#[cfg(test)]
+mod http_fake;
+#[cfg(test)]
+mod http_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -1,5 +1,6 @@
 //! `holdfast backup`: take, list and verify offsite copies.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -44,15 +45,19 @@ pub struct NowArgs {
 /// Which archive.
 #[derive(Debug, clap::Args)]
 pub struct FromArgs {
-    /// Where the archive is, for example file:///mnt/vault/holdfast.
+    /// Where the archive is: file:///mnt/vault/holdfast, s3://bucket/prefix?endpoint=https://host:port&region=…,
+    /// gs://bucket/prefix, az://container/prefix?account=…
     #[arg(long, value_name = "URL")]
     pub from: String,
+    /// File with the bucket's credentials [default: from the environment, AWS_ACCESS_KEY_ID and so on].
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
 }
 
 impl FromArgs {
     /// Opens it.
     pub fn open(&self) -> anyhow::Result<Destination> {
-        Ok(Destination::open(&DestinationConfig::from_url(&self.from))?)
+        Ok(Destination::open(&DestinationConfig::from_url(&self.from).with_credentials(self.credentials.clone()))?)
     }
 }
 

@@ -39,6 +39,9 @@ pub struct RecoverArgs {
     /// Archive of the old cluster, for example file:///mnt/vault/holdfast; name every one that it shipped to.
     #[arg(long, value_name = "URL")]
     from: Vec<String>,
+    /// File with the credentials of buckets among them [default: from the environment].
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<PathBuf>,
     #[command(flatten)]
     target: TargetArgs,
     /// Highest committed index that anybody saw, as `domain survive` or a monitor has it: tells how much is lost.
@@ -124,7 +127,10 @@ pub async fn run(format: Format, args: RecoverArgs) -> anyhow::Result<Exit> {
     let facts = best.lineage();
     let mut archives = Vec::new();
     for url in &args.from {
-        archives.push(open_archive(url, facts, best, args.again).await?);
+        let destination = DestinationConfig::from_url(url);
+        // A folder takes none.
+        let credentials = args.credentials.clone().filter(|_| !url.starts_with("file:"));
+        archives.push(open_archive(&destination.with_credentials(credentials), facts, best, args.again).await?);
     }
     let (source, last) = choose(best, &archives);
     let stamp_ms = match source {
@@ -191,8 +197,14 @@ fn best_of(survivors: &[Survivor]) -> anyhow::Result<&Survivor> {
     survivors.iter().max_by_key(by_log).ok_or_else(|| failure(Exit::Usage, "name a survivor with --survivor"))
 }
 
-async fn open_archive(url: &str, facts: &LineageFacts, survivor: &Survivor, again: bool) -> anyhow::Result<Archive> {
-    let destination = Destination::open(&DestinationConfig::from_url(url))?;
+async fn open_archive(
+    config: &DestinationConfig,
+    facts: &LineageFacts,
+    survivor: &Survivor,
+    again: bool,
+) -> anyhow::Result<Archive> {
+    let url = config.url.as_str();
+    let destination = Destination::open(config)?;
     let FoundLineages { lineages, bad, .. } = find_lineages(&destination).await?;
     if let (false, Some((_, error))) = (again, bad.into_iter().next()) {
         // It may be the history that goes on from this one already.

@@ -21,7 +21,12 @@ pub const KEYS: &[(&str, &str)] = &[
     ("raft.floor_dir", "directory of the floor file, on another device if possible"),
     ("storage.headroom_bytes", "with less left, writes are refused (default 0: 1/8 of the disk, 20 MiB to 1 GiB)"),
     ("storage.floor_bytes", "with less left, no entry is taken (default 0: 1/4 of the headroom, up to 160 MiB)"),
-    ("offsite", "URL of an offsite destination, file:///…; may be repeated"),
+    (
+        "offsite",
+        "URL of an offsite destination: file:///…, s3://bucket/prefix?endpoint=…&region=…, gs://bucket/prefix, \
+         az://container/prefix?account=…; may be repeated",
+    ),
+    ("offsite.credentials_file", "credentials of the bucket named last (default: from the environment)"),
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),

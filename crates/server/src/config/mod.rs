@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use holdfast_archive::DestinationConfig;
 use holdfast_archive::segment::PLAIN_BYTES_MAX;
 use holdfast_model::command::Policy;
 use holdfast_model::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
@@ -184,12 +185,22 @@ impl Values {
                 0 => "offsite".to_owned(),
                 n => format!("offsite-{}", n + 1),
             };
-            self.offsite.push(Offsite { name, url: value.to_owned(), required: true, labels: BTreeMap::new() });
-        } else if key == "offsite.labels" {
+            self.offsite.push(Offsite {
+                name,
+                url: value.to_owned(),
+                credentials_file: None,
+                required: true,
+                labels: BTreeMap::new(),
+            });
+        } else if key == "offsite.labels" || key == "offsite.credentials_file" {
             let last = self.offsite.last_mut();
             let last =
-                last.ok_or_else(|| wrong(key, "comes after the destination that it labels: set offsite first"))?;
-            last.labels = read_labels(key, value)?;
+                last.ok_or_else(|| wrong(key, "comes after the destination that it is of: set offsite first"))?;
+            if key == "offsite.labels" {
+                last.labels = read_labels(key, value)?;
+            } else {
+                last.credentials_file = Some(value.into());
+            }
         } else if KEYS.iter().any(|(known, _)| *known == key) {
             self.scalars.insert(key.to_owned(), value.to_owned());
         } else {
@@ -321,6 +332,9 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     }
     if config.election_max_ms <= config.election_min_ms {
         return Err(wrong("raft.election_max_ms", "must be more than raft.election_min_ms"));
+    }
+    for offsite in &config.offsite {
+        DestinationConfig::from(offsite).check().map_err(|error| wrong("offsite", error))?;
     }
     let mut names: Vec<&str> = config.offsite.iter().map(|one| one.name.as_str()).collect();
     names.sort_unstable();

@@ -1,6 +1,9 @@
 //! `[[offsite]]`: the destinations of a node.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use holdfast_archive::DestinationConfig;
 
 use super::{ConfigError, wrong};
 
@@ -9,12 +12,26 @@ use super::{ConfigError, wrong};
 pub struct Offsite {
     /// Name, stable: it is part of the replicated facts.
     pub name: String,
-    /// `file:///…`.
+    /// `file:///…`, `s3://…`, `gs://…` or `az://…`.
     pub url: String,
+    /// Credentials of a bucket; `None` = from the environment.
+    pub credentials_file: Option<PathBuf>,
     /// The log is kept until it is there.
     pub required: bool,
     /// Failure-domain labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl From<&Offsite> for DestinationConfig {
+    fn from(offsite: &Offsite) -> Self {
+        Self {
+            name: offsite.name.clone(),
+            url: offsite.url.clone(),
+            credentials_file: offsite.credentials_file.clone(),
+            required: offsite.required,
+            labels: offsite.labels.clone(),
+        }
+    }
 }
 
 /// Reads `site=y,custody=vault`.
@@ -36,9 +53,11 @@ pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> 
             .map(str::to_owned)
             .ok_or_else(|| wrong("offsite", format!("needs a text {key}")))
     };
-    if let Some(key) = table.keys().find(|key| !["name", "url", "required", "labels"].contains(&key.as_str())) {
+    if let Some(key) =
+        table.keys().find(|key| !["name", "url", "credentials_file", "required", "labels"].contains(&key.as_str()))
+    {
         return Err(ConfigError(format!(
-            "unknown configuration key \"offsite.{key}\"; known: name, url, required, labels"
+            "unknown configuration key \"offsite.{key}\"; known: name, url, credentials_file, required, labels"
         )));
     }
     let labels = match table.get("labels") {
@@ -54,5 +73,9 @@ pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> 
         None => true,
         Some(value) => value.as_bool().ok_or_else(|| wrong("offsite.required", "is neither true nor false"))?,
     };
-    Ok(Offsite { name: text("name")?, url: text("url")?, required, labels })
+    let credentials_file = match table.get("credentials_file") {
+        None => None,
+        Some(_) => Some(text("credentials_file")?.into()),
+    };
+    Ok(Offsite { name: text("name")?, url: text("url")?, credentials_file, required, labels })
 }

@@ -55,6 +55,33 @@ fn labels_belong_to_the_destination_before_them() {
 }
 
 #[test]
+fn a_destination_is_checked_before_anything_starts() {
+    let sets = [
+        ("offsite", "file:///a"),
+        ("offsite", "s3://vault/x?endpoint=https://h:9000"),
+        ("offsite.credentials_file", "/etc/s3"),
+    ];
+    let config = load(&sets).expect("valid");
+    assert_eq!(config.offsite[1].credentials_file.as_deref(), Some(Path::new("/etc/s3")));
+    assert_eq!(config.offsite[0].credentials_file, None);
+    for (url, expected) in
+        [("s3://vault?endpiont=h", "unknown ?endpiont="), ("ftp://h/x", "unknown kind"), ("x", "write")]
+    {
+        let error = load(&[("offsite", url)]).expect_err(url).to_string();
+        assert!(error.contains("offsite") && error.contains(expected), "{error}");
+    }
+    assert!(
+        load(&[("offsite.credentials_file", "/etc/s3")])
+            .expect_err("refused")
+            .to_string()
+            .contains("set offsite first")
+    );
+    // A segment of ours is never larger.
+    assert!(load(&[("ship.segment_bytes", "16777216")]).is_ok());
+    assert!(load(&[("ship.segment_bytes", "16777217")]).expect_err("refused").to_string().contains("16777216"));
+}
+
+#[test]
 fn only_loopback_without_tls() {
     let error = load(&[("listen.client", "0.0.0.0:7470")]).expect_err("refused").to_string();
     assert!(error.contains("--insecure-plaintext"), "{error}");
@@ -109,13 +136,14 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
         let shown = match *key {
             "node.labels.<key>" => !all.labels.is_empty(),
             "offsite" => !all.offsite.is_empty(),
+            "offsite.credentials_file" => all.offsite.iter().any(|one| one.credentials_file.is_some()),
             "offsite.labels" => all.offsite.iter().any(|one| !one.labels.is_empty()),
             key => all.scalars.contains_key(key),
         };
         assert!(shown, "deploy/holdfast.toml lacks {key}");
     }
 
-    // Values behind `#` change nothing, but for the four that have no default to show.
+    // Values behind `#` change nothing, but for the five that have no default to show.
     let plain = read(&text).build().expect("valid as it stands");
     let mut all = all.build().expect("valid with every key");
     assert_ne!(all.advertise, plain.advertise);
@@ -125,5 +153,7 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
     assert!(!all.placement_keys.is_empty());
     all.placement_keys.clear();
     all.insecure_plaintext = false;
+    assert_eq!(all.offsite.len(), 2);
+    all.offsite.truncate(1);
     assert_eq!(all, plain);
 }

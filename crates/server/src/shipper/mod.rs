@@ -222,12 +222,7 @@ impl Shipper {
     /// Opens this history at a destination. Only one that nothing is known to have been shipped to is begun there: where
     /// there was something, an empty folder is a mount that is missing, and not a place to write to.
     async fn open(&self, destination: &Offsite, history: &History) -> Result<OpenLineage, ArchiveError> {
-        let config = DestinationConfig {
-            name: destination.name.clone(),
-            url: destination.url.clone(),
-            required: destination.required,
-            labels: destination.labels.clone(),
-        };
+        let config = DestinationConfig::from(destination);
         let facts = lineage_facts(history);
         let Some(known) = self.replica.sys().offsite.get(&destination.name).map(|fact| fact.index) else {
             return OpenLineage::open(Destination::create(&config)?, &facts).await;
@@ -366,9 +361,11 @@ fn reach(leads: bool, known: u64, state: &DestinationState) -> Reach {
 fn seen_after(seen: Seen, error: &ArchiveError) -> Seen {
     match error {
         ArchiveError::Missing { .. } => Seen::Gone,
-        ArchiveError::BadDestination { .. } | ArchiveError::Corrupt { .. } | ArchiveError::LineageFork { .. } => {
-            Seen::Unseen
-        }
+        ArchiveError::BadDestination { .. }
+        | ArchiveError::NoBucket { .. }
+        | ArchiveError::Forbidden { .. }
+        | ArchiveError::Corrupt { .. }
+        | ArchiveError::LineageFork { .. } => Seen::Unseen,
         // It is there, as far as anybody knows.
         _ => seen,
     }
