@@ -240,6 +240,31 @@ fn stamp(seconds: u64) -> String {
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
+/// As `Last-Modified` has it (RFC 9110, 5.6.7).
+pub fn http_date(time: SystemTime) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = seconds(time);
+    let (year, month, day) = date(seconds / 86_400);
+    let weekday = DAYS[(seconds / 86_400 % 7) as usize];
+    let month = MONTHS[(month as usize).clamp(1, 12) - 1];
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
+/// As lists of objects have it (RFC 3339).
+pub fn iso_date(time: SystemTime) -> String {
+    let seconds = seconds(time);
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z")
+}
+
+/// Since 1970; what was before that is its first second.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// The Gregorian date so many days after 1970-01-01 (Hinnant, *chrono-Compatible Low-Level Date Algorithms*).
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
@@ -261,6 +286,10 @@ mod tests {
         assert_eq!(stamp(951_868_799), "20000229T235959Z");
         assert_eq!(stamp(951_868_800), "20000301T000000Z");
         assert_eq!(stamp(1_795_319_100), "20261122T034500Z");
+        let time = UNIX_EPOCH + std::time::Duration::from_secs(1_795_319_100);
+        assert_eq!(http_date(time), "Sun, 22 Nov 2026 03:45:00 GMT");
+        assert_eq!(iso_date(time), "2026-11-22T03:45:00.000Z");
+        assert_eq!(http_date(UNIX_EPOCH), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 
     #[test]

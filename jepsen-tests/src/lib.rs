@@ -10,6 +10,7 @@
 //! other crates' tests use too). Never knows: the rules that the servers run by; the checkers are written from the API,
 //! since rules shared with the servers would share their bugs.
 
+pub mod bucket;
 pub mod chance;
 pub mod checker;
 pub mod clock;

@@ -6,6 +6,7 @@
 //!   a result: nothing is awaited of it any more, and what is missing in the history then is no pass either.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use anyhow::{Context, ensure};
 use holdfast_client::{Client, v1};
 use tokio::time::Instant;
 
+use crate::bucket::{Bucket, CREDENTIALS};
 use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{
@@ -182,7 +184,16 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
     let disks = mounts.map(|mounts| Disks::create(mounts, &folder.cluster(), places, options.arrays)).transpose()?;
     let clocks = options.needs(Need::Clocks).then(|| Clocks::create(&folder.clocks(), options.nodes + FURTHER));
     let clocks = clocks.transpose()?;
-    let env = |place| clocks.as_ref().map(|clocks| clocks.env(place)).unwrap_or_default();
+    let at = network.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |_| Network::harness());
+    let bucket = match options.needs(Need::ObjectStore) {
+        true => Some(Bucket::start(&folder.cluster(), at, options.seed).await?),
+        false => None,
+    };
+    let env = |place| {
+        let mut env = clocks.as_ref().map(|clocks| clocks.env(place)).unwrap_or_default();
+        env.extend(CREDENTIALS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        env
+    };
     let founding = Founding {
         binary: &binary,
         dir: &folder.cluster(),
@@ -191,12 +202,12 @@ async fn run(options: &Options, mounts: Option<Mounts>, network: Option<Network>
         labels: (0..options.nodes)
             .map(|place| format!("array=a{},site=s{}", Disks::array_of(place, options.arrays), place + 1))
             .collect(),
-        set: keys(options, &folder.cluster()),
+        set: keys(options, &folder.cluster(), bucket.as_ref())?,
         env: (0..options.nodes + FURTHER).map(env).collect(),
     };
     let mut world = World::new(Cluster::found(founding).await?, recorder.clone());
     (world.network, world.clocks, world.disks) = (network, clocks, disks);
-    world.may_take_quorum = options.may_take_quorum;
+    (world.bucket, world.may_take_quorum) = (bucket, options.may_take_quorum);
     let outcome = drive(&mut world, options, &expected).await;
     world.release();
     world.cluster.stop();
@@ -268,21 +279,19 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
     reports
 }
 
-/// Where nodes ship to, when something is to be restored.
-fn archive(cluster: &Path) -> String {
-    format!("file://{}", nemesis::archive_flip::dir(cluster).display())
-}
-
-/// The nodes' configuration.
-fn keys(options: &Options, cluster: &Path) -> Vec<String> {
+/// The nodes' configuration. An archive that is no object store is a folder that is there.
+fn keys(options: &Options, cluster: &Path, bucket: Option<&Bucket>) -> anyhow::Result<Vec<String>> {
     let mut keys = options.set.clone();
     if options.workloads.contains(&Workload::Restore) || options.needs(Need::Archive) {
-        keys.push(format!("offsite={}", archive(cluster)));
+        let folder = nemesis::archive_flip::dir(cluster);
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let url = bucket.map_or_else(|| format!("file://{}", folder.display()), Bucket::url);
+        keys.push(format!("offsite={url}"));
     }
     if options.needs(Need::Floor) {
         keys.push(format!("raft.floor_dir={}/floor{{place}}", cluster.display()));
     }
-    keys
+    Ok(keys)
 }
 
 /// From the founded cluster to the last read.
@@ -310,11 +319,10 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
     let load = Load::start(&shared, &options.workloads, clients, &addresses)?;
     let old = patient(&world.cluster, further)?;
     let restorer = options.workloads.contains(&Workload::Restore).then(|| {
-        let cluster = &world.cluster;
         Restorer::start(restorer::Source {
             binary: options.holdfast.clone(),
-            from: archive(&cluster.dir),
-            dir: cluster.dir.join("restored"),
+            from: world.archive(),
+            dir: world.cluster.dir.join("restored"),
             shared: shared.clone(),
             users: load.users(),
             old: old.clone(),

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 
 use super::{Cluster, NODES, Orphan, process};
+use crate::bucket::CREDENTIALS;
 use crate::cluster::ports::Ports;
 
 /// What `holdfast restore plan` and `run` say with `-o json`, as far as it is judged.
@@ -47,7 +48,7 @@ pub(crate) fn plan(binary: &Path, from: &str, complaints: &Path) -> anyhow::Resu
     let said = complaints.with_extension("json");
     let mut command = Command::new(binary);
     command.args(["restore", "plan", "--from", from, "-o", "json"]);
-    command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(complaints)?);
+    command.envs(CREDENTIALS).stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(complaints)?);
     if !process::spawn(command, Orphan::Killed)?.wait()?.success() {
         return Ok(None);
     }
@@ -74,7 +75,11 @@ impl Cluster {
             let mut command = Command::new(binary);
             command.args(["restore", "run", "--from", from, "--nodes", &NODES.to_string(), "-o", "json"]);
             command.args(["--port-base", &ports.base.to_string()]).arg("--data").arg(dir);
-            command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(File::create(&complained)?);
+            command
+                .envs(CREDENTIALS)
+                .stdin(Stdio::null())
+                .stdout(File::create(&said)?)
+                .stderr(File::create(&complained)?);
             anyhow::Ok(process::spawn(command, Orphan::Killed)?)
         };
         let mut began = Instant::now();

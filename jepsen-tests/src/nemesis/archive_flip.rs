@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 
+use crate::bucket::CREDENTIALS;
 use crate::chance::Chance;
 use crate::cluster::comes_true;
 use crate::disk::corrupt::{Damage, Part};
@@ -74,9 +75,9 @@ pub fn dir(cluster: &Path) -> PathBuf {
 
 /// What `holdfast backup verify` says.
 #[derive(Debug, PartialEq, Eq)]
-struct Verified {
-    sound: bool,
-    says: String,
+pub(super) struct Verified {
+    pub sound: bool,
+    pub says: String,
 }
 
 fn missed(before: &Verified, after: &Verified) -> Option<String> {
@@ -87,9 +88,10 @@ fn missed(before: &Verified, after: &Verified) -> Option<String> {
     }
 }
 
-async fn verify(world: &World) -> anyhow::Result<Verified> {
+/// Has the archive verified, where the nodes ship it to.
+pub(super) async fn verify(world: &World) -> anyhow::Result<Verified> {
     let mut command = tokio::process::Command::new(world.cluster.binary());
-    command.args(["backup", "verify", "--from", &format!("file://{}", dir(&world.cluster.dir).display())]);
+    command.args(["backup", "verify", "--from", &world.archive()]).envs(CREDENTIALS);
     let output =
         command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("run holdfast backup verify")?;
     let says = [output.stdout, output.stderr].concat();

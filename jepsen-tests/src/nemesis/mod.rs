@@ -19,6 +19,7 @@ mod links;
 mod lost_tail;
 mod membership;
 mod need;
+mod object_store;
 mod partition;
 mod pause;
 mod power;
@@ -61,6 +62,9 @@ pub enum Fault {
     Swap,
     /// A flipped bit in an object of the archive.
     ArchiveFlip,
+    /// The object store that nodes ship to errs: 503, resets, answers cut short, flipped bits, lists of the past, lost
+    /// replies, objects that it says it stored; in turn.
+    ObjectStore,
     /// The disks of an array let every writer wait.
     ArrayHang,
     /// The disks of an array answer every call with an error.
@@ -104,6 +108,7 @@ impl Fault {
         match self {
             Self::Eio | Self::SlowFsync => &[Need::Trace],
             Self::ArchiveFlip => &[Need::Archive],
+            Self::ObjectStore => &[Need::Archive, Need::ObjectStore],
             Self::RollbackAlone => &[Need::Root, Need::Disk, Need::Floor],
             Self::Power
             | Self::PowerAll
@@ -137,6 +142,7 @@ impl Fault {
             Self::SlowFsync => fsync::strike_slow(world, chance).await,
             Self::BitFlip | Self::Truncate | Self::Swap => damage::strike(world, self, chance).await,
             Self::ArchiveFlip => archive_flip::strike(world, chance).await,
+            Self::ObjectStore => object_store::strike(world).await,
             Self::ArrayHang | Self::ArrayEio | Self::ArrayWipe | Self::ArrayScramble | Self::ArrayRollback => {
                 array::strike(world, self, chance).await
             }
@@ -171,6 +177,7 @@ impl Struck {
             Fault::Eio | Fault::SlowFsync => fsync::heal(world, &mut self).await,
             Fault::BitFlip | Fault::Truncate | Fault::Swap => damage::heal(world, &mut self).await,
             Fault::ArchiveFlip => archive_flip::heal(world, &mut self).await,
+            Fault::ObjectStore => object_store::heal(world, &mut self).await,
             Fault::ArrayHang | Fault::ArrayEio | Fault::ArrayWipe | Fault::ArrayScramble | Fault::ArrayRollback => {
                 array::heal(world, &mut self).await
             }

@@ -21,6 +21,8 @@ pub enum Need {
     Floor,
     /// An archive that the nodes ship to: any machine has room for it.
     Archive,
+    /// An object store that holds it: this process is one.
+    ObjectStore,
     /// strace.
     Trace,
     /// Network namespaces and TUN devices.
@@ -32,7 +34,16 @@ pub enum Need {
 impl Need {
     /// All of them.
     pub fn all() -> &'static [Self] {
-        &[Self::Root, Self::Disk, Self::Floor, Self::Archive, Self::Trace, Self::Network, Self::Clocks]
+        &[
+            Self::Root,
+            Self::Disk,
+            Self::Floor,
+            Self::Archive,
+            Self::ObjectStore,
+            Self::Trace,
+            Self::Network,
+            Self::Clocks,
+        ]
     }
 
     /// Tries it.
@@ -54,7 +65,7 @@ impl Need {
             Self::Clocks => in_scratch(|dir| clocks(&dir.join("clocks"))),
             Self::Disk => in_scratch(|dir| disks(dir, &["disk", "power", "disk-full", "array-hang", "array-rollback"])),
             Self::Trace => in_scratch(|dir| disks(dir, &["eio", "slow-fsync"])),
-            Self::Floor | Self::Archive => Ok(()),
+            Self::Floor | Self::Archive | Self::ObjectStore => Ok(()),
         }
     }
 }

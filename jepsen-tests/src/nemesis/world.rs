@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
+use crate::bucket::Bucket;
 use crate::chance::Chance;
 use crate::clock::Clocks;
 use crate::cluster::Cluster;
 use crate::disk::array::Hang;
 use crate::history::{Action, FaultNote, Named, Recorder, Stage};
-use crate::nemesis::archive_flip::Object;
+use crate::nemesis::archive_flip::{self, Object};
 use crate::nemesis::damage::Whole;
 use crate::nemesis::{Disks, Fault};
 use crate::network::Network;
@@ -43,6 +44,8 @@ pub struct World {
     pub disks: Option<Disks>,
     /// Files as they were before they were damaged, by round.
     pub(super) whole: BTreeMap<u32, Whole>,
+    /// The object store that nodes ship to, where faults of this run need one.
+    pub bucket: Option<Bucket>,
     /// Objects of the archive as they were before, by round.
     pub(super) objects: BTreeMap<u32, Object>,
     /// Files damaged so far, by fault.
@@ -106,6 +109,7 @@ impl World {
             restarted: BTreeSet::new(),
             disks: None,
             whole: BTreeMap::new(),
+            bucket: None,
             objects: BTreeMap::new(),
             damaged: BTreeMap::new(),
             joining: BTreeMap::new(),
@@ -118,6 +122,14 @@ impl World {
     /// Ends what keeps nodes from being ended.
     pub fn release(&mut self) {
         self.hangs.clear();
+    }
+
+    /// Where nodes ship to, if they do.
+    pub fn archive(&self) -> String {
+        match &self.bucket {
+            Some(bucket) => bucket.url(),
+            None => format!("file://{}", archive_flip::dir(&self.cluster.dir).display()),
+        }
     }
 
     /// The network.

@@ -15,7 +15,7 @@
 mod namespace;
 mod wire;
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,6 +97,11 @@ impl Network {
         devices.extend(among_peers);
         let wire = Wire::start(devices, seed, Box::new(move |from, packet| route(seats, from, packet)))?;
         Ok(Self { wire, seats: places, _own: own })
+    }
+
+    /// Where nodes reach this process.
+    pub fn harness() -> IpAddr {
+        IpAddr::V4(control_of(HARNESS))
     }
 
     /// How many nodes fit.
