@@ -135,7 +135,11 @@ fn no_newest(id: &LineageId, error: &ArchiveError, others: &BTreeMap<LineageId, 
         some => format!("these can be read, choose one with --lineage: {}", some.join(", ")),
     };
     let (object, reason) = error.fault().unwrap_or_else(|| (ObjectName::Lineage.path(id), error.to_string()));
-    ArchiveError::corrupt(&object, format!("{reason}; which history is the newest is not known: {others}"))
+    let reason = format!("{reason}; which history is the newest is not known: {others}");
+    match error {
+        ArchiveError::Missing { .. } => ArchiveError::missing(object, reason),
+        _ => ArchiveError::corrupt(&object, reason),
+    }
 }
 
 /// The history that must be restored first, if there is one.

@@ -1,5 +1,6 @@
 //! Calls between nodes over gRPC: appends, heartbeats and snapshots on connections of their own.
 
+mod append;
 pub mod client;
 pub mod service;
 

@@ -25,7 +25,8 @@ use crate::handle::Replica;
 use crate::propose::{ProposeError, weight_of};
 use crate::rooms::Weight;
 use crate::snapshot::{Incoming, SnapshotDir};
-use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, append_from, read_chunks};
+use crate::transport::append::append_from;
+use crate::transport::client::{PEER_MESSAGE_BYTES_MAX, read_chunks};
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
 use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
 
