@@ -289,10 +289,10 @@ fn doctor() -> Verdict {
     for fault in Fault::all() {
         let lacks = fault.lacks();
         if lacks.is_empty() {
-            println!("{:<12} available", fault.to_string());
+            println!("{:<14} available", fault.to_string());
         } else {
             verdict = Verdict::Unknown;
-            println!("{:<12} NOT AVAILABLE: {}", fault.to_string(), lacks.join("; "));
+            println!("{:<14} NOT AVAILABLE: {}", fault.to_string(), lacks.join("; "));
         }
     }
     verdict
