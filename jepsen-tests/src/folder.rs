@@ -236,7 +236,7 @@ pub fn timestamp() -> String {
 
 fn stamp(seconds: u64) -> String {
     let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (hour, minute, second) = clock(seconds);
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
@@ -248,7 +248,7 @@ pub fn http_date(time: SystemTime) -> String {
     let (year, month, day) = date(seconds / 86_400);
     let weekday = DAYS[(seconds / 86_400 % 7) as usize];
     let month = MONTHS[(month as usize).clamp(1, 12) - 1];
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (hour, minute, second) = clock(seconds);
     format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
 }
 
@@ -256,13 +256,18 @@ pub fn http_date(time: SystemTime) -> String {
 pub fn iso_date(time: SystemTime) -> String {
     let seconds = seconds(time);
     let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (hour, minute, second) = clock(seconds);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.000Z")
 }
 
 /// Since 1970; what was before that is its first second.
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Hour, minute and second of the day.
+fn clock(seconds: u64) -> (u64, u64, u64) {
+    (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
 }
 
 /// The Gregorian date so many days after 1970-01-01 (Hinnant, *chrono-Compatible Low-Level Date Algorithms*).

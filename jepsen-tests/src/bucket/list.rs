@@ -1,6 +1,6 @@
 //! LIST, in pages (ListObjectsV2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -34,11 +34,8 @@ pub fn names(root: &Path) -> io::Result<BTreeSet<String>> {
 }
 
 /// One page, as a query asks for it, of what there is or of what is said to be there.
-pub fn page(root: &Path, stale: Option<BTreeSet<String>>, query: &str) -> io::Result<String> {
-    let asked = |name: &str| {
-        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(key, _)| *key == name).map(|(_, value)| decoded(value)).next()
-    };
+pub fn page(root: &Path, stale: Option<BTreeSet<String>>, query: &BTreeMap<String, String>) -> io::Result<String> {
+    let asked = |name: &str| query.get(name).map(String::as_str);
     let (prefix, delimiter) = (asked("prefix").unwrap_or_default(), asked("delimiter").unwrap_or_default());
     let after = asked("continuation-token").or_else(|| asked("start-after")).unwrap_or_default();
     let most = asked("max-keys").and_then(|most| most.parse().ok()).unwrap_or(PAGE).min(PAGE);
@@ -48,20 +45,20 @@ pub fn page(root: &Path, stale: Option<BTreeSet<String>>, query: &str) -> io::Re
     };
     // An object, or everything in one folder: what comes after it begins behind all of that.
     let mut items: Vec<(String, bool)> = Vec::new();
-    for name in names.iter().filter(|name| name.starts_with(&prefix)) {
+    for name in names.iter().filter(|name| name.starts_with(prefix)) {
         let rest = &name[prefix.len()..];
-        let item = match (!delimiter.is_empty()).then(|| rest.find(&delimiter)).flatten() {
+        let item = match (!delimiter.is_empty()).then(|| rest.find(delimiter)).flatten() {
             Some(end) => (name[..prefix.len() + end + delimiter.len()].to_owned(), true),
             None => (name.clone(), false),
         };
-        if item.0 > after && items.last() != Some(&item) {
+        if item.0.as_str() > after && items.last() != Some(&item) {
             items.push(item);
         }
     }
     let more = items.len() > most;
     items.truncate(most);
     let mut page = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?><ListBucketResult>");
-    let _ = write!(page, "<Prefix>{}</Prefix><KeyCount>{}</KeyCount>", escaped(&prefix), items.len());
+    let _ = write!(page, "<Prefix>{}</Prefix><KeyCount>{}</KeyCount>", escaped(prefix), items.len());
     let _ = write!(page, "<IsTruncated>{more}</IsTruncated>");
     if let Some((last, _)) = items.last().filter(|_| more) {
         let _ = write!(page, "<NextContinuationToken>{}</NextContinuationToken>", escaped(last));
@@ -86,28 +83,4 @@ pub fn page(root: &Path, stale: Option<BTreeSet<String>>, query: &str) -> io::Re
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-/// Percent-decoded; what is no code stays as it is.
-fn decoded(value: &str) -> String {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        match (first, code.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            (b'+', _) => {
-                bytes.push(b' ');
-                rest = tail;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -7,7 +7,7 @@
 mod list;
 mod wire;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path as Asked, RawQuery, State};
+use axum::extract::{DefaultBodyLimit, Path as Asked, Query, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -189,7 +189,11 @@ fn broken(error: &io::Error) -> Response {
     }
 }
 
-async fn list_objects(State(shared): State<Arc<Shared>>, method: Method, RawQuery(query): RawQuery) -> Response {
+async fn list_objects(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
     if shared.strikes(Mode::Unavailable) {
         return refused(StatusCode::SERVICE_UNAVAILABLE, "SlowDown");
     }
@@ -198,7 +202,7 @@ async fn list_objects(State(shared): State<Arc<Shared>>, method: Method, RawQuer
     }
     let stale = shared.strikes(Mode::StaleList).then(|| locked(&shared.listed).clone());
     let root = shared.root.clone();
-    let page = tokio::task::spawn_blocking(move || list::page(&root, stale, &query.unwrap_or_default())).await;
+    let page = tokio::task::spawn_blocking(move || list::page(&root, stale, &query)).await;
     match page {
         Ok(Ok(page)) => ([(header::CONTENT_TYPE, "application/xml")], page).into_response(),
         _ => refused(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),

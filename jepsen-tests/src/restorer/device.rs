@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use holdfast_client::{Client, SyncOutcome, v1};
 
-use crate::history::calls::{DeviceMet, Kept, TokenSaid};
+use crate::history::calls::{DeviceMet, Kept, Level, TokenSaid};
+use crate::workload::{Put, consistency, mutation};
 
 /// For each call: what does not answer so soon tells nothing, and the restore is judged without it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -63,27 +64,20 @@ impl Device {
 
     /// Its write of this number, word for word, whenever it is sent.
     fn request(&self, number: usize) -> v1::BatchWriteRequest {
-        let put = v1::PutOp {
-            content_type: "text/plain".to_owned(),
-            payload: format!("{number}").into_bytes().into(),
-            ..Default::default()
-        };
-        let key = v1::RecordKey { collection: "notes".to_owned(), record_id: format!("n{number}") };
-        let op = Some(v1::mutation::Op::Put(put));
+        let (key, content) = (format!("notes/n{number}"), number.to_string());
         v1::BatchWriteRequest {
             user_id: self.user.clone(),
             request_id: format!("{:0>8}-0000-4000-8000-{number:012}", self.user.trim_start_matches('d')),
-            mutations: vec![v1::Mutation { key: Some(key), op, precondition: None }],
+            mutations: vec![mutation(&key, Some(Put { content: &content, ttl_seconds: 0 }), None)],
             ..Default::default()
         }
     }
 
     fn changes(&self, sync_token: String) -> v1::GetChangesRequest {
-        let level = Some(v1::read_consistency::Level::Linearizable(v1::Linearizable {}));
         v1::GetChangesRequest {
             user_id: self.user.clone(),
             sync_token,
-            consistency: Some(v1::ReadConsistency { level }),
+            consistency: consistency(Some(Level::Linearizable)),
             ..Default::default()
         }
     }

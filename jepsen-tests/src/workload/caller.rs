@@ -7,7 +7,7 @@ use holdfast_client::{Client, Error, SyncOutcome, v1};
 
 use crate::chance::Chance;
 use crate::history::calls::{
-    Batch, Changed, Clash, Done, Got, Guard, Held, Lease, Level, Page, Point, Read, Refused, Seen, Turned,
+    Batch, Change, Changed, Clash, Done, Got, Guard, Held, Lease, Level, Page, Point, Read, Refused, Seen, Turned,
 };
 use crate::history::{Action, Failure, Process, Stage};
 use crate::workload::Shared;
@@ -90,18 +90,11 @@ impl Caller {
     /// Sends a put of a record that ends by itself.
     pub async fn lease(&self, asked: &Lease) -> End {
         let began_ns = self.shared.recorder.invoke(self.process, Action::Lease(asked.clone()));
-        let put = v1::PutOp {
-            content_type: CONTENT_TYPE.to_owned(),
-            payload: asked.content.clone().into_bytes().into(),
-            ttl_seconds: asked.ttl_seconds,
-            ..Default::default()
-        };
-        let op = Some(v1::mutation::Op::Put(put));
-        let mutation = v1::Mutation { key: Some(key_of(&asked.key)), op, precondition: None };
+        let put = Put { content: &asked.content, ttl_seconds: asked.ttl_seconds };
         let request = v1::BatchWriteRequest {
             user_id: asked.user.clone(),
             request_id: asked.request_id.clone(),
-            mutations: vec![mutation],
+            mutations: vec![mutation(&asked.key, Some(put), None)],
             ..Default::default()
         };
         let (stage, error, end) = match self.client.write(request).await {
@@ -209,7 +202,7 @@ fn key_of(key: &str) -> v1::RecordKey {
     v1::RecordKey { collection: collection.to_owned(), record_id: record_id.to_owned() }
 }
 
-fn consistency(level: Option<Level>) -> Option<v1::ReadConsistency> {
+pub(crate) fn consistency(level: Option<Level>) -> Option<v1::ReadConsistency> {
     use v1::read_consistency::Level as Asked;
     let level = match level? {
         Level::Linearizable => Asked::Linearizable(v1::Linearizable {}),
@@ -221,30 +214,44 @@ fn consistency(level: Option<Level>) -> Option<v1::ReadConsistency> {
     Some(v1::ReadConsistency { level: Some(level) })
 }
 
-fn request(batch: &Batch, incarnation: u64) -> v1::BatchWriteRequest {
+/// What is put into a record.
+pub(crate) struct Put<'a> {
+    pub content: &'a str,
+    /// 0 = it stays.
+    pub ttl_seconds: u32,
+}
+
+/// A change as it is sent; nothing put = a delete.
+pub(crate) fn mutation(key: &str, put: Option<Put<'_>>, guard: Option<&Guard>) -> v1::Mutation {
     use v1::precondition::Check;
-    let mutation = |change: &crate::history::calls::Change| {
-        let op = match &change.put {
-            Some(content) => v1::mutation::Op::Put(v1::PutOp {
-                content_type: CONTENT_TYPE.to_owned(),
-                payload: content.clone().into_bytes().into(),
-                ..Default::default()
-            }),
-            None => v1::mutation::Op::Delete(v1::DeleteOp {}),
-        };
-        let check = change.guard.as_ref().map(|guard| match guard {
-            Guard::Version { version, .. } => Check::Version(*version),
-            Guard::Absent => Check::Absent(true),
-            Guard::Exists => Check::Exists(true),
-        });
-        let precondition = check.map(|check| v1::Precondition { check: Some(check) });
-        v1::Mutation { key: Some(key_of(&change.key)), op: Some(op), precondition }
+    let op = match put {
+        Some(Put { content, ttl_seconds }) => v1::mutation::Op::Put(v1::PutOp {
+            content_type: CONTENT_TYPE.to_owned(),
+            payload: content.to_owned().into_bytes().into(),
+            ttl_seconds,
+            ..Default::default()
+        }),
+        None => v1::mutation::Op::Delete(v1::DeleteOp {}),
+    };
+    let check = guard.map(|guard| match guard {
+        Guard::Version { version, .. } => Check::Version(*version),
+        Guard::Absent => Check::Absent(true),
+        Guard::Exists => Check::Exists(true),
+    });
+    let precondition = check.map(|check| v1::Precondition { check: Some(check) });
+    v1::Mutation { key: Some(key_of(key)), op: Some(op), precondition }
+}
+
+fn request(batch: &Batch, incarnation: u64) -> v1::BatchWriteRequest {
+    let of_change = |change: &Change| {
+        let put = change.put.as_deref().map(|content| Put { content, ttl_seconds: 0 });
+        mutation(&change.key, put, change.guard.as_ref())
     };
     let guarded = batch.changes.iter().any(|change| matches!(change.guard, Some(Guard::Version { .. })));
     v1::BatchWriteRequest {
         user_id: batch.user.clone(),
         request_id: batch.request_id.clone(),
-        mutations: batch.changes.iter().map(mutation).collect(),
+        mutations: batch.changes.iter().map(of_change).collect(),
         if_incarnation: if guarded { incarnation } else { 0 },
         ..Default::default()
     }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use crate::chance::Chance;
 use crate::history::calls::{Batch, Change, Follow, Hint, Level, Page, Point};
 use crate::history::{Action, Stage};
+use crate::workload::Pace;
 use crate::workload::caller::{Caller, End, request_id};
 
 /// Writers of one user.
@@ -61,12 +62,10 @@ impl Writer {
 
     /// Writes until it is told to stop.
     pub async fn run(mut self, stop: Arc<AtomicBool>) {
-        let mut next = Instant::now();
+        let mut pace = Pace::of(&self.caller.shared);
         while !stop.load(Ordering::Acquire) {
             self.step().await;
-            let pause = self.caller.shared.pause.unwrap_or_default();
-            next = (next + pause).max(Instant::now());
-            tokio::time::sleep_until(next).await;
+            pace.wait().await;
         }
         self.caller.client = self.caller.client.with_deadline(LAST_DEADLINE);
         if let Some(batch) = self.pending.take() {

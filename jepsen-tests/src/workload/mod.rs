@@ -15,11 +15,12 @@ use std::time::Duration;
 use anyhow::Context;
 use holdfast_client::Client;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::history::calls::{Level, Read};
 use crate::history::{Process, Recorder};
 use caller::Caller;
-pub(crate) use caller::look;
+pub(crate) use caller::{Put, consistency, look, mutation};
 
 /// One client in so many waits so little that a failover leaves it with writes of unknown outcome.
 const IMPATIENT: u32 = 4;
@@ -66,6 +67,28 @@ pub struct Shared {
     pub recorder: Arc<Recorder>,
     /// From one write of a client to its next, at least; `None` = it sends the next when the last one ended.
     pub pause: Option<Duration>,
+}
+
+/// Steps of one client, at the rate that was asked for.
+#[derive(Debug)]
+struct Pace {
+    pause: Option<Duration>,
+    next: Instant,
+}
+
+impl Pace {
+    fn of(shared: &Shared) -> Self {
+        Self { pause: shared.pause, next: Instant::now() }
+    }
+
+    /// After a step, waits for the time of the next one. The rate is a limit: what was missed while nobody answered is not
+    /// made up for in a burst.
+    async fn wait(&mut self) {
+        if let Some(pause) = self.pause {
+            self.next = (self.next + pause).max(Instant::now());
+            tokio::time::sleep_until(self.next).await;
+        }
+    }
 }
 
 /// Clients at work. With several workloads each has an equal share of the clients, in blocks of numbers.

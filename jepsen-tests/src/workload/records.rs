@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::history::calls::{Batch, Change, Done, Guard, Level, Point, Read};
+use crate::workload::Pace;
 use crate::workload::caller::{Caller, End, request_id};
 
 /// Clients that share a user.
@@ -111,14 +112,10 @@ impl Writer {
 
     /// Works until it is told to stop; then finds out the end of what it is not sure of.
     pub async fn run(mut self, stop: Arc<AtomicBool>) {
-        let mut next = Instant::now();
+        let mut pace = Pace::of(&self.caller.shared);
         while !stop.load(Ordering::Acquire) {
             self.step().await;
-            if let Some(pause) = self.caller.shared.pause {
-                // What was missed while nobody answered is not made up for in a burst.
-                next = (next + pause).max(Instant::now());
-                tokio::time::sleep_until(next).await;
-            }
+            pace.wait().await;
         }
         self.caller.client = self.caller.client.with_deadline(LAST_DEADLINE);
         let end = Instant::now() + RESOLVE_WITHIN;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::history::{Action, Failure, Found, Process, Reply, Stage, Write};
+use crate::workload::Pace;
 use crate::workload::Shared;
 
 /// Clients that share a user: their writes compete for its versions.
@@ -121,14 +122,10 @@ impl Writer {
 
     /// Writes until it is told to stop; then finds out the end of what it is not sure of.
     pub async fn run(mut self, stop: Arc<AtomicBool>) {
-        let mut next = Instant::now();
+        let mut pace = Pace::of(&self.shared);
         while !stop.load(Ordering::Acquire) {
-            if let Some(pause) = self.shared.pause {
-                tokio::time::sleep_until(next).await;
-                // A client that was held up does not catch up: the rate is a limit.
-                next = (next + pause).max(Instant::now());
-            }
             self.step().await;
+            pace.wait().await;
         }
         self.client = self.client.with_deadline(LAST_DEADLINE);
         let end = Instant::now() + RESOLVE_WITHIN;

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 use crate::history::calls::{Held, Lease};
+use crate::workload::Pace;
 use crate::workload::caller::{Caller, End, request_id};
 
 /// Records of a client.
@@ -42,13 +43,10 @@ impl Writer {
 
     /// Works until it is told to stop; then sees all its records end.
     pub async fn run(mut self, stop: Arc<AtomicBool>) {
-        let mut next = Instant::now();
+        let mut pace = Pace::of(&self.caller.shared);
         while !stop.load(Ordering::Acquire) {
             self.step().await;
-            if let Some(pause) = self.caller.shared.pause {
-                next = (next + pause).max(Instant::now());
-                tokio::time::sleep_until(next).await;
-            }
+            pace.wait().await;
         }
         self.caller.client = self.caller.client.with_deadline(LAST_DEADLINE);
         let end = Instant::now() + OVER_WITHIN;
