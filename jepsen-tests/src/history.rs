@@ -265,7 +265,7 @@ pub struct Restart {
 }
 
 /// One fault, from the moment it was made to the moment it was gone; its four lines share the round.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultNote {
     /// Counts from 1, over all faults of a run.
     pub round: u32,

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
 use crate::chance::Chance;
-use crate::cluster::{Cluster, comes_true, plan};
+use crate::cluster::{Cluster, RestoreFailed, comes_true, plan};
 use crate::history::calls::{Level, Point, Read, Restored, RestoredUser};
 use crate::history::{Action, Failure, Named, Process, Recorder, Stage};
 use crate::restorer::device::Device;
@@ -164,6 +164,7 @@ async fn one(source: &Source, done: &mut Done, device: Option<Device>, last: boo
         device: None,
         digests: 0,
         took_ms: 0,
+        exit: None,
     };
     recorder.note(Named::Restorer, Stage::Invoke, Action::Restored(none.clone()));
     let began = Instant::now();
@@ -181,7 +182,8 @@ async fn one(source: &Source, done: &mut Done, device: Option<Device>, last: boo
             println!("restore {round} failed: {error:#}");
             let failure = Failure { reason: "RESTORE_FAILED".into(), message: format!("{error:#}") };
             let process = Process::Named(Named::Restorer);
-            recorder.end(process, Stage::Fail, Action::Restored(Restored { took_ms, ..none }), failure);
+            let exit = error.downcast_ref::<RestoreFailed>().and_then(|failed| failed.status.code());
+            recorder.end(process, Stage::Fail, Action::Restored(Restored { took_ms, exit, ..none }), failure);
         }
     }
 }

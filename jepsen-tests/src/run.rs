@@ -20,8 +20,8 @@ use crate::bucket::{Bucket, CREDENTIALS};
 use crate::chance::Chance;
 use crate::checker::harness::{Expected, Log};
 use crate::checker::{
-    Report, Verdict, append, feed, harness, linear, paired, replicas, restore, set, terms, timeline, ttl, versioned,
-    worst,
+    Report, Verdict, append, faults, feed, harness, linear, paired, replicas, restore, set, terms, timeline, ttl,
+    versioned, worst,
 };
 use crate::clock::Clocks;
 use crate::cluster::{Cluster, Founding, comes_true, wait_for};
@@ -267,7 +267,12 @@ pub fn judge(history: &[Op], logs: &[Log], test: &Test) -> Vec<Report> {
             reports.push(feed::check(history, &calls, &outcomes));
         }
         if has(Workload::Restore) {
-            reports.push(restore::check(&calls, &outcomes, told_time));
+            reports.push(restore::check(
+                &calls,
+                &outcomes,
+                told_time,
+                &faults::stood(history, &Fault::ObjectStore.to_string()),
+            ));
         }
     }
     if has(Workload::Ttl) {

@@ -133,7 +133,7 @@ fn drawn(sizes: &[Scenario], faults: &[Fault], seed: u64, place: usize, seconds:
     let (number, (one, other)) = pairs[place % pairs.len()];
     let mut chance = Chance::new(seed ^ 0x50a4, place as u64);
     // What cannot be read offsite cannot be restored.
-    let spoils = [one, other].iter().any(|fault| matches!(fault, Fault::ArchiveFlip | Fault::ObjectStore));
+    let spoils = [one, other].iter().any(|fault| matches!(fault, Fault::ArchiveFlip));
     let workloads: Vec<&str> = WORKLOADS.iter().copied().filter(|workload| !spoils || *workload != "restore").collect();
     let workload = workloads[chance.below(workloads.len())];
     let size = &sizes[(number / 2 + round) % sizes.len()];

@@ -69,6 +69,9 @@ pub(crate) enum Next {
     After(Duration),
     /// The same node, after a pause: it asked for one.
     Back(Duration),
+    /// Another node, at once, unless all have said so: its copy is damaged, or its disk fails, and theirs need not be. For
+    /// reads alone: what a write that met this did nobody else can tell.
+    OtherCopy,
 }
 
 /// How fast attempts follow each other.
@@ -76,11 +79,12 @@ pub(crate) enum Next {
 pub(crate) struct Pace {
     backoff: Duration,
     at_once: usize,
+    bad_copies: usize,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { backoff: BACKOFF_FIRST, at_once: 0 }
+        Self { backoff: BACKOFF_FIRST, at_once: 0, bad_copies: 0 }
     }
 }
 
@@ -89,6 +93,13 @@ impl Pace {
     pub(crate) fn pause(&mut self, next: &Next, nodes: usize) -> Option<Duration> {
         let pause = match *next {
             Next::Stop => return None,
+            Next::OtherCopy => {
+                self.bad_copies += 1;
+                if self.bad_copies >= nodes {
+                    return None;
+                }
+                Duration::ZERO
+            }
             Next::Elsewhere => {
                 self.at_once += 1;
                 // Everybody was asked: a pause before the next round.
@@ -162,6 +173,10 @@ where
             Ok(Err(status)) => judge(&status, nodes.address(index)),
             Err(_) => timed_out(nodes.address(index), time),
         };
+        let is_write = matches!(effect, Effect::Write { .. });
+        if is_write && matches!(failure.next, Next::OtherCopy) {
+            return Err(conclude(effect, unknown, failure.error));
+        }
         unknown |= failure.unknown;
         if let Some(avoid) = failure.avoid {
             nodes.failed(index, avoid);
@@ -184,7 +199,7 @@ where
         }
         index = match failure.next {
             Next::Back(_) => index,
-            Next::Stop | Next::Elsewhere | Next::After(_) => nodes.pick(Some(index)),
+            Next::Stop | Next::Elsewhere | Next::After(_) | Next::OtherCopy => nodes.pick(Some(index)),
         };
     }
 }
@@ -195,7 +210,12 @@ pub(crate) fn judge(status: &Status, address: &str) -> Failure {
     if details.reason.is_empty() {
         return transport_failure(status, error, address);
     }
-    let Some(after) = details.retry_after else { return Failure::new(error, Next::Stop) };
+    let Some(after) = details.retry_after else {
+        return match error {
+            Error::Corrupt { .. } | Error::Internal { .. } => Failure::new(error, Next::OtherCopy).avoid(AVOID_SLOW),
+            error => Failure::new(error, Next::Stop),
+        };
+    };
     match details.reason.as_str() {
         "OUTCOME_UNKNOWN" => Failure::new(error, Next::After(after)).unknown(),
         "DRAINING" | "REPLICA_DIVERGED" => Failure::new(error, Next::Elsewhere).avoid(AVOID_SLOW),

@@ -106,6 +106,33 @@ fn prost_time(seconds: u64) -> holdfast_wire::Timestamp {
 }
 
 #[tokio::test]
+async fn a_read_that_meets_a_bad_copy_asks_the_others_and_each_of_them_once() {
+    let damaged = Refusal::Corrupt("a block".into());
+    for (bad, reason) in [(damaged, "CHECKSUM"), (Refusal::Internal("input/output error".into()), "INTERNAL")] {
+        let nodes = [Node::start(), Node::start(), Node::start()];
+        for node in &nodes[..2] {
+            node.said.read.will([no(bad.clone())]);
+            node.said.write.will([no(bad.clone())]);
+        }
+        nodes[2].said.read.will([Say::Yes(v1::BatchGetRecordsResponse { header: header(3, 0), ..Default::default() })]);
+        let asked = || nodes.each_ref().map(|node| node.said.read.calls().len());
+        let all = client(&[&nodes[0], &nodes[1], &nodes[2]], LONG, LONG);
+        all.get(NOTE).await.expect("the third copy is whole");
+        assert_eq!(asked(), [1, 1, 1]);
+        // The first two are left alone for a while.
+        all.get(NOTE).await.expect("the third copy is whole");
+        assert_eq!(asked(), [1, 1, 2]);
+        let error = client(&[&nodes[0], &nodes[1]], LONG, LONG).get(NOTE).await.expect_err("no copy is whole");
+        assert_eq!(error.reason(), reason);
+        assert_eq!(asked(), [2, 2, 2]);
+        // What became of a write the next node cannot know.
+        let error = client(&[&nodes[0], &nodes[1]], LONG, LONG).put(NOTE, "text/plain", "hi").await.expect_err("no");
+        assert_eq!(error.reason(), reason);
+        assert_eq!(nodes.each_ref().map(|node| node.said.write.calls().len()), [1, 0, 0]);
+    }
+}
+
+#[tokio::test]
 async fn calls_go_to_the_leader_that_an_answer_named() {
     let nodes = [Node::start(), Node::start(), Node::start()];
     for (node, id) in nodes.iter().zip(1..) {

@@ -13,8 +13,21 @@ struct Life<'a> {
     healed: Option<&'a FaultNote>,
 }
 
-/// Further errors that clients may see under a fault.
-pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
+/// Further errors that clients may see in a run with these faults.
+pub(super) fn reasons(faults: &[String]) -> Vec<&'static str> {
+    let mut reasons: Vec<&str> = faults.iter().flat_map(|fault| reasons_of(fault)).copied().collect();
+    // A node whose disk fails says so to whoever reads from it, and then another one is asked, which answers unless
+    // something else keeps it from that.
+    let others_answer = |fault: &String| {
+        matches!(fault.as_str(), "eio" | "slow-fsync" | "transfer" | "clock" | "archive-flip" | "object-store")
+    };
+    if faults.iter().any(|fault| fault == "eio") && !faults.iter().all(others_answer) {
+        reasons.push("INTERNAL");
+    }
+    reasons
+}
+
+fn reasons_of(fault: &str) -> &'static [&'static str] {
     match fault {
         // Who was taken out, or did not join yet, serves nobody, and says so.
         "membership" => &["DRAINING", "NOT_FOUNDED"],
@@ -25,12 +38,31 @@ pub(super) fn reasons(fault: &str) -> &'static [&'static str] {
         }
         // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge.
         "rollback-blind" => &["CHECKSUM", "REPLICA_DIVERGED", "VERSION_MISMATCH"],
-        // A node whose disk fails says so to whoever reads from it.
-        "eio" | "array-eio" => &["INTERNAL"],
+        // The array may be that of most nodes: there is no other to ask.
+        "array-eio" => &["INTERNAL"],
         // An empty node at a known address says so, until it has heard from the others.
         "array-wipe" => &["NOT_FOUNDED"],
         _ => &[],
     }
+}
+
+/// When a fault stood, by the history's clock: from before it was made until after it was taken away, or for good.
+pub fn stood(history: &[Op], fault: &str) -> Vec<(u64, u64)> {
+    let mut began = BTreeMap::new();
+    let mut times = Vec::new();
+    for op in history {
+        match (&op.action, op.stage) {
+            (Action::Fault(note), Stage::Invoke) if note.fault == fault => {
+                began.insert(note.round, op.time_ns);
+            }
+            (Action::Heal(note), Stage::Info) if note.fault == fault => {
+                times.extend(began.remove(&note.round).map(|began| (began, op.time_ns)));
+            }
+            _ => {}
+        }
+    }
+    times.extend(began.into_values().map(|began| (began, u64::MAX)));
+    times
 }
 
 /// Whether this fault leaves every node what it fsynced.
@@ -209,14 +241,16 @@ mod tests {
 
     #[test]
     fn what_damage_makes_a_node_refuse_is_explained_by_faults_that_damage_disks_alone() {
-        let explained = |fault: &str, reason: &str| {
+        let explained_by = |faults: &[&str], reason: &str| {
             let error = Failure { reason: reason.into(), message: String::new() };
             let read = Read { user: "u".into(), keys: Vec::new(), level: Level::Linearizable, got: None };
             let refused = Op { error: Some(error), ..op(Stage::Fail, Action::Read(read)) };
-            let report = harness::check(&[refused], &[], &run(&[fault]));
+            let report = harness::check(&[refused], &[], &run(faults));
             report.row("errors that this fault does not explain").verdict == Verdict::Valid
         };
-        assert!(explained("array-eio", "INTERNAL") && explained("eio", "INTERNAL"));
+        let explained = |fault: &str, reason: &str| explained_by(&[fault], reason);
+        assert!(explained("array-eio", "INTERNAL") && explained_by(&["eio", "kill"], "INTERNAL"));
+        assert!(!explained("eio", "INTERNAL") && !explained_by(&["eio", "slow-fsync"], "INTERNAL"));
         assert!(!explained("array-hang", "INTERNAL") && !explained("bit-flip", "INTERNAL"));
         for reason in ["CHECKSUM", "REPLICA_DIVERGED"] {
             for fault in

@@ -73,7 +73,7 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
     faults::check(history, expected, &mut report);
     check_load(history, expected, &mut report);
     let mut unexpected = BTreeMap::<(&str, &str), (usize, &str)>::new();
-    let further: Vec<&str> = expected.faults.iter().flat_map(|fault| faults::reasons(fault)).copied().collect();
+    let further = faults::reasons(&expected.faults);
     for op in history {
         let Some(error) = &op.error else { continue };
         if !explained(&op.action, &error.reason) && !further.contains(&error.reason.as_str()) {

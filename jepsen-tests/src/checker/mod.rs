@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 pub mod append;
-mod faults;
+pub mod faults;
 pub mod feed;
 pub mod harness;
 pub mod linear;

@@ -22,14 +22,18 @@ const NODES: usize = 3;
 /// Stamps of entries are in milliseconds, and so are ages.
 const ROUNDED_NS: u64 = 50_000_000;
 
+/// Exit codes of a restore from an object store that errs: it cannot be reached, or what it gives is damaged.
+const ERRED: &[i32] = &[5, 9];
+
 /// Judges all restores of a history. `told_time` = the nodes' clocks were left alone: then ages that they name can be
-/// measured by the history's.
-pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Report {
+/// measured by the history's. `erring` = when the object store erred: a restore that met that may have been refused, and
+/// a list of the past shows an earlier point than one before it did.
+pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool, erring: &[(u64, u64)]) -> Report {
     let mut report = Report::new("restore");
     let (mut failed, mut contradicted, mut phantoms, mut undead, mut apart, mut lost) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut during, mut at_the_end, mut covered, mut beyond) = (0usize, 0usize, 0usize, 0usize);
-    let (mut furthest, mut back) = (0, Vec::new());
+    let (mut furthest, mut back, mut refused) = (0, Vec::new(), 0usize);
     let (mut cut, mut old, mut unnamed, mut unlooked, mut outside) =
         (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
     let (mut histories, mut widest_ms) = (HashMap::new(), 0);
@@ -37,8 +41,12 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Repor
     for call in &calls.restored {
         let restored = call.what;
         let name = format!("restore {}", restored.round);
+        let erred = erring.iter().any(|(began, ended)| {
+            *began < call.ended_ns.unwrap_or(u64::MAX) && call.began_ns < *ended && !restored.last
+        });
         let Some(at) = restored.at.filter(|_| call.stage == Stage::Ok) else {
             match call.error {
+                Some(_) if erred && restored.exit.is_some_and(|exit| ERRED.contains(&exit)) => refused += 1,
                 Some(error) => failed.push(format!("{name}: {}", error.message)),
                 None => cut.push(name),
             }
@@ -59,7 +67,7 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Repor
             }
         }
         *(if restored.last { &mut at_the_end } else { &mut during }) += 1;
-        if at.index < furthest {
+        if at.index < furthest && !erred {
             back.push(format!("{name}: up to {}, an earlier one up to {furthest}", at.index));
         }
         furthest = furthest.max(at.index);
@@ -116,6 +124,7 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool) -> Repor
     let killed = calls.restored.iter().filter(|call| call.what.killed).count();
     report.at_least("restores that were killed half way, and run again", killed, usize::from(during + at_the_end > 2));
     report.at_least("acknowledged writes that a restore must show", covered, 1);
+    report.figure("restores that were refused while the object store erred", refused);
     report.figure("acknowledged writes that were not shipped yet", beyond);
     report.figure("age of the oldest of them when its restore began, in ms", widest_ms);
     report.doubtful("restores that never ended", cut);

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde::Deserialize;
 
 use super::{Cluster, NODES, Orphan, process};
@@ -37,6 +37,16 @@ pub(crate) struct Said {
     pub killed: bool,
     /// How long the command that came to its end took.
     pub took: Duration,
+}
+
+/// `restore run` did not do it.
+#[derive(Debug, thiserror::Error)]
+#[error("restore run ended with {status}: {complaint}")]
+pub(crate) struct RestoreFailed {
+    /// Of the process.
+    pub(crate) status: ExitStatus,
+    /// What it said to people.
+    complaint: String,
 }
 
 /// Up to where the archive at a URL can be restored; `None` = there is nothing in it yet. What the command complains of
@@ -96,7 +106,9 @@ impl Cluster {
         }
         let took = began.elapsed();
         let complaint = std::fs::read_to_string(&complained).unwrap_or_default();
-        ensure!(status.success(), "restore run ended with {status}: {}", complaint.trim());
+        if !status.success() {
+            return Err(RestoreFailed { status, complaint: complaint.trim().to_owned() }.into());
+        }
         let text = std::fs::read_to_string(&said)?;
         let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore run said {text:?}"))?;
         let loss_window_ms = answer.plan.and_then(|plan| plan.loss_window_ms);

@@ -279,6 +279,9 @@ pub struct Restored {
     pub digests: usize,
     /// From the command to the last read.
     pub took_ms: u64,
+    /// What a command that failed ended with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
 }
 
 /// What a device kept of the old cluster, and what the restored one said to it.

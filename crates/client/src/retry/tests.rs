@@ -45,8 +45,11 @@ fn refusals_lead_to_the_next_step_they_ask_for() {
     assert_eq!(of(Refusal::NoLeader).avoid, Some(Duration::ZERO));
     assert_eq!(of(Refusal::Draining).avoid, Some(AVOID_SLOW));
     assert_eq!(timed_out("n", Duration::ZERO).avoid, Some(AVOID_SLOW));
-    for refusal in [Refusal::field("a", "b"), Refusal::Corrupt("x".into()), Refusal::Internal("x".into())] {
-        assert!(matches!(of(refusal).next, Next::Stop));
+    assert!(matches!(of(Refusal::field("a", "b")).next, Next::Stop));
+    for refusal in [Refusal::Corrupt("x".into()), Refusal::Internal("x".into())] {
+        let failure = of(refusal);
+        assert!(!failure.unknown && matches!(failure.next, Next::OtherCopy));
+        assert_eq!(failure.avoid, Some(AVOID_SLOW));
     }
 }
 

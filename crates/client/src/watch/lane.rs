@@ -65,7 +65,7 @@ impl Lane {
             }
             let asked = match failure.next {
                 Next::After(pause) | Next::Back(pause) => pause,
-                Next::Stop | Next::Elsewhere => Duration::ZERO,
+                Next::Stop | Next::Elsewhere | Next::OtherCopy => Duration::ZERO,
             };
             tokio::time::sleep(jittered(backoff.max(asked))).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);

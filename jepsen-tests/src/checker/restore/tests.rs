@@ -2,18 +2,19 @@
 
 use super::*;
 use crate::checker::Verdict;
+use crate::checker::faults;
 use crate::checker::paired::calls;
 use crate::checker::simulation::{Plan, Simulation, simulate};
 use crate::checker::timeline;
 use crate::history::calls::{Batch, DeviceMet, Kept, Point, Restored, RestoredUser, Seen, TokenSaid};
-use crate::history::{Action, Failure, Named, Op, Process};
+use crate::history::{Action, Failure, FaultNote, Named, Op, Process, Stage};
 
 const INCARNATION: u64 = 7;
 
 fn judged(ops: &[Op]) -> Report {
     let calls = calls(ops);
     assert!(calls.broken.is_empty(), "{:?}", calls.broken);
-    check(&calls, &timeline::history(&calls), true)
+    check(&calls, &timeline::history(&calls), true, &faults::stood(ops, "object-store"))
 }
 
 /// The greatest position that anybody was told of before this place of the history.
@@ -52,6 +53,7 @@ fn restored(simulation: &Simulation, round: u32, last: bool, index: u64, of: u64
         device: Some(device(index)),
         digests: NODES,
         took_ms: 1,
+        exit: None,
     }
 }
 
@@ -175,6 +177,43 @@ fn an_archive_that_stays_behind_goes_back_or_cannot_be_restored_is_seen() {
 }
 
 #[test]
+fn what_a_store_that_errs_refuses_or_hides_is_explained_while_it_errs_and_by_the_codes_for_that() {
+    const FAILED: &str = "restores that failed";
+    // The first of two restores fails, or shows less than an earlier one, while a fault of this name stands.
+    let while_standing = |fault: &str, exit: Option<i32>, stands_at: usize| {
+        let mut ops = with_restores(6, |simulation, round, last, at| restored(simulation, round, last, at, at));
+        let place = ops.iter().position(|op| matches!(op.action, Action::Restored(_))).expect("a restore");
+        let Action::Restored(restored) = &mut ops[place + 1].action else { panic!("an end") };
+        (restored.at, restored.users, restored.exit) = (None, Vec::new(), exit);
+        ops[place + 1].stage = Stage::Fail;
+        ops[place + 1].error = Some(Failure { reason: "RESTORE_FAILED".into(), message: "it errs".into() });
+        let note = FaultNote { fault: fault.into(), round: 1, installed: true, ..FaultNote::default() };
+        let nemesis = |stage, action, time_ns| Op {
+            process: Process::Named(Named::Nemesis),
+            stage,
+            time_ns,
+            action,
+            reply: None,
+            error: None,
+        };
+        let time = |place: usize| ops[place.min(ops.len() - 1)].time_ns;
+        let (began, ended) = (time(place + stands_at).saturating_sub(1), time(place + stands_at) + 1);
+        let heal = nemesis(Stage::Info, Action::Heal(note.clone()), ended);
+        ops.insert(0, nemesis(Stage::Invoke, Action::Fault(note), began));
+        ops.push(heal);
+        judged(&ops).row(FAILED).verdict
+    };
+    for exit in [5, 9] {
+        assert_eq!(while_standing("object-store", Some(exit), 0), Verdict::Valid);
+        assert_eq!(while_standing("object-store", Some(exit), 40), Verdict::Invalid, "it errs no more");
+        assert_eq!(while_standing("kill", Some(exit), 0), Verdict::Invalid);
+    }
+    for exit in [Some(1), Some(8), None] {
+        assert_eq!(while_standing("object-store", exit, 0), Verdict::Invalid, "{exit:?}");
+    }
+}
+
+#[test]
 fn nodes_of_a_restored_cluster_must_be_equal() {
     let ops = with_restores(6, |simulation, round, last, at| Restored {
         digests: 2,
@@ -247,7 +286,7 @@ fn what_is_lost_must_be_younger_than_the_restore_says() {
     assert_eq!(judged(&short).broken(), [ROW]);
     // Where the nodes' clocks jump, their ages are not the history's.
     let calls = calls(&short);
-    assert_eq!(check(&calls, &timeline::history(&calls), false).verdict, Verdict::Valid);
+    assert_eq!(check(&calls, &timeline::history(&calls), false, &[]).verdict, Verdict::Valid);
 }
 
 #[test]
