@@ -58,6 +58,51 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
     wait_for("the end of the recovery", async || !is_recovering(&cluster, forgetful).await).await;
 }
 
+/// A disk that goes back in time takes the floor with it. The only witness is the leader of that time, and it does not
+/// answer while the node starts: it is heard later, and until then it takes the node's log for what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_that_answers_late_is_heard_and_gives_back_what_a_disk_forgot() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let mut ledger = Ledger::default();
+    ledger.write(&client, 20, PAYLOAD_BYTES).await;
+    let witness = cluster.leader().await;
+    let [forgetful, absent] = [(witness + 1) % 3, (witness + 2) % 3];
+    cluster.wait_converged().await;
+    cluster.kill(forgetful);
+    let (data, earlier) = (cluster.nodes[forgetful].data_dir.clone(), dir.path().join("earlier"));
+    copy(&data, &earlier);
+    restart(&mut cluster, forgetful);
+    cluster.wait_converged().await;
+    cluster.kill(absent);
+    ledger.write(&client, 20, PAYLOAD_BYTES).await;
+
+    cluster.signal(witness, libc::SIGSTOP);
+    cluster.kill(forgetful);
+    std::fs::remove_dir_all(&data).expect("removes");
+    copy(&earlier, &data);
+    restart(&mut cluster, forgetful);
+    wait_started(&cluster, forgetful).await;
+    wait_for("the end of its patience", async || said(&cluster, forgetful).contains("log.witness_silent")).await;
+    assert!(!is_recovering(&cluster, forgetful).await, "nobody told it: {}", said(&cluster, forgetful));
+
+    cluster.signal(witness, libc::SIGCONT);
+    wait_for("the word of the witness", async || said(&cluster, forgetful).contains("log.recovering")).await;
+    // These two are all that is left: it must have been filled up again.
+    wait_for("the end of the recovery", async || !is_recovering(&cluster, forgetful).await).await;
+    ledger.write(&client, 5, PAYLOAD_BYTES).await;
+    restart(&mut cluster, absent);
+    cluster.wait_converged().await;
+    ledger.check(&client).await;
+    ledger.check(&cluster.client_of(forgetful)).await;
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp");
+    assert!(copied.success(), "cp -a {} {}", from.display(), to.display());
+}
+
 /// IDENTITY says that the directory belongs to a cluster, and there is nothing else: whatever it acknowledged is lost,
 /// and it does not even know how much that was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

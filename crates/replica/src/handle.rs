@@ -6,12 +6,10 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use holdfast_model::id::{GroupId, Millis, NodeId};
 use holdfast_model::state::{Sys, Touched};
 use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, Recovering, Room, StateStore, StoreError, View};
-use holdfast_wire::internal::v1 as pb;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -25,7 +23,7 @@ use crate::snapshot::Incoming;
 use crate::startup;
 use crate::state_machine::{StateAdapter, StoreFailure};
 use crate::transport::client::{Factory, Peers};
-use crate::transport::service::{PROTOCOL, Service, peer_service};
+use crate::transport::service::{Service, peer_service};
 use crate::types::{TypeConfig, stored_membership_decode};
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateAdapter>;
@@ -75,7 +73,9 @@ pub(crate) struct Core {
     integrity: Arc<Integrity>,
     recovering: AtomicBool,
     stopping: AtomicBool,
-    recover_to: u64,
+    recover_to: AtomicU64,
+    /// Peers that may know more of this node's log were not heard yet.
+    asking_witnesses: AtomicBool,
     /// Term of the last leader that this process heard; 0 = none yet.
     heard_term: AtomicU64,
     /// When a leader's heartbeat was last accepted.
@@ -100,11 +100,16 @@ impl Core {
         self.recovering.load(Ordering::Acquire)
     }
 
+    /// Its log holds all that it acknowledged, as far as anybody can tell.
+    pub(crate) fn may_vote(&self) -> bool {
+        !self.recovering() && !self.asking_witnesses.load(Ordering::Acquire)
+    }
+
     /// Nobody may lead whose log or state is not whole, or whom an operator wants elsewhere.
     fn update_elect(&self) {
         let drained = self.drained.load(Ordering::Acquire);
         self.peers.withholds_state.store(self.integrity.withholds_state(), Ordering::Release);
-        self.raft.runtime_config().elect(!drained && !self.recovering() && self.integrity.may_lead());
+        self.raft.runtime_config().elect(!drained && self.may_vote() && self.integrity.may_lead());
     }
 
     pub(crate) fn is_fenced(&self) -> bool {
@@ -152,7 +157,7 @@ impl Replica {
         startup::remove_leftovers(&data, options.group)?;
         let room = Room::open(data.path(), options.headroom_bytes, options.floor_bytes)?;
         let room = Arc::new(room.pausing_by(crate::disk_keeper::pause_in_place));
-        let startup::Opened { log, state, mut recovering } = startup::open(&data, &options, &room, &hooks).await?;
+        let startup::Opened { log, state, recovering } = startup::open(&data, &options, &room, &hooks).await?;
         let may_adopt = log.last().is_none() && !startup::opens(&options, state.view().sys());
         if let Some(members) = options.members.clone().filter(|_| may_adopt) {
             startup::adopt_members(&state, members)?;
@@ -168,14 +173,6 @@ impl Replica {
         let membership = stored_membership_decode(&state.applied().membership)
             .map_err(|error| StartError::Raft(error.to_string()))?;
         peers.update(membership.nodes().filter(|(id, _)| **id != node_id));
-        if let Some(index) = acknowledged_elsewhere(&peers, node_id).await
-            && index > log.last().map_or(0, |last| last.index)
-        {
-            let seen = || format!("a peer saw this node acknowledge entry {index}");
-            let known = recovering.get_or_insert_with(|| Recovering { reason: seen(), upto: 0 });
-            known.upto = known.upto.max(index);
-            data.set_recovering(Some(known))?;
-        }
         if let Some(Recovering { reason, upto }) = &recovering {
             tracing::warn!(event = "log.recovering", reason, upto, "this node will not vote until caught up");
         }
@@ -231,7 +228,8 @@ impl Replica {
             integrity,
             recovering: AtomicBool::new(recovering.is_some()),
             stopping: AtomicBool::new(false),
-            recover_to: recovering.map_or(0, |recovering| recovering.upto),
+            recover_to: AtomicU64::new(recovering.map_or(0, |recovering| recovering.upto)),
+            asking_witnesses: AtomicBool::new(true),
             heard_term: AtomicU64::new(0),
             heard_at: Mutex::default(),
             displaced: AtomicBool::new(false),
@@ -245,6 +243,7 @@ impl Replica {
         core.raft.run();
         let indexer = Arc::new(ReadIndexer::start(&core));
         let replica = Self { core, indexer };
+        crate::witnesses::ask(&replica);
         crate::maintain::start(&replica);
         crate::integrity::start(&replica);
         Ok(replica)
@@ -493,7 +492,7 @@ impl Replica {
             self.core.log.durable_index() >= committed.index()
                 && committed.committed_leader_id().term == heard
                 && heard == metrics.current_term
-                && committed.index() >= self.core.recover_to
+                && committed.index() >= self.core.recover_to.load(Ordering::Acquire)
         })
     }
 
@@ -518,6 +517,35 @@ impl Replica {
         if self.core.removed.swap(removed, Ordering::AcqRel) != removed {
             tracing::warn!(event = "membership.removed", removed, "this node's place in the group changed");
         }
+    }
+
+    /// A peer saw this node acknowledge entries up to `index`. When its log ends before that, its disk forgot them: it votes
+    /// for nobody, and leads nobody, until a leader gave them back.
+    pub(crate) fn was_acknowledged(&self, peer: u64, index: u64) {
+        if index <= self.core.log.last().map_or(0, |last| last.index) {
+            return;
+        }
+        self.core.recover_to.fetch_max(index, Ordering::AcqRel);
+        if self.core.recovering.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.update_elect();
+        let reason = format!("a peer, node {peer}, saw this node acknowledge entry {index}");
+        tracing::warn!(event = "log.recovering", reason, upto = index, "this node will not vote until caught up");
+        if let Err(error) = self.core.data.set_recovering(Some(&Recovering { reason, upto: index })) {
+            tracing::warn!(event = "log.recovering", %error, "a start before the end of the recovery asks the peers again");
+        }
+    }
+
+    /// Whoever may know more of this log than its disk was heard, or is not to be waited for.
+    pub(crate) fn witnesses_answered(&self) {
+        self.core.asking_witnesses.store(false, Ordering::Release);
+        self.update_elect();
+    }
+
+    /// Whether this node may elect others, and be elected.
+    pub(crate) fn may_vote(&self) -> bool {
+        self.core.may_vote()
     }
 
     pub(crate) fn end_recovery(&self) {
@@ -571,14 +599,4 @@ impl Replica {
         let has_time = self.sys().now > Millis(0);
         self.group_time().or(has_time.then_some(Millis(0)))
     }
-}
-
-/// Highest index that any peer saw this node acknowledge. Waits a moment only.
-async fn acknowledged_elsewhere(peers: &Peers, node_id: u64) -> Option<u64> {
-    let calls = peers.all().into_iter().map(|(to, mut client)| async move {
-        let request = pb::HelloRequest { cluster_id: Default::default(), from: node_id, to, protocol: PROTOCOL };
-        let answer = tokio::time::timeout(Duration::from_millis(500), client.hello(request)).await;
-        answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().acknowledged_index)
-    });
-    futures::future::join_all(calls).await.into_iter().flatten().max()
 }

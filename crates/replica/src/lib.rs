@@ -26,6 +26,7 @@ mod types;
 
 #[cfg(test)]
 mod openraft_suite;
+mod witnesses;
 
 pub use admission::{Admission, Admitted, Overloaded};
 pub use handle::{Hooks, OnBarrier, OnTouched, Replica, StartError};

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -75,6 +75,20 @@ impl Interceptor for Address {
         }
         Ok(request)
     }
+}
+
+/// True when nothing listens there: whoever ran at that address runs no more.
+pub fn is_refused(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// True when the call certainly never left this node.
@@ -260,10 +274,14 @@ impl Network {
         let pending: Arc<Mutex<VecDeque<()>>> = Arc::default();
         let sent = pending.clone();
         let (group, target, peers) = (self.group, self.target, self.peers.clone());
+        // One leader opened this stream, and so all that it sends is of its term.
+        let term = Arc::new(AtomicU64::new(0));
+        let of_stream = term.clone();
         let (log, futile) = (peers.clone(), Arc::new(Notify::new()));
         let found_futile = futile.clone();
         let outbound = input.scan(false, move |before, request| {
             let after = request.prev_log_id.as_ref().map_or(0, |id| id.index());
+            of_stream.store(request.vote.leader_id().term, Ordering::Relaxed);
             // Once is a commit that is passed on; twice in a row is a stream that gets nowhere.
             let sends_nothing = request.entries.is_empty() && log.is_purged_after(after);
             let wedged = std::mem::replace(before, sends_nothing) && sends_nothing;
@@ -304,7 +322,7 @@ impl Network {
                         if let Ok(mut pending) = pending.lock() {
                             pending.pop_front();
                         }
-                        let result = stream_result(&peers, target, response);
+                        let result = stream_result(&peers, target, term.load(Ordering::Relaxed), response);
                         let ends = !matches!(result, Ok(Ok(_)));
                         yield result;
                         if ends {
@@ -319,16 +337,30 @@ impl Network {
 }
 
 #[expect(clippy::result_large_err, reason = "the error is openraft's")]
-fn stream_result(peers: &Peers, target: u64, response: pb::AppendResponse) -> StreamItem {
-    let expected = peers.recoveries.heard(target, response.recovering);
+fn stream_result(peers: &Peers, target: u64, term: u64, response: pb::AppendResponse) -> StreamItem {
+    let recovering = response.recovering;
+    let expected = peers.recoveries.heard(target, recovering);
     peers.clocks.heard(target, response.clock_ms);
     peers.rooms.heard(target, response.disk);
     match response.result {
         Some(pb::append_response::Result::Conflict(_)) if !expected => {
             Err(broken("the peer lost a part of its log, and openraft does not expect that yet"))
         }
-        Some(pb::append_response::Result::Matched(matched)) => Ok(Ok(matched.last.as_ref().map(log_id_from))),
-        Some(pb::append_response::Result::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(log_id_from(&id)))),
+        Some(pb::append_response::Result::Conflict(id))
+            if !recovering && !peers.recoveries.lacks(target, term, id.index) =>
+        {
+            Err(broken("the peer lost a part of its log, and does not know that yet"))
+        }
+        Some(pb::append_response::Result::Matched(matched)) => {
+            if let Some(last) = &matched.last {
+                peers.recoveries.acknowledged(target, term, last.index);
+            }
+            Ok(Ok(matched.last.as_ref().map(log_id_from)))
+        }
+        Some(pb::append_response::Result::Conflict(id)) => {
+            peers.recoveries.goes_back(target);
+            Ok(Err(StreamAppendError::Conflict(log_id_from(&id))))
+        }
         Some(pb::append_response::Result::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(vote_from(&vote)))),
         None => Err(broken("an append was answered with nothing")),
     }
@@ -344,10 +376,11 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let last = rpc.entries.last().map(|entry| entry.clone().into_stored().position);
         let last = last.or(rpc.prev_log_id.as_ref().map(position_of));
+        let term = rpc.vote.leader_id().term;
         let mut request = tonic::Request::new(append_to(self.group, rpc));
         request.set_timeout(option.soft_ttl());
         let response = self.client.append(request).await.map_err(|status| unreachable(&status))?.into_inner();
-        match stream_result(&self.peers, self.target, response)? {
+        match stream_result(&self.peers, self.target, term, response)? {
             Ok(matched) if matched.as_ref().map(position_of) == last => Ok(AppendEntriesResponse::Success),
             Ok(matched) => Ok(AppendEntriesResponse::PartialSuccess(matched)),
             Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),

@@ -228,9 +228,9 @@ impl PeerService for Service {
         self.check(&request)?;
         let message = request.into_inner();
         self.check_group(message.group_id)?;
-        if self.replica.is_recovering() {
+        if !self.replica.may_vote() {
             // Its log may have forgotten what it acknowledged: it must not elect a leader that lacks it.
-            return Err(Status::unavailable("this node is recovering its log and does not vote"));
+            return Err(Status::unavailable("this node does not know that its log is whole, and does not vote"));
         }
         let vote = message.vote.ok_or_else(|| bad("vote is missing"))?;
         let mut rpc = VoteRequest::<TypeConfig>::new(vote_from(&vote), message.last_log_id.as_ref().map(log_id_from));
@@ -249,7 +249,7 @@ impl PeerService for Service {
         self.check(&request)?;
         let message = request.into_inner();
         self.check_group(message.group_id)?;
-        if self.replica.is_recovering() || self.replica.is_drained() || self.replica.integrity().is_damaged() {
+        if !self.replica.may_vote() || self.replica.is_drained() || self.replica.integrity().is_damaged() {
             return Ok(Response::new(pb::TransferResponse { accepted: false }));
         }
         let from = message.from.ok_or_else(|| bad("from is missing"))?;
