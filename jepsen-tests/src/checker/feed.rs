@@ -37,14 +37,17 @@ pub fn check(history: &[Op], calls: &Calls<'_>, outcomes: &History<'_>) -> Repor
     let mut ends: Vec<&Call<'_, Page>> = calls.pages.iter().filter(|call| call.ended_ns.is_some()).collect();
     ends.sort_by_key(|call| call.ended_ns);
     let empty = Timeline::default();
-    let (mut kept, mut lost, mut moved, mut resumed) = (0usize, 0usize, 0usize, 0usize);
+    // Timelines of users of whose writes a page told more than any answer.
+    let mut told: BTreeMap<&str, Timeline<'_>> = BTreeMap::new();
+    let (mut kept, mut lost, mut moved, mut resumed, mut overwritten) = (0usize, 0usize, 0usize, 0usize, 0usize);
     for call in ends {
         let page = call.what;
         if let Some(resync) = &page.resync {
             rules.resyncs.push(format!("{} {}: {resync}", call.who(), page.user));
         }
         let Some(turned) = &page.turned else { continue };
-        let timeline = outcomes.users.get(page.user.as_str()).unwrap_or(&empty);
+        let timeline =
+            told.get(page.user.as_str()).or_else(|| outcomes.users.get(page.user.as_str())).unwrap_or(&empty);
         let consumer = consumers.entry(call.process).or_default();
         moved += usize::from(consumer.node.is_some_and(|node| node != turned.node));
         resumed += usize::from(consumer.crashed);
@@ -59,6 +62,15 @@ pub fn check(history: &[Op], calls: &Calls<'_>, outcomes: &History<'_>) -> Repor
             rules.strange.push(format!("{} {}: continues from a token that no page gave", call.who(), page.user));
             continue;
         };
+        let hidden = overwritten_unseen(outcomes, timeline, page, turned, from);
+        let timeline = match hidden {
+            None => timeline,
+            Some(hidden) => {
+                overwritten += 1;
+                told.insert(page.user.as_str(), hidden);
+                &told[page.user.as_str()]
+            }
+        };
         let next = rules.page(call, turned, timeline, from);
         places.insert(key(&turned.next), next);
         if turned.kept {
@@ -70,6 +82,7 @@ pub fn check(history: &[Op], calls: &Calls<'_>, outcomes: &History<'_>) -> Repor
     }
     report.at_least("pages that were kept", kept, 1);
     report.figure("pages that were lost in a crash", lost);
+    report.figure("pages that tell of a write that nobody saw", overwritten);
     report.at_least("syncs resumed after a crash", resumed, 1);
     report.at_least("consumers that went on at another node", moved, 1);
     rules.hints(history, outcomes, &mut report);
@@ -162,29 +175,17 @@ impl Rules {
             self.repeated.push(format!("{}: {again:?}", name()));
         }
         let (least, most) = timeline.head_at(turned.at.index);
-        let newest = records.iter().map(|seen| seen.version).max().unwrap_or(0);
+        let newest = newest_on(turned);
         if newest > most {
             self.wrong.push(format!("{}: version {newest}, but the head is {most} there", name()));
         }
-        // Only a write of unknown outcome leaves open which of several heads it is.
-        let heads = (least.max(newest).min(most))..=most;
-        let judged = heads.map(|head| Expected::of(timeline, page, from, head));
-        let mut first: Option<Vec<(Rule, String)>> = None;
-        for expected in judged.take(HEADS_MAX) {
-            let found = expected.compare(turned);
-            if found.is_empty() {
-                first = None;
-                break;
-            }
-            first.get_or_insert(found);
-        }
-        for (rule, what) in first.into_iter().flatten() {
-            let list = match rule {
+        for breach in breaches(timeline, page, turned, from) {
+            let list = match breach.rule {
                 Rule::Wrong => &mut self.wrong,
                 Rule::Missing => &mut self.missing,
                 Rule::Torn => &mut self.torn,
             };
-            list.push(format!("{}: {what}", name()));
+            list.push(format!("{}: {}", name(), breach.what));
         }
         if turned.more {
             Place { version: newest.max(from.version), started: from.started }
@@ -213,6 +214,56 @@ impl Rules {
     }
 }
 
+/// The newest version on a page; 0 = it is empty.
+fn newest_on(turned: &Turned) -> u64 {
+    turned.records.iter().map(|seen| seen.version).max().unwrap_or(0)
+}
+
+/// How a page differs from the replay.
+fn breaches<'a>(timeline: &Timeline<'a>, page: &Page, turned: &'a Turned, from: Place) -> Vec<Breach<'a>> {
+    let (least, most) = timeline.head_at(turned.at.index);
+    // Only a write of unknown outcome leaves open which of several heads it is.
+    let heads = (least.max(newest_on(turned)).min(most))..=most;
+    let mut first = None;
+    for head in heads.take(HEADS_MAX) {
+        let found = Expected::of(timeline, page, from, head).compare(turned);
+        if found.is_empty() {
+            return Vec::new();
+        }
+        first.get_or_insert(found);
+    }
+    first.unwrap_or_default()
+}
+
+/// A write of unknown outcome may have overwritten a record that a page leaves out, at a version beyond the page, and have
+/// been overwritten itself before anybody looked. Gives the user's timeline with such writes in it, if they explain all that
+/// the page leaves out.
+fn overwritten_unseen<'a>(
+    outcomes: &History<'a>,
+    timeline: &Timeline<'a>,
+    page: &Page,
+    turned: &'a Turned,
+    from: Place,
+) -> Option<Timeline<'a>> {
+    let newest = newest_on(turned);
+    let mut told: Option<Timeline<'a>> = None;
+    loop {
+        let now = told.as_ref().unwrap_or(timeline);
+        let found = breaches(now, page, turned, from);
+        let Some(first) = found.first() else { return told };
+        if !turned.more || found.iter().any(|breach| breach.rule != Rule::Missing) {
+            return None;
+        }
+        let holes = now.holes.iter().filter(|hole| **hole > newest);
+        let wrote = |request: &timeline::Request<'_>| request.batch.changes.iter().any(|one| one.key == first.key);
+        let writers = (0..outcomes.requests.len()).filter(|place| wrote(&outcomes.requests[*place]));
+        let writers: Vec<usize> = writers.collect();
+        let pairs = holes.flat_map(|hole| writers.iter().map(|writer| (*hole, *writer)));
+        let with = pairs.filter_map(|(hole, writer)| outcomes.with(&page.user, now, hole, writer));
+        told = Some(with.into_iter().find(|with| breaches(with, page, turned, from).len() < found.len())?);
+    }
+}
+
 /// Heads that are tried where writes of unknown outcome leave it open.
 const HEADS_MAX: usize = 64;
 
@@ -223,6 +274,13 @@ enum Rule {
     Torn,
 }
 
+struct Breach<'a> {
+    rule: Rule,
+    key: &'a str,
+    /// For people.
+    what: String,
+}
+
 /// What must be on the pages after a token, were the user's head this.
 struct Expected<'a> {
     /// By version and key; false = may be left out.
@@ -230,7 +288,7 @@ struct Expected<'a> {
 }
 
 impl<'a> Expected<'a> {
-    fn of(timeline: &'a Timeline<'_>, page: &Page, from: Place, head: u64) -> Self {
+    fn of(timeline: &Timeline<'a>, page: &Page, from: Place, head: u64) -> Self {
         let mut records = BTreeMap::new();
         for key in timeline.keys.keys().filter(|key| wants(page, key)) {
             let Some((version, content)) = timeline.state(key, head) else { continue };
@@ -253,14 +311,15 @@ impl<'a> Expected<'a> {
         Self { records }
     }
 
-    fn compare(&self, turned: &Turned) -> Vec<(Rule, String)> {
+    fn compare(&self, turned: &'a Turned) -> Vec<Breach<'a>> {
         let mut found = Vec::new();
         let mut there: BTreeSet<(u64, &str)> = BTreeSet::new();
         for seen in &turned.records {
             there.insert((seen.version, &seen.key));
             let expected = self.records.get(&(seen.version, seen.key.as_str())).map(|(content, _)| *content);
             if expected != Some(seen.payload.as_deref()) {
-                found.push((Rule::Wrong, format!("{seen:?}, the replay has {expected:?}")));
+                let what = format!("{seen:?}, the replay has {expected:?}");
+                found.push(Breach { rule: Rule::Wrong, key: &seen.key, what });
             }
         }
         let last = turned.records.iter().map(|seen| seen.version).max();
@@ -268,13 +327,14 @@ impl<'a> Expected<'a> {
             if !must || there.contains(&(*version, *key)) {
                 continue;
             }
+            let rule = match last {
+                _ if !turned.more && last.is_none_or(|last| *version > last) => Rule::Missing,
+                Some(last) if *version == last => Rule::Torn,
+                Some(last) if *version < last => Rule::Missing,
+                _ => continue,
+            };
             let what = format!("{key} at version {version} ({content:?}) is not on it");
-            match last {
-                _ if !turned.more && last.is_none_or(|last| *version > last) => found.push((Rule::Missing, what)),
-                Some(last) if *version == last => found.push((Rule::Torn, what)),
-                Some(last) if *version < last => found.push((Rule::Missing, what)),
-                _ => {}
-            }
+            found.push(Breach { rule, key, what });
         }
         found
     }

@@ -88,7 +88,7 @@ impl<'a> Timeline<'a> {
     }
 }
 
-impl Timeline<'_> {
+impl<'a> Timeline<'a> {
     /// The user's newest version at a position, at least and at most.
     pub fn head_at(&self, index: u64) -> (u64, u64) {
         let version = |count: usize| count.checked_sub(1).map_or(0, |last| self.commits[last].version);
@@ -104,7 +104,7 @@ impl Timeline<'_> {
     }
 
     /// The state of a key as of a version of the user.
-    pub fn state(&self, key: &str, head: u64) -> Option<(u64, Option<&str>)> {
+    pub fn state(&self, key: &str, head: u64) -> Option<(u64, Option<&'a str>)> {
         let states = self.keys.get(key)?;
         states.partition_point(|(at, _)| *at <= head).checked_sub(1).map(|last| states[last])
     }

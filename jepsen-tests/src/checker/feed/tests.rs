@@ -209,3 +209,79 @@ fn a_resync_and_a_hint_of_what_is_not_there_are_seen() {
 fn nothing_done_is_no_pass() {
     assert_eq!(judged(&[]).verdict, Verdict::Unknown);
 }
+
+/// Lines of a history by hand, of one user; times are places.
+fn by_hand(lines: &[String]) -> Vec<Op> {
+    let lines = lines.iter().enumerate().map(|(place, line)| {
+        let line = line.replace("TIME", &((place as u64 + 1) * 1_000_000).to_string());
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    });
+    lines.collect()
+}
+
+fn written(key: &str, content: &str, version: u64, index: u64) -> [String; 2] {
+    let asked = format!(r#""user":"u","request_id":"{content}","changes":[{{"key":"{key}","put":"{content}"}}]"#);
+    let version = (1 << 48) + version;
+    let at = format!(r#"{{"incarnation":7,"group":0,"index":{index}}}"#);
+    let done = format!(
+        r#""done":{{"at":{at},"version":{version},"replayed":false,"results":[{{"changed":true,"version":{version}}}],"node":1}}"#
+    );
+    [
+        format!(r#"{{"process":1,"type":"invoke","time_ns":TIME,"f":"batch","value":{{{asked}}}}}"#),
+        format!(r#"{{"process":1,"type":"ok","time_ns":TIME,"f":"batch","value":{{{asked},{done}}}}}"#),
+    ]
+}
+
+fn lost(key: &str, content: &str) -> [String; 2] {
+    let [asked, _] = written(key, content, 0, 0);
+    let error = r#""error":{"reason":"OUTCOME_UNKNOWN","message":"m"}"#;
+    let ended = asked.replace("invoke", "info");
+    let ended = format!("{},{error}}}", &ended[..ended.len() - 1]);
+    [asked, ended]
+}
+
+fn turned(from: &str, next: &str, index: u64, records: &[(&str, &str, u64)], more: bool) -> [String; 2] {
+    let asked = format!(r#""user":"u","from":"{from}""#);
+    let records: Vec<String> = records
+        .iter()
+        .map(|(key, content, version)| {
+            format!(r#"{{"key":"{key}","version":{},"payload":"{content}"}}"#, (1u64 << 48) + version)
+        })
+        .collect();
+    let at = format!(r#"{{"incarnation":7,"group":0,"index":{index}}}"#);
+    let turned = format!(
+        r#""turned":{{"at":{at},"node":1,"records":[{}],"next":"{next}","more":{more},"kept":true}}"#,
+        records.join(",")
+    );
+    [
+        format!(r#"{{"process":2,"type":"invoke","time_ns":TIME,"f":"page","value":{{{asked}}}}}"#),
+        format!(r#"{{"process":2,"type":"ok","time_ns":TIME,"f":"page","value":{{{asked},{turned}}}}}"#),
+    ]
+}
+
+#[test]
+fn a_page_may_leave_out_what_a_write_overwrote_that_nobody_saw_and_nothing_else() {
+    const ROW: &str = "changes that a page left out";
+    // Version 4 is nobody's that was answered; `hidden` is of unknown outcome, and overwritten before anybody looks.
+    let history = |hidden: &str, of_four: Option<&str>, more: bool| {
+        let mut lines = Vec::new();
+        lines.extend(turned("", "t1", 1, &[], false));
+        lines.extend(written("c/a", "a1", 1, 2));
+        lines.extend(written("c/b", "b1", 2, 3));
+        lines.extend(written("c/c", "c1", 3, 4));
+        lines.extend(lost(hidden, "x"));
+        lines.extend(of_four.into_iter().flat_map(|key| written(key, "k4", 4, 5)));
+        lines.extend(written("c/d", "d1", 5, 6));
+        lines.extend(turned("t1", "t2", 7, &[("c/b", "b1", 2)], more));
+        lines.extend(written("c/a", "a2", 6, 8));
+        lines.extend(written("c/e", "e2", 7, 9));
+        by_hand(&lines)
+    };
+    let verdict = |ops: &[Op]| judged(ops).row(ROW).verdict;
+    let report = judged(&history("c/a", None, true));
+    assert_eq!(report.row(ROW).verdict, Verdict::Valid, "{report:#?}");
+    assert_eq!(report.row("pages that tell of a write that nobody saw").measured, "1");
+    assert_eq!(verdict(&history("c/e", None, true)), Verdict::Invalid, "it overwrote another record");
+    assert_eq!(verdict(&history("c/a", Some("c/e"), true)), Verdict::Invalid, "no version is left for it");
+    assert_eq!(verdict(&history("c/a", None, false)), Verdict::Invalid, "a whole page would have it itself");
+}
