@@ -81,7 +81,7 @@ pub(crate) struct History {
     pub(crate) facts: LineageFacts,
     pub(crate) entries: Vec<StoredEntry>,
     /// Chain before the first entry.
-    start: [u8; 32],
+    pub(crate) start: [u8; 32],
     pub(crate) term: u64,
 }
 

@@ -1,12 +1,13 @@
 //! What a restore would do, from the archive alone: which history, which snapshot, which part of the log, how far.
 //!
 //! Invariants:
-//! - A plan ends at the last entry that the archive holds of the chosen history.
+//! - A plan ends at the last entry that the archive holds of the chosen history, or at the point that was asked for: an
+//!   index, or the last entry before the log's time went beyond a moment.
 //! - A history whose facts are damaged may be the newest: nothing is chosen in its place unless somebody names it.
 //! - A history that continues another one from the same archive, and has no snapshot yet, is planned through its
 //!   parents: their log ends where the child says that it was cut, and the entry chain joins them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_model::id::GroupId;
 use holdfast_store::LogPosition;
@@ -16,18 +17,44 @@ use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
-use crate::segment::{ChainWalk, Segment};
-use crate::ship::{ListedSegment, list_log, list_segments, read_segment};
+use crate::segment::{ChainWalk, Segment, stamp_of_entry};
+use crate::ship::{ListedSegment, last_index, list_log, list_segments, read_segment};
 use crate::snapshot::{list_snapshots, read_manifest};
 
-/// Which history to restore, always to its newest point.
+/// Which history to restore, and up to where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Choose {
-    /// The one that no other continues; an error if there are several.
+pub struct Choose {
+    /// `None` = the one that no other continues; an error if there are several.
+    pub lineage: Option<LineageId>,
+    /// Up to where; a point before this history began lies in one that it continues.
+    pub at: At,
+}
+
+impl Choose {
+    /// The newest point of a history.
+    pub fn newest_of(lineage: LineageId) -> Self {
+        Self { lineage: Some(lineage), at: At::Latest }
+    }
+}
+
+/// A point of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum At {
+    /// The last entry there is.
     #[default]
     Latest,
-    /// This one.
-    Lineage(LineageId),
+    /// This entry.
+    Index(u64),
+    /// The last entry before the log's time goes beyond this, in milliseconds since the Unix epoch. That time is the
+    /// newest stamp so far: it never goes back, whatever the clocks of leaders did.
+    Time(u64),
+}
+
+/// What a plan goes around.
+#[derive(Debug, Default)]
+pub(crate) struct Around {
+    /// Snapshots that cannot be used, by history and index.
+    pub(crate) snapshots: BTreeSet<(LineageId, u64)>,
 }
 
 /// What a restore would do.
@@ -98,33 +125,97 @@ impl RestorePlan {
 /// Plans a restore of one group.
 ///
 /// # Errors
-/// `NoChoice` when there is nothing, or more than one thing, to restore; otherwise names the object that is wrong.
+/// `NoChoice` when there is nothing, or more than one thing, to restore, or nothing at the point that was asked for;
+/// otherwise names the object that is wrong.
 pub async fn plan(destination: &Destination, group: GroupId, choose: Choose) -> Result<RestorePlan, ArchiveError> {
+    plan_around(destination, group, choose, &Around::default()).await
+}
+
+pub(crate) async fn plan_around(
+    destination: &Destination,
+    group: GroupId,
+    choose: Choose,
+    around: &Around,
+) -> Result<RestorePlan, ArchiveError> {
     let found = find_lineages(destination).await?;
-    let lineages = found.lineages;
-    let by_id: BTreeMap<LineageId, LineageFacts> = lineages.iter().map(|facts| (facts.id, facts.clone())).collect();
+    let mut lineages = found.lineages;
+    let by_id = |lineages: &[LineageFacts]| -> BTreeMap<LineageId, LineageFacts> {
+        lineages.iter().map(|facts| (facts.id, facts.clone())).collect()
+    };
     let mut passed_over = Vec::new();
     for (id, error) in found.bad {
-        match choose {
-            Choose::Lineage(wanted) if wanted == id => return Err(error),
-            Choose::Lineage(_) => passed_over.extend(error.fault()),
-            Choose::Latest => return Err(no_newest(&id, &error, &by_id)),
+        match choose.lineage {
+            // Whoever names history and entry needs no more than its log says of it.
+            Some(wanted) if wanted == id && matches!(choose.at, At::Index(_)) => {
+                lineages.push(point::facts_from_log(destination, group, &id).await?.ok_or(error)?);
+            }
+            Some(wanted) if wanted == id => return Err(error),
+            Some(_) => passed_over.extend(error.fault()),
+            // One that another continues is not the newest.
+            None if lineages.iter().any(|facts| facts.parent_id() == Some(id)) => {
+                lineages.extend(point::facts_from_log(destination, group, &id).await.ok().flatten());
+                passed_over.extend(error.fault());
+            }
+            None => return Err(no_newest(&id, &error, &by_id(&lineages))),
         }
     }
-    let chosen = chosen(destination, group, choose, lineages).await?;
+    let by_id = by_id(&lineages);
+    let newest = chosen(destination, group, choose.lineage, lineages).await?;
+    let (chosen, through) = point::resolve(destination, group, newest, choose.at, &by_id, around).await?;
     let mut stages = Stages::default();
-    stages.add(destination, group, &chosen, u64::MAX).await?;
+    stages.add(destination, group, &chosen, through.unwrap_or(u64::MAX), around).await?;
     let mut child = chosen.clone();
     while let Some(parent) = continued(&stages, &child) {
-        let facts = by_id.get(&parent).ok_or_else(|| {
-            let object = ObjectName::Lineage.path(&parent);
-            ArchiveError::missing(object, format!("{} continues this history and has no snapshot of its own", child.id))
-        })?;
+        let facts = parent_of(&child, parent, &by_id)?;
         let through = child.parent.as_ref().map_or(0, |parent| parent.index);
-        stages.add(destination, group, facts, through).await?;
+        stages.add(destination, group, facts, through, around).await?;
         child = facts.clone();
     }
-    stages.into_plan(destination, group, chosen, passed_over).await
+    let plan = stages.into_plan(destination, group, chosen, passed_over).await?;
+    match through {
+        Some(through) if plan.last.index != through => {
+            let next = plan.last.index + 1;
+            let segments = list_segments(destination, &plan.lineage.id, group).await?;
+            if segments.last().is_some_and(|newest| newest.first > next) {
+                let object = ObjectName::segment(group, next).path(&plan.lineage.id);
+                return Err(ArchiveError::missing(object, format!("entries {next} to {through} lie in no object")));
+            }
+            Err(ArchiveError::NoChoice {
+                destination: plan.destination,
+                reason: format!(
+                    "there is no entry {through} in lineage {}: the newest there is {}; `--at latest` restores that",
+                    plan.lineage.id, plan.last.index
+                ),
+            })
+        }
+        _ => Ok(plan),
+    }
+}
+
+/// The history that no other continues, as far as facts and logs say; and the last entry of its log that can be read.
+pub(crate) async fn newest_by_logs(
+    destination: &Destination,
+    group: GroupId,
+) -> Result<(LineageId, Option<u64>), ArchiveError> {
+    let found = find_lineages(destination).await?;
+    let mut lineages = found.lineages;
+    for (id, error) in found.bad {
+        lineages.push(point::facts_from_log(destination, group, &id).await?.ok_or(error)?);
+    }
+    let newest = chosen(destination, group, None, lineages).await?;
+    Ok((newest.id, last_index(destination, &newest.id, group).await?))
+}
+
+/// Facts of the history that `child` continues.
+fn parent_of<'a>(
+    child: &LineageFacts,
+    parent: LineageId,
+    by_id: &'a BTreeMap<LineageId, LineageFacts>,
+) -> Result<&'a LineageFacts, ArchiveError> {
+    by_id.get(&parent).ok_or_else(|| {
+        let object = ObjectName::Lineage.path(&parent);
+        ArchiveError::missing(object, format!("{} continues this history and needs it", child.id))
+    })
 }
 
 /// Nobody knows whether the history that cannot be read is the newest.
@@ -150,11 +241,11 @@ fn continued(stages: &Stages, child: &LineageFacts) -> Option<LineageId> {
 async fn chosen(
     destination: &Destination,
     group: GroupId,
-    choose: Choose,
+    wanted: Option<LineageId>,
     lineages: Vec<LineageFacts>,
 ) -> Result<LineageFacts, ArchiveError> {
     let no_choice = |reason: String| ArchiveError::NoChoice { destination: destination.config().url.clone(), reason };
-    if let Choose::Lineage(wanted) = choose {
+    if let Some(wanted) = wanted {
         let found = lineages.into_iter().find(|facts| facts.id == wanted);
         return found.ok_or_else(|| no_choice(format!("there is no lineage {wanted}; `backup ls` names them")));
     }
@@ -184,6 +275,8 @@ async fn has_data(destination: &Destination, group: GroupId, id: &LineageId) -> 
         || !list_segments(destination, id, group).await?.is_empty())
 }
 
+mod point;
+
 /// A plan in the making, newest history first.
 #[derive(Debug, Default)]
 struct Stages {
@@ -199,9 +292,10 @@ impl Stages {
         group: GroupId,
         facts: &LineageFacts,
         through: u64,
+        around: &Around,
     ) -> Result<(), ArchiveError> {
         let mut snapshots = list_snapshots(destination, &facts.id, group).await?;
-        snapshots.retain(|found| found.index <= through);
+        snapshots.retain(|found| found.index <= through && !around.snapshots.contains(&(facts.id, found.index)));
         if let Some(newest) = snapshots.pop() {
             let (manifest, _) = read_manifest(destination, &facts.id, group, newest.index).await?;
             self.snapshot = Some(manifest);
@@ -243,8 +337,10 @@ impl Stages {
             if end.is_none() {
                 end = end_of(&segment, log.through);
             }
-            if segment.stamp_ms > 0 {
-                last_stamp_ms = last_stamp_ms.max(segment.stamp_ms);
+            let restored = segment.entries().iter().take_while(|entry| entry.position.index <= log.through);
+            let stamp_ms = restored.map(stamp_of_entry).max().unwrap_or(0);
+            if stamp_ms > 0 {
+                last_stamp_ms = last_stamp_ms.max(stamp_ms);
                 break;
             }
         }

@@ -242,7 +242,7 @@ fn each(
 }
 
 /// The history that an entry opens.
-fn lineage_of_genesis(entry: &StoredEntry) -> Option<LineageFacts> {
+pub(crate) fn lineage_of_genesis(entry: &StoredEntry) -> Option<LineageFacts> {
     let EntryPayload::Proposal(bytes) = decode_entry(&entry.bytes).ok()?.payload else { return None };
     let Command::Genesis(genesis) = decode_proposal(&bytes).ok()?.command else { return None };
     Some(LineageFacts {

@@ -170,6 +170,15 @@ fn entries_from(mut body: Bytes) -> Result<Vec<StoredEntry>, String> {
     Ok(entries)
 }
 
+/// When an entry was stamped; 0 = it was not.
+pub(crate) fn stamp_of_entry(entry: &StoredEntry) -> u64 {
+    match decode_entry(&entry.bytes).map(|entry| entry.payload) {
+        Ok(EntryPayload::Proposal(bytes)) => stamp_of(&bytes),
+        // `checked` decoded it.
+        Ok(EntryPayload::Blank | EntryPayload::Membership(_)) | Err(_) => 0,
+    }
+}
+
 /// Stamp of a proposal. One that does not decode is a rejection to the rules, and has none.
 fn stamp_of(proposal: &Bytes) -> u64 {
     holdfast_wire::decode::<pb::Proposal>("proposal", proposal.clone()).map_or(0, |proposal| proposal.stamp_ms)

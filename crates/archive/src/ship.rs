@@ -366,6 +366,27 @@ async fn end_of(
     }
 }
 
+/// Index of the last entry of a group that can be read, segments or snapshots; `None` = there is none. What is damaged is
+/// passed over.
+///
+/// # Errors
+/// When the destination fails.
+pub(crate) async fn last_index(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<Option<u64>, ArchiveError> {
+    for found in list_segments(destination, lineage, group).await?.into_iter().rev() {
+        match read_segment(destination, lineage, group, found.first).await {
+            Ok(segment) => return Ok(Some(segment.last().index)),
+            Err(ArchiveError::Fenced { .. }) => {}
+            Err(error) if error.fault().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
 /// Reads and checks a segment.
 ///
 /// # Errors

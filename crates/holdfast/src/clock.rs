@@ -1,6 +1,11 @@
-//! Wall-clock time as it is printed: RFC 3339, UTC, milliseconds.
+//! Wall-clock time as it is printed and read: RFC 3339; printed in UTC, with milliseconds.
 
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+/// RFC 3339 has no year after 9999.
+const LAST: u64 = 253_402_300_799_999;
 
 /// Milliseconds since the Unix epoch.
 pub fn unix_ms(at: SystemTime) -> u64 {
@@ -9,31 +14,21 @@ pub fn unix_ms(at: SystemTime) -> u64 {
 
 /// UTC time with milliseconds, as RFC 3339 writes it.
 pub fn rfc3339(unix_ms: u64) -> String {
-    // RFC 3339 has no year after 9999.
-    const LAST: u64 = 253_402_300_799_999;
-    let unix_ms = unix_ms.min(LAST);
-    let (days, ms_of_day) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let (year, month, day) = civil_date(days);
-    let (hour, minute, second) = (ms_of_day / 3_600_000, ms_of_day / 60_000 % 60, ms_of_day / 1000 % 60);
-    let ms = ms_of_day % 1000;
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    let time: DateTime<Utc> = DateTime::from_timestamp_millis(unix_ms.min(LAST) as i64).unwrap_or_default();
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Gregorian date, `days` after 1970-01-01. Years start on 1 March here, so that a leap day comes last.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468; // from 0000-03-01
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+/// Milliseconds since the Unix epoch of a moment as RFC 3339 writes it, with its offset from UTC. Parts of a millisecond are
+/// cut off; `None` = it is none, or before the epoch.
+pub fn parse(text: &str) -> Option<u64> {
+    u64::try_from(DateTime::parse_from_rfc3339(text).ok()?.timestamp_millis()).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::rfc3339;
+    use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn known_moments_print_right() {
@@ -41,5 +36,21 @@ mod tests {
         assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
         assert_eq!(rfc3339(1_795_305_599_999), "2026-11-21T23:59:59.999Z");
         assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_moment_is_read_with_its_offset() {
+        assert_eq!(parse("2026-11-22T00:59:59.9999+01:00"), Some(1_795_305_599_999));
+        assert_eq!(parse("2000-02-29T00:00:00Z"), Some(951_782_400_000));
+        for wrong in ["2026-02-29T00:00:00Z", "2026-11-21T24:00:00Z", "2026-11-21", "x", "1969-12-31T23:59:59Z"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_back(ms in 0..=LAST) {
+            prop_assert_eq!(parse(&rfc3339(ms)), Some(ms));
+        }
     }
 }

@@ -567,22 +567,6 @@ impl Replica {
         self.core.drained.load(Ordering::Acquire)
     }
 
-    /// A peer lost the end of its log: as leader, expect it to go back once.
-    pub(crate) async fn help_recovering(&self, node: NodeId) {
-        // Also while its state is damaged: who is filled up may lead in its place.
-        if !self.core.raft.is_leader() {
-            return;
-        }
-        match self.core.raft.trigger().allow_next_revert(&node.0, true).await {
-            Ok(Ok(())) => self.core.peers.recoveries.expected(node.0),
-            Ok(Err(error)) => {
-                tracing::warn!(event = "log.revert_refused", node = node.0, %error, "cannot help a recovering peer");
-            }
-            // The core is gone; `maintain` sees that.
-            Err(_) => {}
-        }
-    }
-
     /// The time of the group; `None` without a quorum of clocks.
     pub(crate) fn group_time(&self) -> Option<Millis> {
         self.core.peers.clocks.median(self.core.node_id)

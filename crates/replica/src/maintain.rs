@@ -100,7 +100,7 @@ fn recover(replica: &Replica) {
 async fn help(replica: &Replica, last_help: &mut Instant) {
     let peers = replica.peers().recoveries.under_way();
     for node in &peers {
-        replica.help_recovering(NodeId(*node)).await;
+        expect_back(replica, *node).await;
     }
     if peers.is_empty() || last_help.elapsed() < Duration::from_millis(500) {
         return;
@@ -109,6 +109,22 @@ async fn help(replica: &Replica, last_help: &mut Instant) {
     let deadline = Instant::now() + PROPOSE_TIMEOUT;
     if let Err(error) = replica.propose_if_leader(Command::Expire, deadline).await {
         tracing::debug!(event = "recovery.wake_failed", %error, "trying again");
+    }
+}
+
+/// A peer lost the end of its log: as leader, expect it to go back once.
+async fn expect_back(replica: &Replica, node: u64) {
+    // Also while its state is damaged: who is filled up may lead in its place.
+    if !replica.raft().is_leader() {
+        return;
+    }
+    match replica.raft().trigger().allow_next_revert(&node, true).await {
+        Ok(Ok(())) => replica.peers().recoveries.expected(node),
+        Ok(Err(error)) => {
+            tracing::warn!(event = "log.revert_refused", node, %error, "cannot help a recovering peer");
+        }
+        // The core is gone; `fatal` sees that.
+        Err(_) => {}
     }
 }
 

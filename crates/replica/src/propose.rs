@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::admission::{Admitted, Overloaded};
 use crate::handle::Replica;
 use crate::rooms::{Verdict, Weight};
-use crate::transport::client::is_connect_error;
+use crate::transport::is_connect_error;
 use crate::types::{ProposalBytes, TypeConfig};
 
 /// What is in the log may never be committed while a quorum has no room: a refusal does not wait for it any longer.

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use crate::handle::{Core, Replica};
-use crate::transport::client::is_connect_error;
+use crate::transport::is_connect_error;
 
 /// Time for one confirmation; the caller's deadline bounds the whole.
 const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1000);

@@ -17,7 +17,7 @@ use holdfast_wire::internal::v1 as pb;
 use tokio::time::{Instant, sleep};
 
 use crate::handle::Replica;
-use crate::transport::client::is_refused;
+use crate::transport::is_refused;
 use crate::transport::service::PROTOCOL;
 
 /// Witnesses that say nothing for so long keep nobody from voting: a cluster with a dead machine must elect.

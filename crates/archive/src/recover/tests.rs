@@ -135,7 +135,7 @@ fn a_fence_ends_the_log_for_whoever_comes_later() {
         is_fenced(SegmentShipper::new(lineage.clone(), GROUP).tail().await.map(drop));
 
         // Everything up to there is restored, and nothing is wrong with it.
-        let plan = crate::plan(&destination, GROUP, crate::Choose::Latest).await.expect("plans");
+        let plan = crate::plan(&destination, GROUP, crate::Choose::default()).await.expect("plans");
         assert_eq!(plan.last, history.last());
         let report = crate::verify(&destination, &history.facts.id, crate::Level::Bytes).await.expect("looks");
         assert!(report.is_good(), "{:?}", report.bad);

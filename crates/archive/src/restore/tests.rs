@@ -55,7 +55,7 @@ impl Archive {
     }
 
     fn plan(&self) -> Result<RestorePlan, ArchiveError> {
-        run(plan(&self.folder.destination(), GROUP, Choose::Latest))
+        run(plan(&self.folder.destination(), GROUP, Choose::default()))
     }
 
     fn restore(&self, targets: &[RestoreTarget]) -> Result<RestoreReport, ArchiveError> {
@@ -280,18 +280,18 @@ fn a_directory_in_use_or_of_another_node_is_refused() {
 fn what_cannot_be_chosen_is_said() {
     let folder = Folder::new();
     let choose = |choose| run(plan(&folder.destination(), GROUP, choose)).map(|plan| plan.lineage.id);
-    assert!(choose(Choose::Latest).expect_err("empty").to_string().contains("there is no backup here"));
+    assert!(choose(Choose::default()).expect_err("empty").to_string().contains("there is no backup here"));
     let (a, b) = (History::found(1), History::found(2));
     run(async {
         let destination = folder.destination();
         a.ship(&a.open(&destination).await, 0, 9).await;
         b.ship(&b.open(&destination).await, 0, 9).await;
     });
-    let error = choose(Choose::Latest).expect_err("two").to_string();
+    let error = choose(Choose::default()).expect_err("two").to_string();
     assert!(error.contains(&a.facts.id.to_string()) && error.contains("pine-2"), "{error}");
-    assert_eq!(choose(Choose::Lineage(b.facts.id)).expect("chosen"), b.facts.id);
+    assert_eq!(choose(Choose::newest_of(b.facts.id)).expect("chosen"), b.facts.id);
     let unknown = History::found(3).facts.id;
-    assert!(choose(Choose::Lineage(unknown)).expect_err("unknown").to_string().contains("there is no lineage"));
+    assert!(choose(Choose::newest_of(unknown)).expect_err("unknown").to_string().contains("there is no lineage"));
 }
 
 #[test]

@@ -176,13 +176,13 @@ fn a_whole_destination_is_looked_at_whatever_is_damaged() {
     assert_eq!((all.lineages, bad), (2, expected.to_vec()));
 
     // The history that is whole can be restored; it is not taken for the newest.
-    let error = run(crate::plan(&destination, GROUP, crate::Choose::Latest)).expect_err("the newest is not known");
+    let error = run(crate::plan(&destination, GROUP, crate::Choose::default())).expect_err("the newest is not known");
     assert!(error.is_integrity() && error.to_string().contains(&facts), "{error}");
     assert!(error.to_string().contains(&format!("--lineage: {}", other.facts.id)), "{error}");
     folder.flip(&segment, 99);
-    let plan = run(crate::plan(&destination, GROUP, crate::Choose::Lineage(other.facts.id))).expect("plans");
+    let plan = run(crate::plan(&destination, GROUP, crate::Choose::newest_of(other.facts.id))).expect("plans");
     assert_eq!((plan.last, plan.bad.len(), plan.bad[0].0.as_str()), (other.last(), 1, facts.as_str()));
-    let chosen = crate::Choose::Lineage(history.facts.id);
+    let chosen = crate::Choose::newest_of(history.facts.id);
     let error = run(crate::plan(&destination, GROUP, chosen)).expect_err("damaged");
     assert!(error.to_string().contains(&facts), "{error}");
 }

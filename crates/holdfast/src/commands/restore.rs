@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 use holdfast_archive::{
-    Choose, Destination, LineageId, RestorePlan, RestoreReport, RestoreSpec, RestoreStage, RestoreTarget,
+    ArchiveError, At, Choose, Destination, LineageId, Offer, RestorePlan, RestoreReport, RestoreSpec, RestoreStage,
+    RestoreTarget,
 };
 use holdfast_model::id::{Incarnation, NodeId};
 use indicatif::ProgressBar;
@@ -25,20 +26,60 @@ use crate::progress;
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Restore {
-    /// Say what a restore would bring back, and what is lost; read-only.
+    /// Say what a restore would bring back, and what is lost. Reads every object that it needs, and writes nothing; where
+    /// some are damaged, offers the newest point that the others allow (exit 9).
     Plan(PlanArgs),
     /// Fill fresh data directories, which open as a new cluster.
     Run(RunArgs),
+}
+
+/// What is restored, and up to where.
+#[derive(Debug, clap::Args)]
+pub struct PointArgs {
+    #[command(flatten)]
+    from: FromArgs,
+    /// History to restore, as `backup ls` names it [default: the newest].
+    #[arg(long, value_name = "CLUSTER/INCARNATION")]
+    lineage: Option<String>,
+    /// Up to where: a log index; a moment, as 2026-11-26T08:30:00Z; or latest. A moment is the last entry before the
+    /// log's time goes beyond it.
+    #[arg(long, value_name = "INDEX|TIME|latest", default_value = "latest", value_parser = parse_at)]
+    at: At,
+}
+
+impl PointArgs {
+    fn open(&self) -> anyhow::Result<(Destination, Choose)> {
+        let named = |text: &String| {
+            LineageId::parse(text).ok_or_else(|| {
+                failure(Exit::Usage, format!("--lineage {text:?} is none; `holdfast backup ls` names them"))
+            })
+        };
+        let lineage = self.lineage.as_ref().map(named).transpose()?;
+        Ok((self.from.open()?, Choose { lineage, at: self.at }))
+    }
+}
+
+/// Reads `latest`, an index or a moment.
+fn parse_at(text: &str) -> Result<At, String> {
+    if text == "latest" {
+        return Ok(At::Latest);
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().map(At::Index).map_err(|_| format!("{text} is no log index"));
+    }
+    clock::parse(text)
+        .map(At::Time)
+        .ok_or_else(|| format!("{text:?} is neither a log index nor latest nor a moment such as 2026-11-26T08:30:00Z"))
 }
 
 /// Flags of `plan`.
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
     #[command(flatten)]
-    from: FromArgs,
-    /// History to restore, as `backup ls` names it [default: the newest].
-    #[arg(long, value_name = "CLUSTER/INCARNATION")]
-    lineage: Option<String>,
+    point: PointArgs,
+    /// Read only names, manifests and the end of the log: damage elsewhere is not found.
+    #[arg(long)]
+    quick: bool,
 }
 
 /// Flags of `run`.
@@ -53,13 +94,13 @@ With --node, once per node, each directory is for a `holdfast serve` of its own:
       --node id=2,…  --node id=3,…")]
 pub struct RunArgs {
     #[command(flatten)]
-    plan: PlanArgs,
+    point: PointArgs,
     #[command(flatten)]
     target: TargetArgs,
 }
 
 /// What is filled, and as which cluster.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct TargetArgs {
     /// Directory to fill, laid out as `holdfast dev` does it.
     #[arg(long, value_name = "DIR", required_unless_present = "node", conflicts_with = "node")]
@@ -84,37 +125,67 @@ pub struct TargetArgs {
 /// Runs a command.
 pub async fn run(format: Format, command: Restore) -> anyhow::Result<Exit> {
     match command {
-        Restore::Plan(args) => {
-            let (_, plan) = make_plan(&args).await?;
-            let answer = PlanAnswer::new(&plan, SystemTime::now());
-            output::answer(format, &answer, || answer.in_words())?;
-        }
-        Restore::Run(args) => restore(format, args).await?,
+        Restore::Plan(args) => plan(format, &args).await,
+        Restore::Run(args) => restore(format, args).await.map(|()| Exit::Ok),
     }
-    Ok(Exit::Ok)
 }
 
-async fn make_plan(args: &PlanArgs) -> anyhow::Result<(Destination, RestorePlan)> {
-    let choose = match &args.lineage {
-        None => Choose::Latest,
-        Some(text) => Choose::Lineage(LineageId::parse(text).ok_or_else(|| {
-            failure(Exit::Usage, format!("--lineage {text:?} is none; `holdfast backup ls` names them"))
-        })?),
+async fn plan(format: Format, args: &PlanArgs) -> anyhow::Result<Exit> {
+    let (destination, choose) = args.point.open()?;
+    let answer = if args.quick {
+        PlanAnswer::new(&holdfast_archive::plan(&destination, GROUP, choose).await?, SystemTime::now())
+    } else {
+        PlanAnswer::of(&look_for(&destination, choose).await?, SystemTime::now())
     };
-    let destination = args.from.open()?;
-    let plan = holdfast_archive::plan(&destination, GROUP, choose).await?;
-    Ok((destination, plan))
+    output::answer(format, &answer, || answer.in_words())?;
+    Ok(if answer.newest_good_index.is_some() { Exit::Integrity } else { Exit::Ok })
+}
+
+/// The newest point that can be restored, every object of it read.
+async fn look_for(destination: &Destination, choose: Choose) -> Result<Offer, ArchiveError> {
+    let bar = progress::bar(0, "");
+    let shown = |stage, done, total| show(&bar, stage, done, total);
+    let offer = holdfast_archive::offer(destination, GROUP, choose, &shown).await;
+    bar.finish_and_clear();
+    offer
 }
 
 async fn restore(format: Format, args: RunArgs) -> anyhow::Result<()> {
-    let (destination, plan) = make_plan(&args.plan).await?;
-    let target = Target::new(args.target, &plan.lineage.cluster_name)?;
-    let answer = PlanAnswer::new(&plan, SystemTime::now());
+    let (destination, choose) = args.point.open()?;
+    let planned = holdfast_archive::plan(&destination, GROUP, choose).await;
+    let first = match planned {
+        Ok(plan) => {
+            let answer = PlanAnswer::new(&plan, SystemTime::now());
+            restore_as_planned(format, &destination, &plan, answer, &args.target).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    let Err(error) = first else { return Ok(()) };
+    if error.downcast_ref::<ArchiveError>().and_then(ArchiveError::fault).is_none() {
+        return Err(error);
+    }
+    // An object is bad, and nothing was written: is there a way around it?
+    let Ok(offer) = look_for(&destination, choose).await else { return Err(error) };
+    let answer = PlanAnswer::of(&offer, SystemTime::now());
+    match answer.offered_in_words() {
+        Some(offered) => Err(failure(Exit::Integrity, format!("{error:#}\n{offered}"))),
+        None => restore_as_planned(format, &destination, &offer.plan, answer, &args.target).await,
+    }
+}
+
+async fn restore_as_planned(
+    format: Format,
+    destination: &Destination,
+    plan: &RestorePlan,
+    answer: PlanAnswer,
+    target: &TargetArgs,
+) -> anyhow::Result<()> {
+    let target = Target::new(target.clone(), &plan.lineage.cluster_name)?;
     if format == Format::Table {
         output::text(answer.in_words())?;
     }
     let started = std::time::Instant::now();
-    let report = fill(&destination, &plan, &target.nodes, &target.history()?).await?;
+    let report = fill(destination, plan, &target.nodes, &target.history()?).await?;
     target.remember()?;
     let took = started.elapsed();
     let value = serde_json::json!({
@@ -268,7 +339,12 @@ pub struct PlanAnswer {
     snapshot_records: u64,
     segments: u64,
     bytes: u64,
-    /// Histories that cannot be read.
+    /// Every object of it was read, and is sound.
+    checked: bool,
+    /// What was asked for cannot be restored, because objects are damaged or missing: this is the newest point before it
+    /// that can, and what the plan is of. `restore run` refuses, unless it is asked for this point.
+    newest_good_index: Option<u64>,
+    /// Objects that are damaged or missing, and histories that cannot be read.
     bad: Vec<BadObject>,
 }
 
@@ -289,8 +365,34 @@ impl PlanAnswer {
             snapshot_records: plan.records(),
             segments: plan.segments(),
             bytes: plan.bytes(),
+            checked: false,
+            newest_good_index: None,
             bad: plan.bad.iter().map(BadObject::from).collect(),
         }
+    }
+
+    /// Of what can be restored, seen at `now`.
+    pub fn of(offer: &Offer, now: SystemTime) -> Self {
+        let mut answer = Self::new(&offer.plan, now);
+        answer.checked = true;
+        answer.newest_good_index = (!offer.is_whole).then_some(answer.last_index);
+        for bad in offer.bad.iter().map(BadObject::from) {
+            if !answer.bad.contains(&bad) {
+                answer.bad.push(bad);
+            }
+        }
+        answer
+    }
+
+    /// How to get the newest point that can be restored, where it is not what was asked for.
+    fn offered_in_words(&self) -> Option<String> {
+        let index = self.newest_good_index?;
+        let time = self.last_time.as_ref().map(|time| format!(" ({time})")).unwrap_or_default();
+        Some(format!(
+            "the newest point without damage is index {index}{time}: `restore run` with --lineage {} --at {index}; or \
+             take the bad objects from another destination",
+            self.lineage
+        ))
     }
 
     /// For people.
@@ -306,8 +408,8 @@ impl PlanAnswer {
             ),
             _ => "the archive holds no time stamp: how much is lost is unknown".to_owned(),
         };
-        let bad: String =
-            self.bad.iter().map(|bad| format!("\nnot looked at: {}: {}", bad.object, bad.reason)).collect();
+        let mut bad: String = self.bad.iter().map(|bad| format!("\nbad: {}: {}", bad.object, bad.reason)).collect();
+        bad.extend(self.offered_in_words().map(|offered| format!("\n{offered}")));
         format!(
             "cluster {} ({}) comes back to index {}: {start}, then {} log segments; {} to read\nloss window: {lost}{bad}",
             self.cluster_name,
@@ -355,6 +457,19 @@ mod tests {
         assert_eq!((node.id, node.peer.as_str(), node.labels["array"].as_str()), (2, "h:2", "a1"));
         for wrong in ["id=0,data=/d,client=h:1,peer=h:2,admin=h:3,http=h:4", "id=1", "id=1,data=/d,client=h", "x"] {
             assert!(parse_node(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_point_is_an_index_a_moment_or_the_latest() {
+        assert_eq!(parse_at("latest"), Ok(At::Latest));
+        assert_eq!(parse_at("0"), Ok(At::Index(0)));
+        assert_eq!(parse_at("18446744073709551615"), Ok(At::Index(u64::MAX)));
+        assert_eq!(parse_at("1970-01-01T00:00:01.5Z"), Ok(At::Time(1500)));
+        for wrong in
+            ["", "18446744073709551616", "-1", "now", "2026-11-26", "2026-11-26T08:30:00", "1969-12-31T23:59:59Z"]
+        {
+            assert!(parse_at(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -261,7 +261,7 @@ fn label(spec: &mut ClusterSpec, domains: impl Fn(usize) -> BTreeMap<&'static st
 }
 
 async fn plan(destination: &Destination) -> anyhow::Result<RestorePlan> {
-    Ok(holdfast_archive::plan(destination, GROUP, Choose::Latest).await?)
+    Ok(holdfast_archive::plan(destination, GROUP, Choose::default()).await?)
 }
 
 fn folder_url(folder: &Path) -> anyhow::Result<String> {

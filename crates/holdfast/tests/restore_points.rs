@@ -1,0 +1,160 @@
+//! Restores to an earlier entry or moment, and to the newest point that a damaged archive allows.
+
+mod cluster;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cluster::{Cluster, contact, holdfast, wait_for};
+use serde_json::Value;
+
+/// Clocks of one machine, as nodes hear them of each other, agree to far less.
+const APART: Duration = Duration::from_millis(200);
+
+async fn write(cluster: &Cluster, id: &str, value: &str) -> u64 {
+    cluster.client().put(contact("alice", id), "text/plain", value.to_owned()).await.expect("written").commit_index
+}
+
+async fn wait_offsite(cluster: &Cluster, index: u64) {
+    wait_for("the log to be offsite", async || {
+        let Some(leader) = cluster.leader_now().await else { return false };
+        let status = cluster.status(leader).await;
+        status.is_some_and(|status| status.destinations.iter().all(|told| told.verified_index >= index))
+    })
+    .await;
+}
+
+fn unix_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis()
+}
+
+/// A moment after everything that was acknowledged before, and before everything that begins after.
+async fn moment() -> String {
+    let now = unix_ms();
+    wait_for("the next moment", async || unix_ms() > now + 2 * APART.as_millis()).await;
+    let [seconds, ms] = [(now + APART.as_millis()) / 1000, (now + APART.as_millis()) % 1000];
+    let mut date = std::process::Command::new("date");
+    let date = date.args(["-u", "+%Y-%m-%dT%H:%M:%S", "-d", &format!("@{seconds}")]).output().expect("date").stdout;
+    format!("{}.{ms:03}Z", String::from_utf8(date).expect("text").trim())
+}
+
+/// What a command says as JSON, and its exit code.
+fn said(arguments: &[&str]) -> (i32, Value, String) {
+    let (code, stdout, stderr) = holdfast(&[arguments, &["--output", "json"]].concat());
+    (code, serde_json::from_str(&stdout).unwrap_or(Value::Null), stderr)
+}
+
+fn segments(offsite: &Path) -> Vec<PathBuf> {
+    let mut open = vec![offsite.to_owned()];
+    let mut segments = Vec::new();
+    while let Some(folder) = open.pop() {
+        for path in std::fs::read_dir(folder).expect("folder").flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                open.push(path);
+            } else if path.parent().is_some_and(|parent| parent.ends_with("L0")) {
+                segments.push(path);
+            }
+        }
+    }
+    segments.sort();
+    segments
+}
+
+fn flip(file: &Path) {
+    let mut bytes = std::fs::read(file).expect("reads");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, bytes).expect("writes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_ends_at_the_entry_or_the_moment_that_is_asked_for() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let from = format!("file://{}", dir.path().join("offsite").display());
+    let mut cluster = Cluster::start(&dir.path().join("c"), &["--offsite", &from, "--set", "ship.interval_ms=100"]);
+    let first = write(&cluster, "a", "one").await;
+    write(&cluster, "b", "one").await;
+    let leader = cluster.leader().await;
+    let (code, _, stderr) = holdfast(&["backup", "now", "--endpoint", &cluster.nodes[leader].admin]);
+    assert_eq!(code, 0, "{stderr}");
+    let second = write(&cluster, "a", "two").await;
+    let between = moment().await;
+    let third = write(&cluster, "a", "three").await;
+    wait_offsite(&cluster, third).await;
+    cluster.stop();
+
+    let plan = |at: &str| said(&["restore", "plan", "--from", &from, "--at", at]);
+    for at in [first, second, third] {
+        let (code, plan, stderr) = plan(&at.to_string());
+        assert_eq!(
+            (code, plan["last_index"].as_u64(), plan["checked"].as_bool()),
+            (0, Some(at), Some(true)),
+            "{stderr}"
+        );
+        assert_eq!(plan["snapshot_index"] == 0, at == first, "a snapshot beyond the point is of no use: {plan}");
+    }
+    let (code, of_moment, _) = plan(&between);
+    let last = of_moment["last_index"].as_u64().expect("an index");
+    assert!(code == 0 && (second..third).contains(&last), "{second} to {third}: {of_moment}");
+    for (at, exit) in [("yesterday", 2), ("999999", 7), ("1999-12-31T23:59:59Z", 7)] {
+        let (code, _, stderr) = plan(at);
+        assert_eq!(code, exit, "{at}: {stderr}");
+    }
+
+    let mut gone = cluster;
+    for (name, at, value, has_b) in [
+        ("first", first.to_string(), "one", false),
+        ("second", second.to_string(), "two", true),
+        ("moment", between.clone(), "two", true),
+        ("latest", "latest".to_owned(), "three", true),
+    ] {
+        let target = dir.path().join(name);
+        let (data, port) = (target.display().to_string(), gone.port_base().to_string());
+        let run = ["restore", "run", "--from", &from, "--at", &at, "--data", &data, "--port-base", &port];
+        let (code, _, stderr) = said(&run);
+        assert_eq!(code, 0, "{at}: {stderr}");
+        let mut restored = Cluster::start_after(gone, &target, &[]);
+        let client = restored.client();
+        let found = client.get(contact("alice", "a")).await.expect("read").expect("restored");
+        assert_eq!(found.payload, value.as_bytes(), "--at {at}");
+        assert_eq!(client.get(contact("alice", "b")).await.expect("read").is_some(), has_b, "--at {at}");
+        restored.stop();
+        gone = restored;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_log_is_damaged_a_restore_refuses_and_offers_the_point_before() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let offsite = dir.path().join("offsite");
+    let from = format!("file://{}", offsite.display());
+    let mut cluster = Cluster::start(&dir.path().join("c"), &["--offsite", &from, "--set", "ship.interval_ms=100"]);
+    for write_number in 0..4 {
+        let index = write(&cluster, "a", &format!("v{write_number}")).await;
+        wait_offsite(&cluster, index).await;
+    }
+    cluster.stop();
+    let segments = segments(&offsite);
+    let damaged = &segments[segments.len() - 2];
+    let name = damaged.file_name().expect("a name").to_string_lossy().into_owned();
+    let good = name.parse::<u64>().expect("an index") - 1;
+    flip(damaged);
+
+    let (code, plan, stderr) = said(&["restore", "plan", "--from", &from]);
+    assert_eq!((code, plan["newest_good_index"].as_u64()), (9, Some(good)), "{plan}{stderr}");
+    assert!(plan["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with(&name)), "{plan}");
+    let (code, quick, _) = said(&["restore", "plan", "--from", &from, "--quick"]);
+    assert_eq!((code, quick["checked"].as_bool()), (0, Some(false)), "it reads no segment but the last: {quick}");
+
+    let target = dir.path().join("restored");
+    let (data, port) = (target.display().to_string(), cluster.port_base().to_string());
+    let run = ["restore", "run", "--from", &from, "--data", &data, "--port-base", &port];
+    let (code, _, stderr) = holdfast(&run);
+    assert!(code == 9 && stderr.contains(&name) && stderr.contains(&format!("--at {good}")), "{code} {stderr}");
+    let left: Vec<_> = std::fs::read_dir(&target).into_iter().flatten().flatten().collect();
+    assert!(left.is_empty(), "nothing may be written: {left:?}");
+
+    let (at, lineage) = (good.to_string(), plan["lineage"].as_str().expect("a lineage").to_owned());
+    let (code, done, stderr) = said(&[&run[..], &["--at", &at, "--lineage", &lineage]].concat());
+    assert_eq!((code, done["last_index"].as_u64()), (0, Some(good)), "{done}{stderr}");
+}
