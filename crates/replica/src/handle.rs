@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_model::id::{GroupId, Millis, NodeId};
+use holdfast_model::id::{GroupId, Millis};
 use holdfast_model::state::{Sys, Touched};
 use holdfast_store::{DataDir, LogPosition, LogStats, LogStore, Recovering, Room, StateStore, StoreError, View};
 use tokio::sync::watch;

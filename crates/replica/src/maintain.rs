@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use holdfast_model::command::Command;
-use holdfast_model::id::NodeId;
 use holdfast_model::state::{StateRead, Sys};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -255,7 +254,7 @@ async fn expire(replica: &Replica) {
 #[cfg(test)]
 mod tests {
     use holdfast_model::command::OffsiteFact;
-    use holdfast_model::id::Millis;
+    use holdfast_model::id::{Millis, NodeId};
 
     use super::*;
 

@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 pub mod append;
+#[cfg(test)]
+mod by_hand;
 pub mod faults;
 pub mod feed;
 pub mod harness;

@@ -314,6 +314,18 @@ fn identify_deletes<'a>(sights: &[Sight<'a>], history: &mut History<'a>) {
             }
         }
     }
+    // A delete that changed nothing names the tombstone that was there.
+    for request in &history.requests {
+        let Some((done, ended_ns)) = request.done else { continue };
+        let user = request.batch.user.as_str();
+        for (change, result) in request.batch.changes.iter().zip(&done.results) {
+            let names_one = change.put.is_none() && !result.changed && result.version > 0;
+            if names_one && !known.contains_key(&(user, result.version)) {
+                let known_ns = nobodys.entry((user, &change.key, result.version)).or_insert(u64::MAX);
+                *known_ns = ended_ns.min(*known_ns);
+            }
+        }
+    }
     for ((user, key, version), ended_ns) in nobodys {
         let candidates = unknown.get(&(user, key)).into_iter().flatten().copied();
         let free = |request: &Request<'_>| request.seen_at.is_none() && request.began_ns < ended_ns;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::chance::Chance;
 use crate::checker::Verdict;
+use crate::checker::by_hand::{by_hand, lost, written};
 use crate::checker::paired::calls;
 use crate::checker::simulation::{Plan, valid};
 use crate::history::Stage;
@@ -208,36 +209,6 @@ fn a_resync_and_a_hint_of_what_is_not_there_are_seen() {
 #[test]
 fn nothing_done_is_no_pass() {
     assert_eq!(judged(&[]).verdict, Verdict::Unknown);
-}
-
-/// Lines of a history by hand, of one user; times are places.
-fn by_hand(lines: &[String]) -> Vec<Op> {
-    let lines = lines.iter().enumerate().map(|(place, line)| {
-        let line = line.replace("TIME", &((place as u64 + 1) * 1_000_000).to_string());
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
-    });
-    lines.collect()
-}
-
-fn written(key: &str, content: &str, version: u64, index: u64) -> [String; 2] {
-    let asked = format!(r#""user":"u","request_id":"{content}","changes":[{{"key":"{key}","put":"{content}"}}]"#);
-    let version = (1 << 48) + version;
-    let at = format!(r#"{{"incarnation":7,"group":0,"index":{index}}}"#);
-    let done = format!(
-        r#""done":{{"at":{at},"version":{version},"replayed":false,"results":[{{"changed":true,"version":{version}}}],"node":1}}"#
-    );
-    [
-        format!(r#"{{"process":1,"type":"invoke","time_ns":TIME,"f":"batch","value":{{{asked}}}}}"#),
-        format!(r#"{{"process":1,"type":"ok","time_ns":TIME,"f":"batch","value":{{{asked},{done}}}}}"#),
-    ]
-}
-
-fn lost(key: &str, content: &str) -> [String; 2] {
-    let [asked, _] = written(key, content, 0, 0);
-    let error = r#""error":{"reason":"OUTCOME_UNKNOWN","message":"m"}"#;
-    let ended = asked.replace("invoke", "info");
-    let ended = format!("{},{error}}}", &ended[..ended.len() - 1]);
-    [asked, ended]
 }
 
 fn turned(from: &str, next: &str, index: u64, records: &[(&str, &str, u64)], more: bool) -> [String; 2] {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::chance::Chance;
 use crate::checker::Verdict;
+use crate::checker::by_hand::{by_hand, delete, lost, written};
 use crate::checker::paired::calls;
 use crate::checker::simulation::{Plan, Simulation, simulate, valid};
 use crate::history::calls::{Batch, Got, Read};
@@ -507,4 +508,22 @@ fn answers_of_another_history_or_group_are_seen_whatever_was_asked() {
         assert_eq!(all.len(), 4);
         assert!(all[1..].iter().all(|report| report.row(row).verdict == Verdict::Invalid), "{all:#?}");
     }
+}
+
+#[test]
+fn a_delete_that_changed_nothing_tells_of_the_delete_that_nobody_saw() {
+    let history = |hidden: [String; 2]| {
+        let mut lines = Vec::new();
+        lines.extend(written("c/a", "a1", 1, 2));
+        lines.extend(hidden);
+        lines.extend(written("c/b", "b1", 3, 4));
+        // The record is gone already, since version 2; the head is 3.
+        lines.extend(delete("again", "c/a", Some((2, 5))));
+        lines.extend(written("c/a", "a2", 4, 6));
+        by_hand(&lines)
+    };
+    let report = judged(&history(delete("lost", "c/a", None)));
+    assert!(report.verdict != Verdict::Invalid, "{report:#?}");
+    assert_eq!(judged(&history(delete("lost", "c/c", None))).verdict, Verdict::Invalid, "it deleted another record");
+    assert_eq!(judged(&history(lost("c/a", "x"))).verdict, Verdict::Invalid, "it wrote, and deleted nothing");
 }
