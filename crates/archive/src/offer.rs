@@ -19,9 +19,7 @@ use crate::ship::last_index;
 pub struct Offer {
     /// Sound: every object of it was read.
     pub plan: RestorePlan,
-    /// What was asked for. Without it, the plan ends before it.
-    pub choose: Choose,
-    /// It ends where it was asked to.
+    /// It ends where it was asked to, and not before.
     pub is_whole: bool,
     /// Objects that are wrong, with the reason, in the order in which they were met.
     pub bad: Vec<(String, String)>,
@@ -46,7 +44,7 @@ pub async fn offer(
             Err(error) => Err(error),
         };
         let error = match found {
-            Ok(plan) => return Ok(Offer { plan, choose, is_whole: now == choose, bad }),
+            Ok(plan) => return Ok(Offer { plan, is_whole: now == choose, bad }),
             Err(error) => error,
         };
         let Some((object, reason)) = error.fault() else { return Err(first.unwrap_or(error)) };

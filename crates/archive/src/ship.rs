@@ -366,8 +366,7 @@ async fn end_of(
     }
 }
 
-/// Index of the last entry of a group that can be read, segments or snapshots; `None` = there is none. What is damaged is
-/// passed over.
+/// Index of the last entry in a group's segments that can be read; `None` = there is none. What is damaged is passed over.
 ///
 /// # Errors
 /// When the destination fails.

@@ -6,7 +6,7 @@ mod node_disks;
 
 use std::time::Duration;
 
-use cluster::{Cluster, wait_for};
+use cluster::{Cluster, copy_folder, wait_for};
 use node_disks::{Ledger, Spoil, Spoilt, become_bytes, flip, largest, restart, said, terminate, vanish, wait_started};
 
 const PAYLOAD_BYTES: usize = 500;
@@ -72,7 +72,7 @@ async fn a_witness_that_answers_late_is_heard_and_gives_back_what_a_disk_forgot(
     cluster.wait_converged().await;
     cluster.kill(forgetful);
     let (data, earlier) = (cluster.nodes[forgetful].data_dir.clone(), dir.path().join("earlier"));
-    copy(&data, &earlier);
+    copy_folder(&data, &earlier);
     restart(&mut cluster, forgetful);
     cluster.wait_converged().await;
     cluster.kill(absent);
@@ -81,7 +81,7 @@ async fn a_witness_that_answers_late_is_heard_and_gives_back_what_a_disk_forgot(
     cluster.signal(witness, libc::SIGSTOP);
     cluster.kill(forgetful);
     std::fs::remove_dir_all(&data).expect("removes");
-    copy(&earlier, &data);
+    copy_folder(&earlier, &data);
     restart(&mut cluster, forgetful);
     wait_started(&cluster, forgetful).await;
     wait_for("the end of its patience", async || said(&cluster, forgetful).contains("log.witness_silent")).await;
@@ -96,11 +96,6 @@ async fn a_witness_that_answers_late_is_heard_and_gives_back_what_a_disk_forgot(
     cluster.wait_converged().await;
     ledger.check(&client).await;
     ledger.check(&cluster.client_of(forgetful)).await;
-}
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp");
-    assert!(copied.success(), "cp -a {} {}", from.display(), to.display());
 }
 
 /// IDENTITY says that the directory belongs to a cluster, and there is nothing else: whatever it acknowledged is lost,

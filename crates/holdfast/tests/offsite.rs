@@ -5,8 +5,9 @@ mod cluster;
 
 use std::path::{Path, PathBuf};
 
-use cluster::{Cluster, contact, holdfast, wait_for};
+use cluster::{Cluster, contact, holdfast, wait_for, wait_offsite};
 use holdfast_wire::v1;
+use jepsen_tests::disk::corrupt::Part;
 
 fn url(path: &Path) -> String {
     format!("file://{}", path.display())
@@ -20,13 +21,6 @@ async fn told(cluster: &Cluster) -> Option<v1::DestinationStatus> {
 
 async fn write(cluster: &Cluster, id: &str) -> u64 {
     cluster.client().put(contact("alice", id), "text/plain", "x").await.expect("written").commit_index
-}
-
-async fn wait_offsite(cluster: &Cluster, index: u64) {
-    wait_for("the log to be offsite", async || {
-        told(cluster).await.is_some_and(|told| told.verified_index >= index && told.last_error.is_empty())
-    })
-    .await;
 }
 
 /// Waits until the leader complains in these words, and health does with it.
@@ -56,21 +50,8 @@ async fn depose(cluster: &mut Cluster) {
     cluster.wait_converged().await;
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut open = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
-        for path in std::fs::read_dir(folder).expect("folder").flatten().map(|entry| entry.path()) {
-            if path.is_dir() { open.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort();
-    files
-}
-
 fn newest_segment(offsite: &Path) -> PathBuf {
-    let is_segment = |file: &PathBuf| file.parent().is_some_and(|parent| parent.ends_with("L0"));
-    files(offsite).into_iter().rfind(is_segment).expect("a segment")
+    Part::Segment.files(offsite).expect("lists").pop().expect("a segment")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,7 +130,7 @@ async fn a_damaged_archive_is_told_whole_and_its_end_is_shipped_again() {
     cluster.stop();
 
     // What cannot be read is named, and the rest is listed.
-    let manifests: Vec<PathBuf> = files(&offsite).into_iter().filter(|file| file.ends_with("MANIFEST")).collect();
+    let manifests = Part::SnapshotManifest.files(&offsite).expect("lists");
     let [manifest] = &manifests[..] else { panic!("one snapshot: {manifests:?}") };
     let whole = std::fs::read(manifest).expect("reads");
     std::fs::write(manifest, &whole[1..]).expect("damaged");

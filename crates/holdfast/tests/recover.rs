@@ -5,9 +5,10 @@ mod cluster;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cluster::{Cluster, contact, holdfast, wait_for};
+use cluster::{Cluster, contact, copy_folder, holdfast, wait_for};
 use holdfast_client::Client;
 use holdfast_client::v1::{ListRecordsRequest, Record};
+use jepsen_tests::disk::corrupt::Part;
 use serde_json::Value;
 
 const LABELS: &str = "array=a1,site=x;array=a2,site=x;array=a3,site=x";
@@ -223,21 +224,9 @@ async fn what_is_offsite_comes_back_too_and_the_old_cluster_ends_when_it_ships()
 
 /// A copy of an archive as it was before the last segment came.
 fn copy_without_newest_segment(vault: &Path, copy: &Path) {
-    let mut files = Vec::new();
-    let mut folders = vec![vault.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for found in std::fs::read_dir(&folder).expect("lists").flatten().map(|entry| entry.path()) {
-            if found.is_dir() { folders.push(found) } else { files.push(found) }
-        }
-    }
-    files.sort();
-    let is_segment = |file: &PathBuf| file.components().any(|part| part.as_os_str() == "log");
-    let newest = files.iter().rfind(|file| is_segment(file)).expect("a segment").clone();
-    for file in files.iter().filter(|file| **file != newest) {
-        let to = copy.join(file.strip_prefix(vault).expect("below it"));
-        std::fs::create_dir_all(to.parent().expect("a folder")).expect("made");
-        std::fs::copy(file, to).expect("copied");
-    }
+    copy_folder(vault, copy);
+    let newest = Part::Segment.files(copy).expect("lists").pop().expect("a segment");
+    std::fs::remove_file(newest).expect("removed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,14 @@
 //! Restores to an earlier entry or moment, and to the newest point that a damaged archive allows.
 
 mod cluster;
+mod node_disks;
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use cluster::{Cluster, contact, holdfast, wait_for};
+use chrono::{SecondsFormat, Utc};
+use cluster::{Cluster, contact, holdfast, wait_for, wait_offsite};
+use jepsen_tests::disk::corrupt::Part;
+use node_disks::{Spoilt, flip};
 use serde_json::Value;
 
 /// Clocks of one machine, as nodes hear them of each other, agree to far less.
@@ -15,56 +18,17 @@ async fn write(cluster: &Cluster, id: &str, value: &str) -> u64 {
     cluster.client().put(contact("alice", id), "text/plain", value.to_owned()).await.expect("written").commit_index
 }
 
-async fn wait_offsite(cluster: &Cluster, index: u64) {
-    wait_for("the log to be offsite", async || {
-        let Some(leader) = cluster.leader_now().await else { return false };
-        let status = cluster.status(leader).await;
-        status.is_some_and(|status| status.destinations.iter().all(|told| told.verified_index >= index))
-    })
-    .await;
-}
-
-fn unix_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis()
-}
-
 /// A moment after everything that was acknowledged before, and before everything that begins after.
 async fn moment() -> String {
-    let now = unix_ms();
-    wait_for("the next moment", async || unix_ms() > now + 2 * APART.as_millis()).await;
-    let [seconds, ms] = [(now + APART.as_millis()) / 1000, (now + APART.as_millis()) % 1000];
-    let mut date = std::process::Command::new("date");
-    let date = date.args(["-u", "+%Y-%m-%dT%H:%M:%S", "-d", &format!("@{seconds}")]).output().expect("date").stdout;
-    format!("{}.{ms:03}Z", String::from_utf8(date).expect("text").trim())
+    let moment = Utc::now() + APART;
+    wait_for("the next moment", async || Utc::now() > moment + APART).await;
+    moment.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// What a command says as JSON, and its exit code.
 fn said(arguments: &[&str]) -> (i32, Value, String) {
     let (code, stdout, stderr) = holdfast(&[arguments, &["--output", "json"]].concat());
     (code, serde_json::from_str(&stdout).unwrap_or(Value::Null), stderr)
-}
-
-fn segments(offsite: &Path) -> Vec<PathBuf> {
-    let mut open = vec![offsite.to_owned()];
-    let mut segments = Vec::new();
-    while let Some(folder) = open.pop() {
-        for path in std::fs::read_dir(folder).expect("folder").flatten().map(|entry| entry.path()) {
-            if path.is_dir() {
-                open.push(path);
-            } else if path.parent().is_some_and(|parent| parent.ends_with("L0")) {
-                segments.push(path);
-            }
-        }
-    }
-    segments.sort();
-    segments
-}
-
-fn flip(file: &Path) {
-    let mut bytes = std::fs::read(file).expect("reads");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(file, bytes).expect("writes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,11 +98,11 @@ async fn where_the_log_is_damaged_a_restore_refuses_and_offers_the_point_before(
         wait_offsite(&cluster, index).await;
     }
     cluster.stop();
-    let segments = segments(&offsite);
+    let segments = Part::Segment.files(&offsite).expect("lists");
     let damaged = &segments[segments.len() - 2];
     let name = damaged.file_name().expect("a name").to_string_lossy().into_owned();
     let good = name.parse::<u64>().expect("an index") - 1;
-    flip(damaged);
+    Spoilt::new(damaged.clone(), flip(500, 1));
 
     let (code, plan, stderr) = said(&["restore", "plan", "--from", &from]);
     assert_eq!((code, plan["newest_good_index"].as_u64()), (9, Some(good)), "{plan}{stderr}");

@@ -9,7 +9,7 @@ mod cluster;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cluster::{BINARY, Cluster, holdfast};
+use cluster::{BINARY, Cluster, copy_folder, holdfast};
 use serde_json::Value;
 
 /// The phones' folders are in `dir`.
@@ -47,18 +47,6 @@ impl Phones {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a folder").map(|entry| entry.expect("an entry")) {
-        let (path, to) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() {
-            copy(&path, &to);
-        } else {
-            std::fs::copy(&path, &to).expect("copied");
-        }
-    }
-}
-
 fn url(path: &Path) -> String {
     format!("file://{}", path.display())
 }
@@ -87,7 +75,7 @@ async fn two_phones_give_back_what_a_restore_did_not_have_in_either_order() {
 
     for order in ["ab", "ba"] {
         let phones = Phones::new(dir.path().join(format!("phones-{order}")));
-        copy(&dir.path().join("phones"), &phones.dir);
+        copy_folder(&dir.path().join("phones"), &phones.dir);
         let restored = dir.path().join(format!("restored-{order}"));
         let (data, base) = (restored.display().to_string(), cluster.port_base().to_string());
         let from = url(&archive);

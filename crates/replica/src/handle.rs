@@ -525,12 +525,12 @@ impl Replica {
         if index <= self.core.log.last().map_or(0, |last| last.index) {
             return;
         }
-        self.core.recover_to.fetch_max(index, Ordering::AcqRel);
-        if self.core.recovering.swap(true, Ordering::AcqRel) {
+        let known = self.core.recover_to.fetch_max(index, Ordering::AcqRel);
+        if self.core.recovering.swap(true, Ordering::AcqRel) && known >= index {
             return;
         }
         self.update_elect();
-        let reason = format!("a peer, node {peer}, saw this node acknowledge entry {index}");
+        let reason = format!("node {peer} saw this node acknowledge entry {index}");
         tracing::warn!(event = "log.recovering", reason, upto = index, "this node will not vote until caught up");
         if let Err(error) = self.core.data.set_recovering(Some(&Recovering { reason, upto: index })) {
             tracing::warn!(event = "log.recovering", %error, "a start before the end of the recovery asks the peers again");

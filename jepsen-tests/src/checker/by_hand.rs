@@ -34,7 +34,7 @@ pub(crate) fn lost(key: &str, content: &str) -> [String; 2] {
     [asked, ended]
 }
 
-/// A delete of client 1: `lost`, or answered with the tombstone that was there before.
+/// A delete of client 1 that found a tombstone of this version, at this index; `None` = nobody knows what became of it.
 pub(crate) fn delete(id: &str, key: &str, found: Option<(u64, u64)>) -> [String; 2] {
     let asked = format!(r#""user":"u","request_id":"{id}","changes":[{{"key":"{key}"}}]"#);
     let line = |stage: &str, value: &str, end: &str| {

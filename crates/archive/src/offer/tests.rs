@@ -1,10 +1,10 @@
-use holdfast_store::RawRow;
+use holdfast_store::{RawRow, StoredEntry};
+use holdfast_wire::log::{EntryPayload, decode_entry};
 
 use super::*;
 use crate::fixture::{Folder, GROUP, History, NOW_MS, Node, rows_of, rows_of_checkpoint, run};
 use crate::plan::plan;
 use crate::restore::{RestoreSpec, RestoreTarget, restore};
-use crate::segment::stamp_of_entry;
 use crate::snapshot::ship_snapshot;
 use crate::{ArchiveError, LineageId};
 
@@ -111,9 +111,13 @@ fn a_moment_is_the_last_entry_before_the_logs_time_goes_beyond_it() {
     let archive = Archive::new();
     let entries = &archive.history.entries;
     let (oldest, newest) = (NOW_MS, NOW_MS + entries.len() as u64);
-    // By the definition, entry by entry.
+    // By the definition, entry by entry: a proposal was stamped as many milliseconds after the first as its index says.
+    let stamp = |entry: &StoredEntry| match decode_entry(&entry.bytes).expect("an entry").payload {
+        EntryPayload::Proposal(_) => NOW_MS + entry.position.index,
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    };
     let by_hand = |ms: u64| {
-        let before = entries.iter().take_while(|entry| stamp_of_entry(entry) <= ms);
+        let before = entries.iter().take_while(|entry| stamp(entry) <= ms);
         before.last().map(|entry| entry.position.index).expect("an entry")
     };
     for ms in oldest + 1..=newest {

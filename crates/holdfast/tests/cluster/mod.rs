@@ -52,3 +52,21 @@ pub fn holdfast(args: &[&str]) -> (i32, String, String) {
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
 }
+
+/// Waits until every destination holds the log up to `index`, read back from there, and nobody complains.
+pub async fn wait_offsite(cluster: &Cluster, index: u64) {
+    wait_for("the log to be offsite", async || {
+        let Some(leader) = cluster.leader_now().await else { return false };
+        let Some(status) = cluster.status(leader).await else { return false };
+        let mut told = status.destinations.iter();
+        told.all(|told| told.verified_index >= index && told.last_error.is_empty())
+    })
+    .await;
+}
+
+/// Copies a folder with all that is in it; `to` may be there.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().expect("cp");
+    assert!(copied.success(), "cp -a {} {}", from.display(), to.display());
+}

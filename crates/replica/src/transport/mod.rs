@@ -13,26 +13,15 @@ pub const CLUSTER: &str = "holdfast-cluster";
 
 /// True when nothing listens there: whoever ran at that address runs no more.
 pub fn is_refused(status: &tonic::Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<std::io::Error>()
-            && error.kind() == std::io::ErrorKind::ConnectionRefused
-        {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    is_caused_by(status, |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// True when the call certainly never left this node.
 pub fn is_connect_error(status: &tonic::Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    is_caused_by(status, |_: &tonic::ConnectError| true)
+}
+
+fn is_caused_by<E: std::error::Error + 'static>(status: &tonic::Status, is: impl Fn(&E) -> bool) -> bool {
+    let mut causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    causes.any(|error| error.downcast_ref().is_some_and(&is))
 }
