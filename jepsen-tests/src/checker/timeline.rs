@@ -178,8 +178,9 @@ pub fn history<'a>(calls: &Calls<'a>) -> History<'a> {
             identify(sight, seen, &owners, &mut history);
         }
     }
-    identify_deletes(&sights, &mut history);
-    place(&sights, calls, &mut history);
+    let known = known(&sights, calls, &history.requests);
+    identify_deletes(&sights, &known, &mut history);
+    place(known, &mut history);
     history
 }
 
@@ -285,8 +286,9 @@ fn version_of(batch: &Batch, done: &Done, key: &str) -> u64 {
     results.filter(|(change, _)| change.key == key).map(|(_, result)| result.version).next().unwrap_or(done.version)
 }
 
-/// A tombstone does not say who left it; deletes of unknown outcome are tried in the order of their beginnings.
-fn identify_deletes<'a>(sights: &[Sight<'a>], history: &mut History<'a>) {
+/// A tombstone does not say who left it. Of the deletes of unknown outcome that had begun when its version was known to
+/// be there, or a later one, the last to begin is taken: those that are left fit wherever that one would.
+fn identify_deletes<'a>(sights: &[Sight<'a>], since: &HashMap<&'a str, Known<'a>>, history: &mut History<'a>) {
     let mut known: HashMap<(&str, u64), usize> = HashMap::new();
     let mut unknown: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
     for (place, request) in history.requests.iter().enumerate() {
@@ -327,9 +329,11 @@ fn identify_deletes<'a>(sights: &[Sight<'a>], history: &mut History<'a>) {
         }
     }
     for ((user, key, version), ended_ns) in nobodys {
+        let known_ns = since.get(user).map_or(u64::MAX, |known| known.times.of(version)).min(ended_ns);
         let candidates = unknown.get(&(user, key)).into_iter().flatten().copied();
-        let free = |request: &Request<'_>| request.seen_at.is_none() && request.began_ns < ended_ns;
-        match candidates.into_iter().find(|place| free(&history.requests[*place])) {
+        let free = |request: &Request<'_>| request.seen_at.is_none() && request.began_ns < known_ns;
+        let fitting = candidates.into_iter().filter(|place| free(&history.requests[*place]));
+        match fitting.max_by_key(|place| history.requests[*place].began_ns) {
             Some(place) => history.requests[place].seen_at = Some(version),
             None => history.phantoms.push(format!("{user} {key}: a tombstone at version {version}")),
         }
@@ -402,8 +406,7 @@ fn known<'a>(sights: &[Sight<'a>], calls: &Calls<'a>, requests: &[Request<'a>]) 
     all
 }
 
-fn place<'a>(sights: &[Sight<'a>], calls: &Calls<'a>, history: &mut History<'a>) {
-    let mut known = known(sights, calls, &history.requests);
+fn place<'a>(mut known: HashMap<&'a str, Known<'a>>, history: &mut History<'a>) {
     let mut by_user: BTreeMap<&str, Vec<(u64, usize)>> = BTreeMap::new();
     for (place, request) in history.requests.iter().enumerate() {
         let commits = by_user.entry(&request.batch.user).or_default();

@@ -527,3 +527,22 @@ fn a_delete_that_changed_nothing_tells_of_the_delete_that_nobody_saw() {
     assert_eq!(judged(&history(delete("lost", "c/c", None))).verdict, Verdict::Invalid, "it deleted another record");
     assert_eq!(judged(&history(lost("c/a", "x"))).verdict, Verdict::Invalid, "it wrote, and deleted nothing");
 }
+
+/// Which delete left the tombstone is not told; the version that is missing earlier can only be that of the first.
+#[test]
+fn of_two_deletes_that_nobody_saw_each_is_found_where_only_it_can_be() {
+    let history = |tombstone: u64| {
+        let mut lines = Vec::new();
+        lines.extend(written("c/a", "a1", 1, 2));
+        lines.extend(delete("early", "c/a", None));
+        lines.extend(written("c/a", "a2", 3, 4));
+        lines.extend(delete("late", "c/a", None));
+        lines.extend(written("c/b", "b1", 5, 6));
+        lines.extend(delete("again", "c/a", Some((tombstone, 7))));
+        lines.extend(written("c/a", "a3", 6, 8));
+        by_hand(&lines)
+    };
+    let report = judged(&history(4));
+    assert!(report.verdict != Verdict::Invalid, "{report:#?}");
+    assert_eq!(judged(&history(2)).verdict, Verdict::Invalid, "c/a was written after version 2");
+}
