@@ -70,6 +70,10 @@ pub(crate) async fn open(
     if recovering.is_some() {
         data.set_recovering(recovering.as_ref())?;
     }
+    if let Some(torn) = &report.torn {
+        let (path, cut) = (torn.path.display(), torn.cut);
+        tracing::warn!(event = "log.torn", %path, cut, "a power cut tore the end of the log; what no fsync covered is gone");
+    }
     if let Some(path) = &report.quarantined {
         let path = path.display();
         tracing::warn!(event = "log.quarantined", %path, "the log was set aside; remove it once the node is well");

@@ -31,7 +31,7 @@ pub use checkpoint::{CheckpointInfo, CheckpointStore, StateScan, forget_aside, o
 pub use error::{Part, StoreError};
 pub use load::{RawRow, StateLoader};
 pub use log::{
-    Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, LogStore, OnFatal, StoredEntry,
+    Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, LogStore, OnFatal, StoredEntry, TornTail,
     VoteRecord,
 };
 pub use marker::{DataDir, FORMAT_VERSION, Identity, Recovering};

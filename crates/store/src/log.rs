@@ -14,6 +14,7 @@ mod open;
 mod rows;
 mod tail;
 mod types;
+mod wal;
 
 use std::io;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use crate::log::tail::{Tail, TailState};
 pub use crate::log::types::{
     Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, OnFatal, StoredEntry, VoteRecord,
 };
+pub use crate::log::wal::TornTail;
 use crate::marker::DataDir;
 use crate::planted::{self, Bug};
 

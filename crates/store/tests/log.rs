@@ -377,6 +377,57 @@ fn newest_wal(data: &Path) -> std::path::PathBuf {
     logs.filter(|path| path.extension().is_some_and(|ext| ext == "log")).max().expect("a WAL")
 }
 
+/// A power cut in the middle of an fsync: the newest WAL has its new length, and its last pages were not written.
+#[test]
+fn a_wal_that_a_power_cut_tore_is_cut_and_nothing_that_was_fsynced_is_lost() {
+    const PAGE: usize = 4096;
+    let large = |index| StoredEntry { bytes: vec![index as u8; 3000].into(), ..entry(1, index) };
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (before, after) = (dir.path().join("before"), dir.path().join("after"));
+    let fsynced = {
+        let (log, _) = open_log(&data(&dir.path().join("node")));
+        append(&log, (0..20).map(large).collect());
+        wait_floor(&log);
+        image(&dir.path().join("node"), &before);
+        // The floor of then: it follows an fsync, and this one never ended.
+        append(&log, (20..60).map(large).collect());
+        image(&dir.path().join("node"), &after);
+        fs::metadata(newest_wal(&before)).expect("a WAL").len() as usize
+    };
+    let whole = fs::read(newest_wal(&after)).expect("reads");
+    let pages = (fsynced.next_multiple_of(PAGE)..whole.len()).step_by(PAGE);
+    let mut cut = 0;
+    for unwritten in pages.clone() {
+        let torn = dir.path().join(format!("torn-{unwritten}"));
+        image(&before, &torn);
+        let mut bytes = whole.clone();
+        bytes[unwritten..].fill(0);
+        fs::write(newest_wal(&torn), bytes).expect("writes");
+        let (log, report) = open_log(&data(&torn));
+        assert_eq!((&report.recovering, &report.quarantined), (&None, &None), "from {unwritten} on");
+        cut += usize::from(report.torn.is_some());
+        let last = log.last().expect("entries").index;
+        assert!((19..60).contains(&last), "{last}");
+        assert_eq!(log.read(0, last + 1, usize::MAX).expect("reads"), (0..=last).map(large).collect::<Vec<_>>());
+        // It goes on as any log does.
+        append(&log, vec![large(last + 1)]);
+        log.close();
+        drop(log);
+        let (log, report) = open_log(&data(&torn));
+        assert_eq!((log.last().map(|last| last.index), report.torn), (Some(last + 1), None));
+    }
+    assert!(
+        cut > pages.count() / 2,
+        "RocksDB took {cut} of them for what they are by itself: does the test tear them?"
+    );
+    // What was fsynced and is zeros now was lost by the disk: the floor knows.
+    let mut bytes = fs::read(newest_wal(&before)).expect("reads");
+    bytes[PAGE..].fill(0);
+    fs::write(newest_wal(&before), bytes).expect("writes");
+    let (_, report) = open_log(&data(&before));
+    assert!(report.recovering.is_some_and(|reason| reason.contains("the floor says")), "{:?}", report.torn);
+}
+
 #[test]
 fn an_unreadable_database_is_set_aside_and_the_vote_kept() {
     let dir = tempfile::tempdir().expect("tempdir");

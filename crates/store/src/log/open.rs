@@ -25,6 +25,7 @@ use crate::log::frame;
 use crate::log::rows::{entry_key, fact_key, parse_entry_key, parse_position, parse_purged, parse_vote, put_position};
 use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
+use crate::log::wal;
 use crate::marker::DataDir;
 use crate::options::{self, Sizes};
 use crate::planted;
@@ -133,6 +134,7 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
 }
 
 /// A database that does not open, or whose tables are damaged, is set aside; the floor keeps the node from forgetting.
+/// But first a WAL that a power cut tore is cut where it was torn.
 fn open_or_quarantine(
     data: &DataDir,
     group: GroupId,
@@ -144,7 +146,12 @@ fn open_or_quarantine(
     let path = data.path().join("raft");
     let walk = |db: LogDb| db.walk(group).map(|walked| (db, walked));
     let open = || LogDb::open(&path, options).and_then(walk);
-    match open() {
+    let mut opened = open();
+    if matches!(opened, Err(StoreError::Corrupt { .. })) {
+        report.torn = wal::cut_torn_tail(&path)?;
+        opened = report.torn.as_ref().map_or(opened, |_| open());
+    }
+    match opened {
         Err(StoreError::Corrupt { reason, .. }) if found == Found::Floor => {
             reasons.push(format!("the log database is damaged and was set aside: {reason}"));
             report.quarantined = Some(set_aside(data)?);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::log::wal::TornTail;
 use crate::room::Room;
 
 /// Identity of an entry. Ordered as Raft orders logs: term, node, index.
@@ -93,6 +94,8 @@ pub struct LogReport {
     pub floor: Option<LogPosition>,
     /// First entry that was cut off because it, or its link to the one before, is broken.
     pub truncated_from: Option<u64>,
+    /// A power cut had torn the newest WAL in what no fsync covered; it was cut there.
+    pub torn: Option<TornTail>,
     /// Entries in the log now.
     pub entries: u64,
     /// The log database could not be opened and lies here.
