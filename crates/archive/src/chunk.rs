@@ -1,6 +1,6 @@
 //! Chunks: the rows of a snapshot, cut where the keys say so.
 //!
-//! A chunk is named by the hash of its rows. Cuts depend on keys and row lengths near them only, so that a change of
+//! A chunk is named by the hash of its rows, keyed where they are encrypted. Cuts depend on keys and row lengths near them only, so that a change of
 //! one row leaves the chunks away from it as they were, and a later snapshot need not ship them again.
 //!
 //! Invariants:
@@ -12,12 +12,14 @@
 use bytes::{Buf, Bytes};
 use holdfast_store::RawRow;
 use holdfast_wire::internal::v1 as pb;
-use holdfast_wire::internal::v1::archive_header::Kind;
+use holdfast_wire::internal::v1::archive_contents::Kind;
 
 use crate::error::ArchiveError;
-use crate::layout::{LineageId, hex};
+use crate::keys::Keyring;
+use crate::layout::{LineageId, ObjectName, hex};
 use crate::manifest::ManifestChunk;
-use crate::object::{self, Compression, Sealed};
+use crate::object::{self, Sealed};
+use crate::sealing::Sealing;
 
 /// No cut below this many plain bytes, except at the end of a family.
 const PLAIN_BYTES_MIN: usize = 1 << 20;
@@ -111,12 +113,21 @@ pub(crate) struct SealedChunk {
 ///
 /// # Errors
 /// When it is too large for an object.
-pub(crate) fn seal(lineage: &LineageId, week: u32, chunk: &PlainChunk) -> Result<SealedChunk, ArchiveError> {
+pub(crate) fn seal(
+    lineage: &LineageId,
+    generation: u32,
+    sealing: &Sealing,
+    chunk: &PlainChunk,
+) -> Result<SealedChunk, ArchiveError> {
     let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows: chunk.rows });
-    let sealed = object::seal(lineage, kind, Compression::Zstd, &chunk.plain)?;
+    let plain_blake3 = *blake3::hash(&chunk.plain).as_bytes();
+    let name = sealing.chunk_name(&plain_blake3);
+    let object = ObjectName::Chunk { generation, name }.path(lineage);
+    let sealed = object::seal(&object, lineage, kind, sealing, &chunk.plain)?;
     let line = ManifestChunk {
-        week,
-        plain_blake3: *blake3::hash(&chunk.plain).as_bytes(),
+        generation,
+        name,
+        plain_blake3,
         plain_length: chunk.plain.len() as u64,
         stored_length: sealed.bytes.len() as u64,
         stored_seal: sealed.seal,
@@ -130,7 +141,7 @@ pub(crate) fn seal(lineage: &LineageId, week: u32, chunk: &PlainChunk) -> Result
 /// Rows of a chunk that was read and checked.
 #[derive(Debug, Clone)]
 pub struct Chunk {
-    /// Hash of the plain bytes: its name.
+    /// Hash of the plain bytes.
     pub plain_blake3: [u8; 32],
     /// Hash that ends the object.
     pub seal: [u8; 32],
@@ -143,13 +154,19 @@ impl Chunk {
     ///
     /// # Errors
     /// Names `object` and what is wrong.
-    pub fn open(object: &str, lineage: &LineageId, name: &[u8; 32], bytes: &Bytes) -> Result<Self, ArchiveError> {
-        let opened = object::open(object, lineage, bytes)?;
+    pub fn open(
+        object: &str,
+        lineage: &LineageId,
+        keys: &Keyring,
+        name: &[u8; 32],
+        bytes: &Bytes,
+    ) -> Result<Self, ArchiveError> {
+        let opened = object::open(object, lineage, keys, bytes)?;
         let Kind::Chunk(header) = opened.kind else {
             return Err(ArchiveError::corrupt(object, "it is no chunk"));
         };
-        if opened.plain_blake3 != *name {
-            let reason = format!("its rows hash to {}, not to its name", hex(&opened.plain_blake3));
+        if opened.chunk_name() != *name {
+            let reason = format!("its rows hash to {}, not to its name", hex(&opened.chunk_name()));
             return Err(ArchiveError::corrupt(object, reason));
         }
         let chunk =
@@ -164,7 +181,8 @@ impl Chunk {
     /// Names `object` and what differs.
     pub fn check_line(&self, object: &str, line: &ManifestChunk) -> Result<(), ArchiveError> {
         let first = self.rows().next();
-        let as_said = self.rows == line.rows
+        let as_said = self.plain_blake3 == line.plain_blake3
+            && self.rows == line.rows
             && self.plain.len() as u64 == line.plain_length
             && first.is_some_and(|row| row.family == line.family && row.key == line.first_key);
         if as_said { Ok(()) } else { Err(ArchiveError::corrupt(object, "it is not what the manifest says of it")) }

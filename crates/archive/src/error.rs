@@ -78,6 +78,27 @@ pub enum ArchiveError {
         /// Why it should be there.
         reason: String,
     },
+    /// An object is encrypted, and what was given does not open it.
+    #[error(
+        "{object} is encrypted and cannot be opened: {reason}; give --key-file with the cluster's secret, or --identity \
+         with that of a recipient of {keys_object}"
+    )]
+    NoKey {
+        /// Object.
+        object: String,
+        /// The KEYS.age that holds its key.
+        keys_object: String,
+        /// Why what was given is not enough.
+        reason: String,
+    },
+    /// A key file, an identity or a recipient cannot be used.
+    #[error("{what}: {reason}")]
+    Keys {
+        /// Which.
+        what: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// An object of another format.
     #[error("{object} has format {format}, this build reads format {known}; use a build of the release that wrote it")]
     OtherFormat {
@@ -172,6 +193,8 @@ impl ArchiveError {
             | Self::Forbidden { .. }
             | Self::NoBucket { .. }
             | Self::Timeout { .. }
+            | Self::NoKey { .. }
+            | Self::Keys { .. }
             | Self::OtherFormat { .. }
             | Self::Fenced { .. }
             | Self::Refused { .. }

@@ -8,11 +8,12 @@
 use bytes::Bytes;
 use holdfast_model::id::{GroupId, Incarnation};
 use holdfast_wire::internal::v1 as pb;
-use holdfast_wire::internal::v1::archive_header::Kind;
+use holdfast_wire::internal::v1::archive_contents::Kind;
 
 use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName};
-use crate::object::{self, Compression, Sealed};
+use crate::object::{self, Sealed};
+use crate::sealing::Sealing;
 
 /// The end of a group's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,8 @@ impl Fence {
             successor_cluster_id: Bytes::copy_from_slice(&self.successor.cluster_id),
             successor_incarnation: self.successor.incarnation.0,
         };
-        object::seal(lineage, Kind::Fence(header), Compression::Zstd, &[])
+        // Never encrypted: it tells nothing of anybody, and whoever meets it must understand it.
+        object::seal(&self.name().path(lineage), lineage, Kind::Fence(header), &Sealing::default(), &[])
     }
 }
 

@@ -18,6 +18,7 @@ use holdfast_wire::log::{Entry, EntryPayload, encode_entry, encode_proposal, ent
 use crate::destination::{Destination, DestinationConfig};
 use crate::layout::LineageId;
 use crate::lineage::{LineageFacts, OpenLineage};
+use crate::sealing::Sealing;
 use crate::ship::SegmentShipper;
 
 pub(crate) const GROUP: GroupId = GroupId(0);
@@ -222,6 +223,11 @@ impl History {
 
     pub(crate) async fn open(&self, destination: &Destination) -> OpenLineage {
         OpenLineage::open(destination.clone(), &self.facts).await.expect("opens")
+    }
+
+    /// The same, to add what only holders of the secret and the recipients can read.
+    pub(crate) async fn open_sealed(&self, destination: &Destination, sealing: &Sealing) -> OpenLineage {
+        self.open(destination).await.sealed_with(sealing.clone()).await.expect("opens")
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <cluster>/<incarnation>/LINEAGE
-//! <cluster>/<incarnation>/gen/<week:04>/chunk/<blake3 of the rows>
+//! <cluster>/<incarnation>/gen/<generation:04>/KEYS.age
+//! <cluster>/<incarnation>/gen/<generation:04>/chunk/<blake3 of the rows, keyed where they are encrypted>
 //! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
 //! ```
@@ -73,10 +74,15 @@ pub enum ObjectName {
     },
     /// Rows of the state.
     Chunk {
+        /// Generation: without encryption the week of the log's time.
+        generation: u32,
+        /// Hash of the rows; keyed where they are encrypted.
+        name: [u8; 32],
+    },
+    /// The key of a generation, for its recipients.
+    Keys {
         /// Generation.
-        week: u32,
-        /// Hash of the rows.
-        blake3: [u8; 32],
+        generation: u32,
     },
     /// Commit point of a snapshot.
     Manifest {
@@ -103,7 +109,8 @@ impl ObjectName {
             Self::Segment { group, level, first, repair } => {
                 format!("{}/{first:020}.r{repair}", lineage.log_prefix(*group, *level))
             }
-            Self::Chunk { week, blake3 } => format!("{lineage}/gen/{week:04}/chunk/{}", hex(blake3)),
+            Self::Keys { generation } => format!("{lineage}/gen/{generation:04}/KEYS.age"),
+            Self::Chunk { generation, name } => format!("{lineage}/gen/{generation:04}/chunk/{}", hex(name)),
             Self::Manifest { group, index } => format!("{}/{index:020}/MANIFEST", lineage.snapshot_prefix(*group)),
         }
     }
@@ -125,7 +132,10 @@ impl ObjectName {
                 let level = level.strip_prefix('L')?.parse().ok()?;
                 Self::Segment { group: GroupId(group.parse().ok()?), level, first: first.parse().ok()?, repair }
             }
-            ["gen", week, "chunk", hash] => Self::Chunk { week: week.parse().ok()?, blake3: unhex(hash)? },
+            ["gen", generation, "KEYS.age"] => Self::Keys { generation: generation.parse().ok()? },
+            ["gen", generation, "chunk", name] => {
+                Self::Chunk { generation: generation.parse().ok()?, name: unhex(name)? }
+            }
             ["snap", group, index, "MANIFEST"] => {
                 Self::Manifest { group: GroupId(group.parse().ok()?), index: index.parse().ok()? }
             }
@@ -152,7 +162,7 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let text = text.as_bytes();
     if text.len() != 2 * N {
         return None;
@@ -181,7 +191,8 @@ mod tests {
             (any::<u32>(), any::<u8>(), any::<u64>(), any::<u32>()).prop_map(|(group, level, first, repair)| {
                 ObjectName::Segment { group: GroupId(group), level, first, repair }
             }),
-            (0u32..99_999, any::<[u8; 32]>()).prop_map(|(week, blake3)| ObjectName::Chunk { week, blake3 }),
+            (0u32..99_999).prop_map(|generation| ObjectName::Keys { generation }),
+            (0u32..99_999, any::<[u8; 32]>()).prop_map(|(generation, name)| ObjectName::Chunk { generation, name }),
             (any::<u32>(), any::<u64>())
                 .prop_map(|(group, index)| ObjectName::Manifest { group: GroupId(group), index }),
         ]
@@ -221,7 +232,7 @@ mod tests {
         let segment = |first| ObjectName::segment(GroupId(0), first).path(&lineage);
         assert_eq!(segment(9), "01010101010101010101010101010101/000000000000feed/log/0/L0/00000000000000000009");
         assert!(segment(9) < segment(10));
-        let chunk = ObjectName::Chunk { week: 2945, blake3: [0xff; 32] }.path(&lineage);
+        let chunk = ObjectName::Chunk { generation: 2945, name: [0xff; 32] }.path(&lineage);
         assert!(chunk.ends_with(&format!("/000000000000feed/gen/2945/chunk/{}", "ff".repeat(32))), "{chunk}");
         let manifest = ObjectName::Manifest { group: GroupId(3), index: 12 }.path(&lineage);
         assert!(manifest.ends_with("/snap/3/00000000000000000012/MANIFEST"), "{manifest}");
@@ -239,6 +250,7 @@ mod tests {
             "log/0/L00/00000000000000000009",
             "log/0/L0/00000000000000000009.r0",
             "log/0/L0/00000000000000000009.r02",
+            "gen/945/KEYS.age",
             "gen/02945/chunk/ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
             "snap/0/12/MANIFEST",
             "LINEAGE/",

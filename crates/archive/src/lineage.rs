@@ -9,13 +9,15 @@ use bytes::Bytes;
 use futures::StreamExt;
 use holdfast_model::command::Parent;
 use holdfast_wire::internal::v1 as pb;
-use holdfast_wire::internal::v1::archive_header::Kind;
+use holdfast_wire::internal::v1::archive_contents::Kind;
 use holdfast_wire::log::{parent_from, parent_to};
 
 use crate::destination::{Destination, Put};
 use crate::error::ArchiveError;
+use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
-use crate::object::{self, Compression, Sealed};
+use crate::object::{self, Sealed};
+use crate::sealing::Sealing;
 
 /// Facts of a lineage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +48,9 @@ impl LineageFacts {
             parent: self.parent.as_ref().map(parent_to),
             groups: self.groups,
         });
-        object::seal(&self.id, Kind::Lineage(pb::ArchiveLineageHeader {}), Compression::Zstd, &body)
+        let (object, kind) = (ObjectName::Lineage.path(&self.id), Kind::Lineage(pb::ArchiveLineageHeader {}));
+        // Never encrypted: it tells nothing of anybody, and says what there is to be opened.
+        object::seal(&object, &self.id, kind, &Sealing::default(), &body)
     }
 
     /// Reads the facts and checks everything that they say about themselves.
@@ -54,7 +58,7 @@ impl LineageFacts {
     /// # Errors
     /// Names `object` and what is wrong.
     pub fn open(object: &str, id: &LineageId, bytes: &Bytes) -> Result<Self, ArchiveError> {
-        let opened = object::open(object, id, bytes)?;
+        let opened = object::open(object, id, &Keyring::default(), bytes)?;
         let bad = |reason: String| ArchiveError::corrupt(object, reason);
         let Kind::Lineage(_) = opened.kind else {
             return Err(bad("it holds no facts of a lineage".into()));
@@ -85,6 +89,7 @@ impl LineageFacts {
 pub struct OpenLineage {
     destination: Destination,
     id: LineageId,
+    sealing: Sealing,
 }
 
 impl OpenLineage {
@@ -97,7 +102,7 @@ impl OpenLineage {
         if let Put::Lost(found) = destination.put_checked(&object, &facts.seal()?.bytes).await? {
             facts.check(&object, &found)?;
         }
-        Ok(Self { destination, id: facts.id })
+        Ok(Self { destination, id: facts.id, sealing: Sealing::default() })
     }
 
     /// Finds the facts written, in a destination that holds something of this history.
@@ -107,7 +112,29 @@ impl OpenLineage {
     pub async fn find(destination: Destination, facts: &LineageFacts) -> Result<Self, ArchiveError> {
         let object = ObjectName::Lineage.path(&facts.id);
         facts.check(&object, &destination.get(&object).await?)?;
-        Ok(Self { destination, id: facts.id })
+        Ok(Self { destination, id: facts.id, sealing: Sealing::default() })
+    }
+
+    /// What is added from here on is packed and encrypted like this. The generation's KEYS.age is written, or found
+    /// written, and read back first: nothing is sealed with a key that its recipients cannot get.
+    ///
+    /// # Errors
+    /// `Corrupt` when another KEYS.age lies there.
+    pub async fn sealed_with(self, sealing: Sealing) -> Result<Self, ArchiveError> {
+        if let Some(keys) = &sealing.keys {
+            let object = ObjectName::Keys { generation: keys.key.generation() }.path(&self.id);
+            if let Put::Lost(_) = self.destination.put_checked(&object, &keys.keys_age).await? {
+                let reason = "it is not the one that this cluster's log holds: damaged, or two clusters share one \
+                              identity; `backup keys rotate` goes on with another";
+                return Err(ArchiveError::corrupt(&object, reason));
+            }
+        }
+        Ok(Self { sealing, ..self })
+    }
+
+    /// How what is added is packed and encrypted.
+    pub fn sealing(&self) -> &Sealing {
+        &self.sealing
     }
 
     /// Where it lies.

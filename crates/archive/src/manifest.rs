@@ -9,11 +9,13 @@ use bytes::Bytes;
 use holdfast_model::id::{GroupId, Millis};
 use holdfast_store::LogPosition;
 use holdfast_wire::internal::v1 as pb;
-use holdfast_wire::internal::v1::archive_header::Kind;
+use holdfast_wire::internal::v1::archive_contents::Kind;
 
 use crate::error::ArchiveError;
+use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
-use crate::object::{self, Compression, Sealed, fixed};
+use crate::object::{self, Sealed, fixed};
+use crate::sealing::Sealing;
 use crate::segment::{log_id, position};
 
 /// Separates the hash of a root from every other use of BLAKE3 here.
@@ -63,8 +65,10 @@ pub struct Previous {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestChunk {
     /// Generation it lies in.
-    pub week: u32,
-    /// Hash of its rows, and its name.
+    pub generation: u32,
+    /// Hash of its rows, keyed where they are encrypted: its name.
+    pub name: [u8; 32],
+    /// Hash of its rows.
     pub plain_blake3: [u8; 32],
     /// Bytes of its rows.
     pub plain_length: u64,
@@ -82,8 +86,8 @@ pub struct ManifestChunk {
 
 impl ManifestChunk {
     /// Name of the object.
-    pub fn name(&self) -> ObjectName {
-        ObjectName::Chunk { week: self.week, blake3: self.plain_blake3 }
+    pub fn object(&self) -> ObjectName {
+        ObjectName::Chunk { generation: self.generation, name: self.name }
     }
 }
 
@@ -125,11 +129,11 @@ impl Manifest {
             && self.root() == other.root()
     }
 
-    pub(crate) fn seal(&self) -> Result<Sealed, ArchiveError> {
+    pub(crate) fn seal(&self, sealing: &Sealing) -> Result<Sealed, ArchiveError> {
         self.check().map_err(ArchiveError::refused)?;
         let body = holdfast_wire::encode(&self.to_message());
         let header = pb::ArchiveManifestHeader { group_id: self.group.0, index: self.applied.index };
-        object::seal(&self.lineage, Kind::Manifest(header), Compression::Zstd, &body)
+        object::seal(&self.name().path(&self.lineage), &self.lineage, Kind::Manifest(header), sealing, &body)
     }
 
     /// Reads a manifest and checks everything that it says about itself; gives its seal too.
@@ -139,11 +143,12 @@ impl Manifest {
     pub fn open(
         object: &str,
         lineage: &LineageId,
+        keys: &Keyring,
         group: GroupId,
         index: u64,
         bytes: &Bytes,
     ) -> Result<(Self, [u8; 32]), ArchiveError> {
-        let opened = object::open(object, lineage, bytes)?;
+        let opened = object::open(object, lineage, keys, bytes)?;
         let bad = |reason: String| ArchiveError::corrupt(object, reason);
         let Kind::Manifest(header) = opened.kind else {
             return Err(bad("it is no manifest".into()));
@@ -200,7 +205,8 @@ impl Manifest {
 
 fn chunk_to(chunk: &ManifestChunk) -> pb::ArchiveManifestChunk {
     pb::ArchiveManifestChunk {
-        week: chunk.week,
+        generation: chunk.generation,
+        name: Bytes::copy_from_slice(&chunk.name),
         plain_blake3: Bytes::copy_from_slice(&chunk.plain_blake3),
         plain_length: chunk.plain_length,
         stored_length: chunk.stored_length,
@@ -213,7 +219,8 @@ fn chunk_to(chunk: &ManifestChunk) -> pb::ArchiveManifestChunk {
 
 fn chunk_from(chunk: pb::ArchiveManifestChunk) -> Option<ManifestChunk> {
     Some(ManifestChunk {
-        week: chunk.week,
+        generation: chunk.generation,
+        name: fixed(&chunk.name)?,
         plain_blake3: fixed(&chunk.plain_blake3)?,
         plain_length: chunk.plain_length,
         stored_length: chunk.stored_length,

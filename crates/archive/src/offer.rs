@@ -76,7 +76,7 @@ async fn step(
         ObjectName::Chunk { .. } => {
             // Every snapshot that names it falls with it; the plan was about to use the newest of them.
             let plan = plan_around(destination, group, now, around).await?;
-            let snapshot = plan.snapshot.filter(|manifest| manifest.chunks.iter().any(|line| line.name() == name));
+            let snapshot = plan.snapshot.filter(|manifest| manifest.chunks.iter().any(|line| line.object() == name));
             let is_new = snapshot.is_some_and(|manifest| around.snapshots.insert((lineage, manifest.applied.index)));
             Ok(is_new.then_some(now))
         }
@@ -84,6 +84,8 @@ async fn step(
             let before = first.checked_sub(1).filter(|before| now.at != At::Index(*before));
             Ok(before.map(|index| Choose { lineage: Some(lineage), at: At::Index(index) }))
         }
+        // The key of what was planned: nothing of its generation can be read, and all later ones may.
+        ObjectName::Keys { .. } => Ok(None),
         // Its log says what it is, to whoever names the entry: the last one that there is.
         ObjectName::Lineage => {
             let named = now.lineage.is_some_and(|named| named != lineage);

@@ -9,15 +9,18 @@
 //! - Joined means that the entry chain of one leads to that of the other; positions alone prove nothing.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use holdfast_model::command::Command;
+use holdfast_model::command::{ArchiveKeys, Command};
 use holdfast_model::id::GroupId;
 use holdfast_store::{Applied, DataDir, LogOptions, LogPosition, LogStore, StateStore, StoredEntry};
 use holdfast_wire::log::{EntryPayload, decode_entry, decode_proposal, entry_chain};
 
 use crate::error::ArchiveError;
-use crate::layout::LineageId;
+use crate::keys::Keyring;
+use crate::layout::{LineageId, ObjectName};
 use crate::lineage::LineageFacts;
+use crate::sealing::{Compression, Sealing};
 use crate::segment::Segment;
 use crate::ship::Tail;
 
@@ -33,6 +36,7 @@ pub struct Survivor {
     group: GroupId,
     applied: Applied,
     last: LogPosition,
+    keys: Option<Arc<ArchiveKeys>>,
     warning: Option<String>,
 }
 
@@ -91,15 +95,17 @@ impl Survivor {
         });
         // The state is flushed now and then: what opened the history may be in the log alone.
         let after = applied.position.map_or_else(|| log.first_index(), |position| position.index + 1);
-        let mut of_log = None;
+        let (mut of_log, mut keys) = (None, state.sys().archive_keys.clone());
         each(&log, path, after, last.index + 1, |entries| {
             of_log = entries.iter().filter_map(lineage_of_genesis).last().or(of_log.take());
+            keys = entries.iter().filter_map(keys_of).last().map(Arc::new).or(keys.take());
         })?;
         let lineage = of_log.or(of_state);
         let lineage =
             lineage.ok_or_else(|| refused("this node holds nobody's records: no cluster was founded on it"))?;
         let warning = report.recovering.or(recovering.map(|recovering| recovering.reason));
-        Ok(Self { data, log, state, lineage, group, applied, last, warning })
+        let keys = keys.filter(|keys| keys.incarnation == lineage.id.incarnation);
+        Ok(Self { data, log, state, lineage, group, applied, last, keys, warning })
     }
 
     /// Its directory.
@@ -115,6 +121,21 @@ impl Survivor {
     /// Which history it took part in.
     pub fn lineage(&self) -> &LineageFacts {
         &self.lineage
+    }
+
+    /// How its history is sealed; packed only, if it is not encrypted.
+    ///
+    /// # Errors
+    /// `Keys` when it is, and nothing that was given opens the generation that it ends with.
+    pub fn sealing(&self, keyring: &Keyring) -> Result<Sealing, ArchiveError> {
+        let Some(keys) = &self.keys else { return Ok(Sealing::default()) };
+        let key = keyring.key_by_any(&self.lineage.id, keys.generation, &keys.key_id, &keys.keys_age);
+        let key = key.map_err(|reason| ArchiveError::NoKey {
+            object: format!("the history of {}", self.data.path().display()),
+            keys_object: ObjectName::Keys { generation: keys.generation }.path(&self.lineage.id),
+            reason,
+        })?;
+        Ok(Sealing::with_key(Compression::Zstd, key, keys.keys_age.clone()))
     }
 
     /// Its last entry.
@@ -252,6 +273,15 @@ pub(crate) fn lineage_of_genesis(entry: &StoredEntry) -> Option<LineageFacts> {
         parent: genesis.parent,
         groups: 1,
     })
+}
+
+/// The keys that an entry sets.
+fn keys_of(entry: &StoredEntry) -> Option<ArchiveKeys> {
+    let EntryPayload::Proposal(bytes) = decode_entry(&entry.bytes).ok()?.payload else { return None };
+    match decode_proposal(&bytes).ok()?.command {
+        Command::SetArchiveKeys(keys) => Some(*keys),
+        _ => None,
+    }
 }
 
 impl Drop for Survivor {

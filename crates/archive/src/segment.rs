@@ -9,13 +9,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use holdfast_model::id::GroupId;
 use holdfast_store::{LogPosition, StoredEntry};
 use holdfast_wire::internal::v1 as pb;
-use holdfast_wire::internal::v1::archive_header::Kind;
+use holdfast_wire::internal::v1::archive_contents::Kind;
 use holdfast_wire::log::{EntryPayload, decode_entry, entry_chain};
 
 use crate::error::ArchiveError;
 use crate::fence;
+use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
-use crate::object::{self, Compression, Sealed};
+use crate::object::{self, Sealed};
+use crate::sealing::Sealing;
 
 /// Plain bytes after which a segment takes no further entry.
 pub const PLAIN_BYTES_MAX: usize = 16 << 20;
@@ -97,7 +99,7 @@ impl Segment {
         Some(linked.iter().fold(self.chain_before, |chain, entry| entry_chain(chain, &entry.bytes)))
     }
 
-    pub(crate) fn seal(&self, lineage: &LineageId) -> Result<Sealed, ArchiveError> {
+    pub(crate) fn seal(&self, lineage: &LineageId, sealing: &Sealing) -> Result<Sealed, ArchiveError> {
         let mut body = BytesMut::new();
         for entry in &self.entries {
             body.put_u32(entry.bytes.len() as u32);
@@ -114,7 +116,7 @@ impl Segment {
             entries: self.entries.len() as u64,
             stamp_ms: self.stamp_ms,
         };
-        object::seal(lineage, Kind::Segment(header), Compression::Zstd, &body)
+        object::seal(&self.name().path(lineage), lineage, Kind::Segment(header), sealing, &body)
     }
 
     /// Reads a segment and checks everything that it says about itself.
@@ -124,11 +126,12 @@ impl Segment {
     pub fn open(
         object: &str,
         lineage: &LineageId,
+        keys: &Keyring,
         group: GroupId,
         first: u64,
         bytes: &Bytes,
     ) -> Result<Self, ArchiveError> {
-        let opened = object::open(object, lineage, bytes)?;
+        let opened = object::open(object, lineage, keys, bytes)?;
         let bad = |reason: String| ArchiveError::corrupt(object, reason);
         let header = match opened.kind {
             Kind::Segment(header) => header,

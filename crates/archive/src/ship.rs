@@ -142,7 +142,8 @@ impl SegmentShipper {
         let object = fence.name().path(self.lineage.id());
         let bytes = fence.seal(self.lineage.id())?.bytes;
         if let Put::Lost(found) = self.destination().put_checked(&object, &bytes).await? {
-            return match Segment::open(&object, self.lineage.id(), self.group, index, &found) {
+            return match Segment::open(&object, self.lineage.id(), self.destination().keys(), self.group, index, &found)
+            {
                 Err(ArchiveError::Fenced { successor, .. }) => Ok(Fence { successor, ..fence }),
                 Err(error) => Err(error),
                 Ok(_) => Err(ArchiveError::NoChoice {
@@ -169,14 +170,15 @@ impl SegmentShipper {
         let segment = Segment::new(self.group, chain_before, entries[..fitting(entries)].to_vec())?;
         let object = segment.name().path(self.lineage.id());
         check_follows(&object, &segment, tail)?;
-        let bytes = segment.seal(self.lineage.id())?.bytes;
+        let bytes = segment.seal(self.lineage.id(), self.lineage.sealing())?.bytes;
         let mut length = bytes.len() as u64;
         let outcome = match self.destination().put_checked(&object, &bytes).await? {
             Put::Created => ShipOutcome::Created { tail: Tail::of(&segment), bytes: length },
             Put::Same => ShipOutcome::Adopted { tail: Tail::of(&segment) },
             Put::Lost(found) => {
                 let first = segment.first().index;
-                let winner = Segment::open(&object, self.lineage.id(), self.group, first, &found)?;
+                let winner =
+                    Segment::open(&object, self.lineage.id(), self.destination().keys(), self.group, first, &found)?;
                 check_same_history(&object, &segment, &winner)?;
                 length = found.len() as u64;
                 ShipOutcome::Adopted { tail: Tail::of(&winner) }
@@ -360,8 +362,8 @@ async fn end_of(
             segments.pop();
             Ok((segments, Some(Fence { group, index, successor })))
         }
-        // A damaged segment is for those to name who need what is in it.
-        Ok(_) | Err(ArchiveError::Corrupt { .. }) => Ok((segments, None)),
+        // A damaged segment is for those to name who need what is in it. What needs a key is no fence.
+        Ok(_) | Err(ArchiveError::Corrupt { .. } | ArchiveError::NoKey { .. }) => Ok((segments, None)),
         Err(error) => Err(error),
     }
 }
@@ -398,7 +400,7 @@ pub async fn read_segment(
 ) -> Result<Segment, ArchiveError> {
     let object = ObjectName::segment(group, first).path(lineage);
     let bytes = destination.get(&object).await?;
-    Segment::open(&object, lineage, group, first, &bytes)
+    Segment::open(&object, lineage, destination.keys(), group, first, &bytes)
 }
 
 #[cfg(test)]

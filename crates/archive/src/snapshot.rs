@@ -23,6 +23,7 @@ use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName, week_of};
 use crate::lineage::OpenLineage;
 use crate::manifest::{Manifest, ManifestChunk, Previous};
+use crate::sealing::Sealing;
 
 /// Chunks between scan and upload, and uploads under way.
 const QUEUED_MAX: usize = 2;
@@ -50,7 +51,7 @@ pub struct SnapshotReport {
 /// Called with plain bytes done and expected; the latter is an estimate.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
-/// Chunks of the snapshot before, by week and hash.
+/// Chunks of the snapshot before, by generation and name.
 type Known = BTreeMap<(u32, [u8; 32]), ManifestChunk>;
 
 /// Facts of a checkpoint, from inside it.
@@ -86,9 +87,10 @@ pub async fn ship_snapshot(
 ) -> Result<SnapshotReport, ArchiveError> {
     let previous = previous_of(lineage, group).await?;
     let lines = previous.iter().flat_map(|(manifest, _)| &manifest.chunks);
-    let known: Known = lines.map(|line| ((line.week, line.plain_blake3), line.clone())).collect();
+    let known: Known = lines.map(|line| ((line.generation, line.name), line.clone())).collect();
     let (sender, mut scanned) = mpsc::channel(QUEUED_MAX);
-    let scan = Scan { checkpoint: checkpoint.to_owned(), lineage: *lineage.id(), known };
+    let sealing = lineage.sealing().clone();
+    let scan = Scan { checkpoint: checkpoint.to_owned(), lineage: *lineage.id(), sealing, known };
     let scanning = tokio::task::spawn_blocking(move || scan.run(&sender));
     let shipped = ship_scanned(lineage, group, &mut scanned, previous, progress).await;
     // Ends the scan where it is, if shipping failed.
@@ -145,12 +147,12 @@ async fn ship_scanned(
 /// Writes the manifest: from here on the snapshot exists.
 async fn commit(lineage: &OpenLineage, manifest: Manifest, new_bytes: u64) -> Result<SnapshotReport, ArchiveError> {
     let object = manifest.name().path(lineage.id());
-    let bytes = manifest.seal()?.bytes;
+    let bytes = manifest.seal(lineage.sealing())?.bytes;
     let destination = lineage.destination();
     let (manifest, adopted) = match destination.put_checked(&object, &bytes).await? {
         Put::Created => (manifest, false),
         Put::Same => (manifest, true),
-        Put::Lost(found) => (same_snapshot(lineage.id(), &object, &manifest, &found)?, true),
+        Put::Lost(found) => (same_snapshot(lineage, &object, &manifest, &found)?, true),
     };
     Ok(SnapshotReport {
         index: manifest.applied.index,
@@ -163,8 +165,14 @@ async fn commit(lineage: &OpenLineage, manifest: Manifest, new_bytes: u64) -> Re
     })
 }
 
-fn same_snapshot(lineage: &LineageId, object: &str, ours: &Manifest, found: &Bytes) -> Result<Manifest, ArchiveError> {
-    let (theirs, _) = Manifest::open(object, lineage, ours.group, ours.applied.index, found)?;
+fn same_snapshot(
+    lineage: &OpenLineage,
+    object: &str,
+    ours: &Manifest,
+    found: &Bytes,
+) -> Result<Manifest, ArchiveError> {
+    let keys = lineage.destination().keys();
+    let (theirs, _) = Manifest::open(object, lineage.id(), keys, ours.group, ours.applied.index, found)?;
     if theirs.same_state(ours) {
         return Ok(theirs);
     }
@@ -199,7 +207,7 @@ async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<(ManifestChun
         Scanned::Head(_) => return Err(ArchiveError::refused("a scan with two heads")),
         Scanned::New(chunk) => chunk,
         Scanned::Known(plain, line) => {
-            let object = line.name().path(lineage.id());
+            let object = line.object().path(lineage.id());
             match lineage.destination().length(&object).await? {
                 Some(length) if length == line.stored_length => return Ok((line, 0)),
                 Some(length) => {
@@ -207,9 +215,9 @@ async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<(ManifestChun
                     return Err(ArchiveError::corrupt(&object, reason));
                 }
                 None => {
-                    let (id, week) = (*lineage.id(), line.week);
-                    let sealing = tokio::task::spawn_blocking(move || chunk::seal(&id, week, &plain));
-                    sealing.await.map_err(|_| ArchiveError::Stopped { what: "packing a chunk" })??
+                    let (id, generation, sealing) = (*lineage.id(), line.generation, lineage.sealing().clone());
+                    let packing = tokio::task::spawn_blocking(move || chunk::seal(&id, generation, &sealing, &plain));
+                    packing.await.map_err(|_| ArchiveError::Stopped { what: "packing a chunk" })??
                 }
             }
         }
@@ -219,7 +227,7 @@ async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<(ManifestChun
 
 async fn upload_new(lineage: &OpenLineage, chunk: SealedChunk) -> Result<(ManifestChunk, u64), ArchiveError> {
     let SealedChunk { mut line, sealed } = chunk;
-    let object = line.name().path(lineage.id());
+    let object = line.object().path(lineage.id());
     let destination = lineage.destination();
     match destination.put_checked(&object, &sealed.bytes).await? {
         Put::Created => {
@@ -229,7 +237,7 @@ async fn upload_new(lineage: &OpenLineage, chunk: SealedChunk) -> Result<(Manife
         Put::Same => Ok((line, 0)),
         Put::Lost(found) => {
             // The same rows, packed by another version of zstd.
-            let theirs = Chunk::open(&object, lineage.id(), &line.plain_blake3, &found)?;
+            let theirs = Chunk::open(&object, lineage.id(), destination.keys(), &line.name, &found)?;
             line.stored_length = found.len() as u64;
             line.stored_seal = theirs.seal;
             Ok((line, 0))
@@ -241,6 +249,7 @@ async fn upload_new(lineage: &OpenLineage, chunk: SealedChunk) -> Result<(Manife
 struct Scan {
     checkpoint: PathBuf,
     lineage: LineageId,
+    sealing: Sealing,
     known: Known,
 }
 
@@ -249,7 +258,7 @@ impl Scan {
         let store = open_checkpoint(&self.checkpoint).map_err(ArchiveError::store(&self.checkpoint))?;
         let (applied, sys) = (store.applied().clone(), store.sys());
         let position = applied.position.ok_or_else(|| ArchiveError::refused("a checkpoint before the first entry"))?;
-        let week = week_of(sys.now);
+        let generation = self.sealing.generation().unwrap_or_else(|| week_of(sys.now));
         let head = Head {
             applied: position,
             membership: applied.membership,
@@ -262,10 +271,10 @@ impl Scan {
         send(out, Scanned::Head(head))?;
         let mut chunker = Chunker::default();
         let scanned = |plain: PlainChunk| {
-            let name = (week, *blake3::hash(&plain.plain).as_bytes());
-            match self.known.get(&name) {
+            let name = self.sealing.chunk_name(blake3::hash(&plain.plain).as_bytes());
+            match self.known.get(&(generation, name)) {
                 Some(line) => Ok(Scanned::Known(plain, line.clone())),
-                None => chunk::seal(&self.lineage, week, &plain).map(Scanned::New),
+                None => chunk::seal(&self.lineage, generation, &self.sealing, &plain).map(Scanned::New),
             }
         };
         for row in store.scan() {
@@ -323,7 +332,7 @@ pub async fn read_manifest(
 ) -> Result<(Manifest, [u8; 32]), ArchiveError> {
     let object = ObjectName::Manifest { group, index }.path(lineage);
     let bytes = destination.get(&object).await?;
-    Manifest::open(&object, lineage, group, index, &bytes)
+    Manifest::open(&object, lineage, destination.keys(), group, index, &bytes)
 }
 
 /// Reads and checks a chunk that a manifest names.
@@ -335,11 +344,11 @@ pub async fn read_chunk(
     lineage: &LineageId,
     line: &ManifestChunk,
 ) -> Result<Arc<Chunk>, ArchiveError> {
-    let object = line.name().path(lineage);
+    let object = line.object().path(lineage);
     let bytes = destination.get(&object).await?;
-    let (id, line) = (*lineage, line.clone());
+    let (id, line, keys) = (*lineage, line.clone(), destination.shared_keys());
     let checking = tokio::task::spawn_blocking(move || {
-        let chunk = Chunk::open(&object, &id, &line.plain_blake3, &bytes)?;
+        let chunk = Chunk::open(&object, &id, &keys, &line.name, &bytes)?;
         chunk.check_line(&object, &line)?;
         Ok(Arc::new(chunk))
     });

@@ -4,18 +4,23 @@
 //! - Nothing stops at the first fault: every object is looked at, and each fault names its object.
 //! - Level 1 reads every byte, follows the entry chain from the first segment to the last, and compares it with the
 //!   chain in each snapshot.
+//! - Without a key, all is checked that can be: hash, owner and length of every object. How many could not be opened is
+//!   told, and what they hold is not vouched for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use futures::StreamExt;
 use holdfast_model::id::GroupId;
 
 use crate::chunk::Chunk;
 use crate::destination::{Destination, Listed};
 use crate::error::ArchiveError;
+use crate::keys::{Keyring, NO_KEYS, OTHER_KEYS, SealedWith, check_keys_age};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
+use crate::object;
 use crate::segment::{ChainWalk, Segment};
 
 const READS_MAX: usize = 4;
@@ -36,6 +41,8 @@ pub struct VerifyReport {
     pub objects: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Objects that are encrypted, and could not be opened with the keys that were given.
+    pub locked: u64,
     /// Objects that are wrong, with the reason, by name.
     pub bad: Vec<(String, String)>,
     /// First and last index of the log that was read, by group. It may begin late in a destination that was added
@@ -74,6 +81,8 @@ pub struct DestinationReport {
     pub objects: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Objects that are encrypted, and could not be opened with the keys that were given.
+    pub locked: u64,
     /// Objects that are wrong, and what is nothing of Holdfast's, with the reason, by name.
     pub bad: Vec<(String, String)>,
 }
@@ -91,6 +100,7 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
         all.lineages += 1;
         all.objects += report.objects;
         all.bytes += report.bytes;
+        all.locked += report.locked;
         all.bad.extend(report.bad);
     }
     all.bad.extend(found.foreign.into_iter().map(|name| (name, "it is nothing of Holdfast's".to_owned())));
@@ -119,12 +129,15 @@ pub async fn verify(
 ) -> Result<VerifyReport, ArchiveError> {
     let listed = destination.list(&lineage.to_string()).await?;
     let mut report = VerifyReport { objects: listed.len() as u64, ..VerifyReport::default() };
-    let mut check = Check { destination, lineage, level, facts: None, groups: BTreeMap::new() };
+    let mut check = Check { destination, lineage, level, facts: None, groups: BTreeMap::new(), keys: BTreeMap::new() };
     let mut named = Vec::new();
     for found in &listed {
         match ObjectName::parse(&found.path) {
             Some((_, ObjectName::Segment { level: 0, repair: 0, .. }))
-            | Some((_, ObjectName::Lineage | ObjectName::Chunk { .. } | ObjectName::Manifest { .. })) => {
+            | Some((
+                _,
+                ObjectName::Lineage | ObjectName::Keys { .. } | ObjectName::Chunk { .. } | ObjectName::Manifest { .. },
+            )) => {
                 named.extend(ObjectName::parse(&found.path).map(|(_, name)| (name, found)));
             }
             Some((_, ObjectName::Segment { .. })) => {
@@ -138,7 +151,7 @@ pub async fn verify(
     }
     // Facts first, then manifests: they say what the others should be.
     named.sort_by_key(|(name, _)| match name {
-        ObjectName::Lineage => (0, *name),
+        ObjectName::Lineage | ObjectName::Keys { .. } => (0, *name),
         ObjectName::Manifest { .. } => (1, *name),
         ObjectName::Segment { .. } | ObjectName::Chunk { .. } => (2, *name),
     });
@@ -155,6 +168,8 @@ struct Check<'a> {
     level: Level,
     facts: Option<LineageFacts>,
     groups: BTreeMap<GroupId, Group>,
+    /// Hash of each KEYS.age that is there, by generation.
+    keys: BTreeMap<u32, [u8; 32]>,
 }
 
 impl Check<'_> {
@@ -165,7 +180,7 @@ impl Check<'_> {
     ) -> Result<(), ArchiveError> {
         let level = self.level;
         let wanted = named.iter().filter(move |(name, _)| match name {
-            ObjectName::Lineage | ObjectName::Manifest { .. } => true,
+            ObjectName::Lineage | ObjectName::Keys { .. } | ObjectName::Manifest { .. } => true,
             ObjectName::Segment { .. } | ObjectName::Chunk { .. } => level >= Level::Bytes,
         });
         let (destination, lineage) = (self.destination, *self.lineage);
@@ -175,22 +190,36 @@ impl Check<'_> {
         };
         let mut reads = futures::stream::iter(wanted).map(read).buffered(READS_MAX);
         while let Some(read) = reads.next().await {
-            match read {
-                Ok((object, bytes, contents)) => {
-                    report.bytes += bytes;
-                    self.take(&object, contents, report)?;
-                }
+            report.bytes += read.bytes;
+            self.check_keys(&read, report);
+            match read.contents {
+                Ok(contents) => self.take(&read.object, contents, report)?,
                 Err(error) => {
-                    if let ArchiveError::Corrupt { object, .. } | ArchiveError::Missing { object, .. } = &error
-                        && let Some((_, ObjectName::Segment { group, .. })) = ObjectName::parse(object)
-                    {
+                    if let ObjectName::Segment { group, .. } = read.name {
                         self.groups.entry(group).or_default().broken = true;
                     }
-                    report.note(error)?;
+                    match error {
+                        ArchiveError::NoKey { .. } => report.locked += 1,
+                        error => report.note(error)?,
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The KEYS.age that an object was sealed with must be there, and the same.
+    fn check_keys(&self, read: &Read, report: &mut VerifyReport) {
+        let Some(sealed) = &read.sealed_with else { return };
+        // One of another history is at fault itself.
+        if sealed.lineage != *self.lineage {
+            return;
+        }
+        match self.keys.get(&sealed.generation) {
+            Some(hash) if *hash == sealed.keys_blake3 => {}
+            Some(_) => report.fault(sealed.keys_object(), OTHER_KEYS),
+            None => report.fault(sealed.keys_object(), NO_KEYS),
+        }
     }
 
     fn take(&mut self, object: &str, contents: Contents, report: &mut VerifyReport) -> Result<(), ArchiveError> {
@@ -201,6 +230,9 @@ impl Check<'_> {
                 group.manifests.insert(manifest.applied.index, (manifest, seal));
             }
             Contents::Chunk => {}
+            Contents::Keys(generation, hash) => {
+                self.keys.insert(generation, hash);
+            }
             Contents::Fence(group, index) => {
                 let group = self.groups.entry(group).or_default();
                 if group.walk.is_some_and(|walk| !group.broken && walk.next != index) {
@@ -255,7 +287,7 @@ impl Check<'_> {
         for (manifest, _) in self.groups.values().flat_map(|group| group.manifests.values()) {
             let user = manifest.name().path(self.lineage);
             for line in &manifest.chunks {
-                let object = line.name().path(self.lineage);
+                let object = line.object().path(self.lineage);
                 match lengths.get(object.as_str()) {
                     _ if !seen.insert(object.clone()) => {}
                     None => report.fault(object, format!("{user} names it and it is missing")),
@@ -287,31 +319,55 @@ enum Contents {
     /// The end of a group's log.
     Fence(GroupId, u64),
     Chunk,
+    /// Hash of a generation's KEYS.age.
+    Keys(u32, [u8; 32]),
 }
 
-async fn read_one(
-    destination: &Destination,
-    lineage: LineageId,
+/// An object that was looked at.
+struct Read {
     name: ObjectName,
     object: String,
-) -> Result<(String, u64, Contents), ArchiveError> {
-    let bytes = destination.get(&object).await?;
-    let checking = tokio::task::spawn_blocking(move || {
-        let contents = match name {
-            ObjectName::Lineage => LineageFacts::open(&object, &lineage, &bytes).map(Contents::Facts),
-            ObjectName::Manifest { group, index } => Manifest::open(&object, &lineage, group, index, &bytes)
-                .map(|(manifest, seal)| Contents::Manifest(manifest, seal)),
-            ObjectName::Segment { group, first, .. } => match Segment::open(&object, &lineage, group, first, &bytes) {
-                Err(ArchiveError::Fenced { .. }) => Ok(Contents::Fence(group, first)),
-                opened => opened.map(Contents::Segment),
-            },
-            ObjectName::Chunk { blake3, .. } => {
-                Chunk::open(&object, &lineage, &blake3, &bytes).map(|_| Contents::Chunk)
-            }
-        };
-        contents.map(|contents| (object, bytes.len() as u64, contents))
-    });
-    checking.await.map_err(|_| ArchiveError::Stopped { what: "checking an object" })?
+    bytes: u64,
+    sealed_with: Option<SealedWith>,
+    contents: Result<Contents, ArchiveError>,
+}
+
+async fn read_one(destination: &Destination, lineage: LineageId, name: ObjectName, object: String) -> Read {
+    let (bytes, sealed_with, contents) = match destination.get(&object).await {
+        Err(error) => (0, None, Err(error)),
+        Ok(bytes) => {
+            let (length, keys) = (bytes.len() as u64, destination.shared_keys());
+            let sealed_with = object::sealed_with(&bytes);
+            let named = object.clone();
+            let checking = tokio::task::spawn_blocking(move || check(&named, &lineage, &keys, name, &bytes));
+            let stopped = |_| Err(ArchiveError::Stopped { what: "checking an object" });
+            (length, sealed_with, checking.await.unwrap_or_else(stopped))
+        }
+    };
+    Read { name, object, bytes, sealed_with, contents }
+}
+
+fn check(
+    object: &str,
+    lineage: &LineageId,
+    keys: &Keyring,
+    name: ObjectName,
+    bytes: &Bytes,
+) -> Result<Contents, ArchiveError> {
+    match name {
+        ObjectName::Lineage => LineageFacts::open(object, lineage, bytes).map(Contents::Facts),
+        ObjectName::Keys { generation } => {
+            check_keys_age(object, bytes)?;
+            Ok(Contents::Keys(generation, *blake3::hash(bytes).as_bytes()))
+        }
+        ObjectName::Manifest { group, index } => Manifest::open(object, lineage, keys, group, index, bytes)
+            .map(|(manifest, seal)| Contents::Manifest(manifest, seal)),
+        ObjectName::Segment { group, first, .. } => match Segment::open(object, lineage, keys, group, first, bytes) {
+            Err(ArchiveError::Fenced { .. }) => Ok(Contents::Fence(group, first)),
+            opened => opened.map(Contents::Segment),
+        },
+        ObjectName::Chunk { name, .. } => Chunk::open(object, lineage, keys, &name, bytes).map(|_| Contents::Chunk),
+    }
 }
 
 #[cfg(test)]

@@ -100,6 +100,26 @@ impl AdminClient {
         Ok(self.call(v1::CreateBackupRequest {}, call).await?.operation_id)
     }
 
+    /// Encrypts what is shipped offsite from here on, with a new generation of keys.
+    ///
+    /// # Errors
+    /// `Precondition` when the node lacks the secret, the recipients are too few, or there are keys already.
+    pub async fn create_archive_keys(
+        &self,
+        request: v1::CreateArchiveKeysRequest,
+    ) -> Result<v1::CreateArchiveKeysResponse, Error> {
+        self.call(request, |mut client, request| async move { client.create_archive_keys(request).await }).await
+    }
+
+    /// The keys of what is shipped offsite.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn archive_keys(&self) -> Result<v1::GetArchiveKeysResponse, Error> {
+        let call = |mut client: Stub, request| async move { client.get_archive_keys(request).await };
+        self.call(v1::GetArchiveKeysRequest {}, call).await
+    }
+
     /// State of an operation.
     ///
     /// # Errors

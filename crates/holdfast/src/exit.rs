@@ -72,13 +72,14 @@ fn exit_of_client(error: &ClientError) -> Exit {
         ClientError::NotFound { .. } => Exit::NotFound,
         ClientError::Precondition { reason, .. } => match reason.as_str() {
             "REQUEST_TOO_OLD" => Exit::Unknown,
-            "INCARNATION_MISMATCH" | "OPERATION_IN_PROGRESS" => Exit::Conflict,
+            "INCARNATION_MISMATCH" | "OPERATION_IN_PROGRESS" | "KEYS_EXIST" => Exit::Conflict,
             // What a check refused; each reason is the id of one.
             "QUORUM_ONE_DOMAIN"
             | "ALL_COPIES_ONE_DOMAIN"
             | "TOO_FEW_COPIES"
             | "NO_QUORUM_LEFT"
             | "NODE_NOT_FRESH"
+            | "TOO_FEW_RECIPIENTS"
             | "NODE_ID_USED"
             | "NOT_CONFIRMED" => Exit::Unsafe,
             _ => Exit::Error,
@@ -100,9 +101,9 @@ fn exit_of_archive(error: &ArchiveError) -> Exit {
         error if error.is_integrity() => Exit::Integrity,
         error if error.is_transient() => Exit::Unreachable,
         ArchiveError::NoChoice { .. } | ArchiveError::NoBucket { .. } => Exit::NotFound,
-        ArchiveError::Forbidden { .. } => Exit::Forbidden,
+        ArchiveError::Forbidden { .. } | ArchiveError::NoKey { .. } => Exit::Forbidden,
         ArchiveError::Target { .. } | ArchiveError::Fenced { .. } => Exit::Conflict,
-        ArchiveError::BadDestination { .. } => Exit::Usage,
+        ArchiveError::BadDestination { .. } | ArchiveError::Keys { .. } => Exit::Usage,
         ArchiveError::Store { source, .. } => exit_of_store(source),
         _ => Exit::Error,
     }

@@ -113,6 +113,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("librocksdb-sys", &["crates/store"]),
     ("openraft*", &["crates/replica"]),
     ("object_store", &["crates/archive"]),
+    ("age", &["crates/archive"]),
+    ("chacha20poly1305", &["crates/archive"]),
     ("prost*", &["crates/wire"]),
     ("protox*", &["crates/wire"]),
     ("tonic-prost*", &["crates/wire"]),

@@ -42,6 +42,9 @@ pub enum Command {
     DropDevice(DropDevice),
     /// Lifetimes and quotas of the group.
     SetPolicy(Policy),
+    /// Who can open what is shipped offsite from here on.
+    /// Boxed: it is rare, and would make every command as large.
+    SetArchiveKeys(Box<ArchiveKeys>),
 }
 
 /// Writes of one user that commit together or not at all.
@@ -211,6 +214,33 @@ impl Default for Policy {
             user_quota_bytes: 0,
         }
     }
+}
+
+/// A generation of keys: what is shipped offsite is encrypted with the newest. The bytes of its KEYS.age are fixed here, so
+/// that no destination holds another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveKeys {
+    /// History that they are of.
+    pub incarnation: Incarnation,
+    /// Each is newer than the one before.
+    pub generation: u32,
+    /// Tells the key from others, and says nothing of it.
+    pub key_id: [u8; 16],
+    /// The generation's key, encrypted for the recipients.
+    pub keys_age: Bytes,
+    /// Whom it is encrypted for.
+    pub recipients: Vec<ArchiveRecipient>,
+    /// Log time from which on they are used; the state machine sets it.
+    pub since: Millis,
+}
+
+/// Who can open an archive.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ArchiveRecipient {
+    /// An age recipient, age1….
+    pub key: String,
+    /// It is online, in other custody, for restore drills; all others are kept offline.
+    pub drill: bool,
 }
 
 /// Barrier of an offsite snapshot.

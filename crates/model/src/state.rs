@@ -4,8 +4,9 @@
 //! plain data; their bytes on disk are `wire::durable`'s affair.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::command::{Content, OffsiteFact, Operation, Parent, Policy};
+use crate::command::{ArchiveKeys, Content, OffsiteFact, Operation, Parent, Policy};
 use crate::digest::Sum;
 use crate::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordKey, RequestId, Uid, UserId, Version};
 use crate::outcome::{MutationResult, Usage};
@@ -33,6 +34,9 @@ pub struct Sys {
     pub barrier_index: u64,
     /// Lifetimes and quotas.
     pub policy: Policy,
+    /// Newest keys of what is shipped offsite; `None` = it is not encrypted. Those of an ended history stay until there are
+    /// some of the new one: they say that it was encrypted, and for whom.
+    pub archive_keys: Option<Arc<ArchiveKeys>>,
 }
 
 impl Sys {

@@ -38,6 +38,7 @@ macro_rules! scripts {
 }
 
 scripts!(
+    archive_keys,
     backed_up,
     clock,
     dedup,

@@ -72,7 +72,8 @@ pub(crate) fn weight_of(command: &Command) -> Weight {
         | Command::SnapshotBarrier(_)
         | Command::Expire
         | Command::SetOperation(_)
-        | Command::SetPolicy(_) => Weight::Own,
+        | Command::SetPolicy(_)
+        | Command::SetArchiveKeys(_) => Weight::Own,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use holdfast_archive::{ArchiveError, marker};
+use holdfast_archive::{ArchiveError, Keyring, marker};
 use holdfast_model::id::GroupId;
 use holdfast_model::limits::MESSAGE_BYTES_MAX;
 use holdfast_replica::{Hooks, IntegrityOptions, Member, Options, Replica, StartError};
@@ -32,7 +32,7 @@ use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
 use crate::members;
 use crate::restored;
-use crate::shipper::{Barriers, Shipper};
+use crate::shipper::{Barriers, Encryption, Shipper};
 
 /// Log cache of a node.
 const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
@@ -87,7 +87,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// Exit code: 1 error, 3 a directory that must not be opened, 8 held by another process, 9 damaged data.
+    /// Exit code: 1 error, 2 a wrong key file, 3 a directory that must not be opened, 8 held by another process, 9 damaged data.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Store(error) | Self::Start(StartError::Store(error)) => match error {
@@ -96,6 +96,7 @@ impl RunError {
                 StoreError::Locked { .. } => 8,
                 _ => 1,
             },
+            Self::Archive(ArchiveError::Keys { .. }) => 2,
             Self::Archive(error) if error.is_integrity() => 9,
             Self::Archive(_) | Self::Displaced { .. } | Self::Fenced(_) => 3,
             Self::Start(StartError::Raft(_)) | Self::Listen { .. } | Self::System { .. } => 1,
@@ -152,6 +153,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         action: "get randomness",
         source: std::io::Error::other(error.to_string()),
     })?;
+    let keys = Arc::new(Keyring::from_files(config.ship_key_file.as_deref(), None)?);
     let mark = marker::read(&config.data_dir)?;
     let opening = mark.as_ref().map(|mark| mark.opening(&config.data_dir)).transpose()?.map(|one| one.genesis.clone());
     let data = Arc::new(DataDir::open_or_create(&config.data_dir, config.node_id, identity)?);
@@ -200,6 +202,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         config.offsite.clone(),
         Duration::from_millis(config.ship_interval_ms),
         usize::try_from(config.ship_segment_bytes).unwrap_or(usize::MAX),
+        Encryption { keys, compression: config.ship_compression },
         barriers,
     );
     let reads_max = config.reads_max;

@@ -5,6 +5,7 @@
 //! effect chain is computed over it and must agree on every replica.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_model::command::Operation;
@@ -18,7 +19,8 @@ use holdfast_model::state::{
 
 use crate::internal::v1 as pb;
 use crate::log::{
-    offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from, parent_to, policy_from, policy_to,
+    archive_keys_from, archive_keys_to, offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from,
+    parent_to, policy_from, policy_to,
 };
 use crate::{DecodeError, decode, encode, fixed};
 
@@ -65,7 +67,19 @@ pub fn decode_applied(bytes: &[u8]) -> Result<AppliedRecord, DecodeError> {
 /// Encodes group facts.
 pub fn encode_sys(sys: &Sys) -> Bytes {
     // No `..`: a new field must be stored, or its absence be decided here.
-    let Sys { now, rules, history, ancestors, uid_counter, digest, totals, offsite, barrier_index, policy } = sys;
+    let Sys {
+        now,
+        rules,
+        history,
+        ancestors,
+        uid_counter,
+        digest,
+        totals,
+        offsite,
+        barrier_index,
+        policy,
+        archive_keys,
+    } = sys;
     encode(&pb::StoredSys {
         now_ms: now.0,
         rules: (*rules).into(),
@@ -82,6 +96,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         offsite: offsite.values().map(offsite_fact_to).collect(),
         barrier_index: *barrier_index,
         policy: Some(policy_to(policy)),
+        archive_keys: archive_keys.as_deref().map(archive_keys_to),
     })
 }
 
@@ -112,6 +127,7 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
         offsite,
         barrier_index: message.barrier_index,
         policy: message.policy.map(policy_from).unwrap_or_default(),
+        archive_keys: message.archive_keys.map(archive_keys_from).transpose()?.map(Arc::new),
     })
 }
 

@@ -5,8 +5,9 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, Command, Content, DropDevice, Genesis, Guard, Member, MemberChange, Mutation, NewMember, OffsiteFact,
-    Op, Operation, Parent, Policy, Proposal, RestoreGuard, SnapshotBarrier, WriteBatch,
+    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, Member, MemberChange,
+    Mutation, NewMember, OffsiteFact, Op, Operation, Parent, Policy, Proposal, RestoreGuard, SnapshotBarrier,
+    WriteBatch,
 };
 use holdfast_model::id::{
     Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
@@ -89,6 +90,7 @@ pub fn encode_proposal(proposal: &Proposal) -> Bytes {
             device_id: drop.device.as_str().to_owned(),
         }),
         Command::SetPolicy(policy) => pb::proposal::Command::SetPolicy(policy_to(policy)),
+        Command::SetArchiveKeys(keys) => pb::proposal::Command::SetArchiveKeys(archive_keys_to(keys)),
     };
     encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
 }
@@ -116,6 +118,7 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
             device: DeviceId::new(&drop.device_id).map_err(|error| DecodeError::new("device", error))?,
         }),
         pb::proposal::Command::SetPolicy(policy) => Command::SetPolicy(policy_from(policy)),
+        pb::proposal::Command::SetArchiveKeys(keys) => Command::SetArchiveKeys(Box::new(archive_keys_from(keys)?)),
     };
     let rules = u16::try_from(message.rules).map_err(|_| DecodeError::new("proposal", "rules out of range"))?;
     Ok(Proposal { rules, stamp: Millis(message.stamp_ms), command })
@@ -278,6 +281,34 @@ pub fn offsite_fact_from(fact: pb::OffsiteFact) -> Result<OffsiteFact, DecodeErr
         chain: fixed("offsite fact", "chain", &fact.chain)?,
         verifier: NodeId(fact.verifier),
         at: Millis(fact.at_ms),
+    })
+}
+
+/// Encodes a generation of keys.
+pub fn archive_keys_to(keys: &ArchiveKeys) -> pb::ArchiveKeys {
+    let ArchiveKeys { incarnation, generation, key_id, keys_age, recipients, since } = keys;
+    let recipient =
+        |recipient: &ArchiveRecipient| pb::ArchiveRecipient { key: recipient.key.clone(), drill: recipient.drill };
+    pb::ArchiveKeys {
+        incarnation: incarnation.0,
+        generation: *generation,
+        key_id: Bytes::copy_from_slice(key_id),
+        keys_age: keys_age.clone(),
+        recipients: recipients.iter().map(recipient).collect(),
+        since_ms: since.0,
+    }
+}
+
+/// Decodes a generation of keys.
+pub fn archive_keys_from(keys: pb::ArchiveKeys) -> Result<ArchiveKeys, DecodeError> {
+    let recipient = |recipient: pb::ArchiveRecipient| ArchiveRecipient { key: recipient.key, drill: recipient.drill };
+    Ok(ArchiveKeys {
+        incarnation: Incarnation(keys.incarnation),
+        generation: keys.generation,
+        key_id: fixed("archive keys", "key id", &keys.key_id)?,
+        keys_age: keys.keys_age,
+        recipients: keys.recipients.into_iter().map(recipient).collect(),
+        since: Millis(keys.since_ms),
     })
 }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::object::tests::{LINEAGE, every_flip_is_found};
+use crate::sealing::Compression;
 
 fn row(family: u8, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> RawRow {
     RawRow { family, key: key.into(), value: value.into() }
@@ -20,7 +21,7 @@ fn cut(rows: impl IntoIterator<Item = RawRow>) -> Vec<PlainChunk> {
 }
 
 fn open(chunk: &SealedChunk) -> Chunk {
-    Chunk::open("o", &LINEAGE, &chunk.line.plain_blake3, &chunk.sealed.bytes).expect("opens")
+    Chunk::open("o", &LINEAGE, &Keyring::default(), &chunk.line.name, &chunk.sealed.bytes).expect("opens")
 }
 
 /// 40 MiB of rows of 1 KiB.
@@ -50,7 +51,7 @@ proptest! {
         let rows: Vec<RawRow> = rows.into_iter().map(|((family, key), value)| row(family, key, value)).collect();
         let mut back = Vec::new();
         for chunk in cut(rows.clone()) {
-            let sealed = seal(&LINEAGE, 1, &chunk).expect("seals");
+            let sealed = seal(&LINEAGE, 1, &Sealing::default(), &chunk).expect("seals");
             let opened = open(&sealed);
             opened.check_line("o", &sealed.line).expect("as said");
             back.extend(opened.rows());
@@ -61,9 +62,9 @@ proptest! {
     #[test]
     fn any_body_is_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..80), rows in 0u64..4) {
         let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows });
-        let sealed = object::seal(&LINEAGE, kind, Compression::None, &body).expect("seals");
+        let sealed = object::seal("o", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &body).expect("seals");
         let name = *blake3::hash(&body).as_bytes();
-        if let Ok(chunk) = Chunk::open("o", &LINEAGE, &name, &sealed.bytes) {
+        if let Ok(chunk) = Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes) {
             prop_assert_eq!(chunk.rows().count() as u64, rows);
         }
     }
@@ -72,17 +73,18 @@ proptest! {
 #[test]
 fn every_flipped_bit_is_found() {
     let chunk = cut([row(1, "a", "one"), row(1, "b", "two")]).remove(0);
-    let sealed = seal(&LINEAGE, 1, &chunk).expect("seals");
+    let sealed = seal(&LINEAGE, 1, &Sealing::default(), &chunk).expect("seals");
     every_flip_is_found(&sealed.sealed.bytes, |object, bytes| {
-        Chunk::open(object, &LINEAGE, &sealed.line.plain_blake3, bytes).map(drop)
+        Chunk::open(object, &LINEAGE, &Keyring::default(), &sealed.line.name, bytes).map(drop)
     });
 }
 
 #[test]
 fn another_chunk_under_the_name_is_found() {
-    let [one, two] =
-        ["one", "two"].map(|value| seal(&LINEAGE, 1, &cut([row(1, "a", value)]).remove(0)).expect("seals"));
-    let error = Chunk::open("x", &LINEAGE, &one.line.plain_blake3, &two.sealed.bytes).expect_err("swapped");
+    let [one, two] = ["one", "two"]
+        .map(|value| seal(&LINEAGE, 1, &Sealing::default(), &cut([row(1, "a", value)]).remove(0)).expect("seals"));
+    let error =
+        Chunk::open("x", &LINEAGE, &Keyring::default(), &one.line.name, &two.sealed.bytes).expect_err("swapped");
     assert!(error.to_string().contains("not to its name"), "{error}");
     let other = ManifestChunk { first_key: b"b".to_vec(), ..one.line.clone() };
     assert!(open(&one).check_line("x", &other).is_err());
@@ -94,9 +96,9 @@ fn rows_that_are_not_what_the_header_says_are_refused() {
     let swapped = [&plain[plain.len() / 2..], &plain[..plain.len() / 2]].concat();
     for (rows, body, good) in [(2, &plain, true), (1, &plain, false), (3, &plain, false), (2, &swapped, false)] {
         let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows });
-        let sealed = object::seal(&LINEAGE, kind, Compression::Zstd, body).expect("seals");
+        let sealed = object::seal("o", &LINEAGE, kind, &Sealing::open_to_all(Compression::Zstd), body).expect("seals");
         let name = *blake3::hash(body).as_bytes();
-        assert_eq!(Chunk::open("o", &LINEAGE, &name, &sealed.bytes).is_ok(), good, "{rows}");
+        assert_eq!(Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes).is_ok(), good, "{rows}");
     }
 }
 
@@ -151,6 +153,6 @@ fn one_row_more_changes_few_chunks() {
 fn a_row_larger_than_any_chunk_stands_alone() {
     let chunks = cut([row(1, "a", "x"), row(1, "b", vec![0; 9 << 20]), row(1, "c", "y")]);
     assert_eq!(chunks.iter().map(|chunk| chunk.rows).collect::<Vec<_>>(), [1, 1, 1]);
-    let sealed = seal(&LINEAGE, 1, &chunks[1]).expect("seals");
+    let sealed = seal(&LINEAGE, 1, &Sealing::default(), &chunks[1]).expect("seals");
     assert_eq!(open(&sealed).plain_length(), (9 << 20) + 10);
 }

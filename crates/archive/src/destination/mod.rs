@@ -23,7 +23,8 @@ use url::Url;
 use self::cloud::{Bucket, Failure, Service};
 use self::folder::Folder;
 use crate::error::ArchiveError;
-use crate::object::OBJECT_BYTES_MAX;
+use crate::keys::{Keyring, NO_KEYS};
+use crate::object::{self, OBJECT_BYTES_MAX};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -74,6 +75,8 @@ impl DestinationConfig {
 #[derive(Debug, Clone)]
 pub struct Destination {
     inner: Arc<Inner>,
+    /// What opens encrypted objects there.
+    keys: Arc<Keyring>,
 }
 
 #[derive(Debug)]
@@ -141,7 +144,21 @@ impl Destination {
         folder: Option<Folder>,
         deadline: Duration,
     ) -> Self {
-        Self { inner: Arc::new(Inner { config, store, folder, deadline }) }
+        Self { inner: Arc::new(Inner { config, store, folder, deadline }), keys: Arc::default() }
+    }
+
+    /// The same, with what opens encrypted objects there.
+    pub fn with_keys(self, keys: Arc<Keyring>) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// What opens encrypted objects there, as far as it was found.
+    pub fn keys(&self) -> &Keyring {
+        &self.keys
+    }
+
+    pub(crate) fn shared_keys(&self) -> Arc<Keyring> {
+        self.keys.clone()
     }
 
     /// How it was configured.
@@ -186,11 +203,24 @@ impl Destination {
         }
     }
 
-    /// Reads an object.
+    /// Reads an object, and the KEYS.age that an identity needs to open it.
     ///
     /// # Errors
     /// `Missing` when it is not there, `Corrupt` when it is larger than any object of ours.
     pub async fn get(&self, object: &str) -> Result<Bytes, ArchiveError> {
+        let bytes = self.read(object).await?;
+        if let Some(sealed) = object::sealed_with(&bytes).filter(|sealed| self.keys.needs_keys_of(sealed)) {
+            let keys = self.read(&sealed.keys_object()).await.map_err(|error| match error {
+                ArchiveError::Missing { object, .. } => ArchiveError::missing(object, NO_KEYS),
+                error => error,
+            })?;
+            self.keys.take_keys(&sealed, &keys)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Reads an object, and nothing beside it.
+    async fn read(&self, object: &str) -> Result<Bytes, ArchiveError> {
         let path = self.path(object)?;
         let read = async {
             let found = self.inner.store.get(&path).await?;

@@ -2,12 +2,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::object::tests::{LINEAGE, every_flip_is_found};
+use crate::sealing::Compression;
 
 const GROUP: GroupId = GroupId(3);
 
 fn chunk(number: u8) -> ManifestChunk {
     ManifestChunk {
-        week: 2945,
+        generation: 2945,
+        name: [number; 32],
         plain_blake3: [number; 32],
         plain_length: 100,
         stored_length: 50,
@@ -37,28 +39,32 @@ fn manifest() -> Manifest {
 }
 
 fn open(bytes: &Bytes) -> Result<(Manifest, [u8; 32]), ArchiveError> {
-    Manifest::open("m", &LINEAGE, GROUP, 40, bytes)
+    Manifest::open("m", &LINEAGE, &Keyring::default(), GROUP, 40, bytes)
 }
 
 /// Seals a message as it is, whatever it says.
 fn sealed(message: &pb::ArchiveManifest) -> Bytes {
     let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });
-    object::seal(&LINEAGE, kind, Compression::None, &holdfast_wire::encode(message)).expect("seals").bytes
+    object::seal("m", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &holdfast_wire::encode(message))
+        .expect("seals")
+        .bytes
 }
 
 #[test]
 fn manifests_round_trip() {
     for previous in [None, Some(Previous { index: 0, seal: [8; 32] })] {
         let manifest = Manifest { previous, ..manifest() };
-        let sealed = manifest.seal().expect("seals");
+        let sealed = manifest.seal(&Sealing::default()).expect("seals");
         assert_eq!(open(&sealed.bytes).expect("opens"), (manifest, sealed.seal));
     }
 }
 
 #[test]
 fn every_flipped_bit_is_found() {
-    let sealed = manifest().seal().expect("seals");
-    every_flip_is_found(&sealed.bytes, |object, bytes| Manifest::open(object, &LINEAGE, GROUP, 40, bytes).map(drop));
+    let sealed = manifest().seal(&Sealing::default()).expect("seals");
+    every_flip_is_found(&sealed.bytes, |object, bytes| {
+        Manifest::open(object, &LINEAGE, &Keyring::default(), GROUP, 40, bytes).map(drop)
+    });
 }
 
 #[test]
@@ -86,9 +92,9 @@ fn what_contradicts_itself_is_refused() {
 
 #[test]
 fn another_place_is_refused() {
-    let bytes = manifest().seal().expect("seals").bytes;
-    assert!(Manifest::open("m", &LINEAGE, GROUP, 41, &bytes).is_err());
-    assert!(Manifest::open("m", &LINEAGE, GroupId(4), 40, &bytes).is_err());
+    let bytes = manifest().seal(&Sealing::default()).expect("seals").bytes;
+    assert!(Manifest::open("m", &LINEAGE, &Keyring::default(), GROUP, 41, &bytes).is_err());
+    assert!(Manifest::open("m", &LINEAGE, &Keyring::default(), GroupId(4), 40, &bytes).is_err());
 }
 
 #[test]
@@ -108,7 +114,7 @@ proptest! {
     #[test]
     fn any_body_is_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
         let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });
-        let bytes = object::seal(&LINEAGE, kind, Compression::None, &body).expect("seals").bytes;
+        let bytes = object::seal("m", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &body).expect("seals").bytes;
         let _ = open(&bytes);
     }
 
@@ -118,7 +124,7 @@ proptest! {
         let at = at.index(body.len());
         body[at] = byte;
         let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });
-        let bytes = object::seal(&LINEAGE, kind, Compression::None, &body).expect("seals").bytes;
+        let bytes = object::seal("m", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &body).expect("seals").bytes;
         let _ = open(&bytes);
     }
 }

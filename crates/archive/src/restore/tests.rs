@@ -3,6 +3,7 @@ use holdfast_store::RawRow;
 use super::*;
 use crate::fixture::{Folder, GROUP, History, Node, rows_of, rows_of_checkpoint, run};
 use crate::plan::{Choose, plan};
+use crate::sealing::Sealing;
 use crate::snapshot::ship_snapshot;
 
 const QUIET: Progress<'static> = &|_, _, _| {};
@@ -166,7 +167,7 @@ fn a_flipped_bit_in_any_needed_object_stops_everything() {
     let targets = targets(&archive.folder, 2);
     let manifest = plan.snapshot.as_ref().expect("a snapshot");
     let mut needed: Vec<String> = plan.log[0].segments.iter().map(|found| found.object.clone()).collect();
-    needed.extend(manifest.chunks.iter().map(|line| line.name().path(&manifest.lineage)));
+    needed.extend(manifest.chunks.iter().map(|line| line.object().path(&manifest.lineage)));
     needed.push(manifest.name().path(&manifest.lineage));
     needed.push(ObjectName::Lineage.path(&manifest.lineage));
     assert!(needed.len() > 8);
@@ -186,7 +187,7 @@ fn a_flipped_bit_in_any_needed_object_stops_everything() {
 fn a_missing_object_stops_everything_and_is_named() {
     let archive = Archive::new(true);
     let manifest = archive.plan().expect("plans").snapshot.expect("a snapshot");
-    let chunk = manifest.chunks[0].name().path(&manifest.lineage);
+    let chunk = manifest.chunks[0].object().path(&manifest.lineage);
     for object in [archive.needed_segment(), chunk, ObjectName::Lineage.path(&manifest.lineage)] {
         let aside = archive.folder.dir.path().join("aside");
         std::fs::rename(archive.folder.file(&object), &aside).expect("moves");
@@ -217,7 +218,7 @@ fn a_segment_of_another_history_is_named() {
     let Some((_, ObjectName::Segment { first, .. })) = ObjectName::parse(&object) else { panic!("{object}") };
     // Whole in itself, with this lineage's id, but from a history that went another way.
     let fork = crate::segment::Segment::new(GROUP, [4; 32], archive.history.range(first, first + 9));
-    let bytes = fork.expect("a segment").seal(&id).expect("seals").bytes;
+    let bytes = fork.expect("a segment").seal(&id, &Sealing::default()).expect("seals").bytes;
     std::fs::write(archive.folder.file(&object), bytes).expect("writes");
     let error = archive.restore(&targets(&archive.folder, 1)).expect_err("a fork");
     assert!(matches!(&error, ArchiveError::Corrupt { object: named, .. } if *named == object), "{error}");

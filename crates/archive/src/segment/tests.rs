@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::{GROUP, History, proposal_entry};
 use crate::object::tests::{LINEAGE, every_flip_is_found};
+use crate::sealing::Compression;
 
 fn history() -> History {
     let mut history = History::found(7);
@@ -15,7 +16,14 @@ fn segment(history: &History, from: u64, to: u64) -> Segment {
 }
 
 fn open(segment: &Segment, first: u64) -> Result<Segment, ArchiveError> {
-    Segment::open("s", &LINEAGE, GROUP, first, &segment.seal(&LINEAGE).expect("seals").bytes)
+    Segment::open(
+        "s",
+        &LINEAGE,
+        &Keyring::default(),
+        GROUP,
+        first,
+        &segment.seal(&LINEAGE, &Sealing::default()).expect("seals").bytes,
+    )
 }
 
 #[test]
@@ -33,8 +41,10 @@ fn segments_round_trip_and_link() {
 #[test]
 fn every_flipped_bit_is_found() {
     let history = History::found(7);
-    let bytes = segment(&history, 0, 2).seal(&LINEAGE).expect("seals").bytes;
-    every_flip_is_found(&bytes, |object, bytes| Segment::open(object, &LINEAGE, GROUP, 0, bytes).map(drop));
+    let bytes = segment(&history, 0, 2).seal(&LINEAGE, &Sealing::default()).expect("seals").bytes;
+    every_flip_is_found(&bytes, |object, bytes| {
+        Segment::open(object, &LINEAGE, &Keyring::default(), GROUP, 0, bytes).map(drop)
+    });
 }
 
 #[test]
@@ -66,9 +76,9 @@ fn a_proposal_that_does_not_decode_is_history_too() {
 #[test]
 fn another_place_is_refused() {
     let history = history();
-    let bytes = segment(&history, 3, 8).seal(&LINEAGE).expect("seals").bytes;
-    assert!(Segment::open("s", &LINEAGE, GROUP, 4, &bytes).is_err());
-    assert!(Segment::open("s", &LINEAGE, GroupId(1), 3, &bytes).is_err());
+    let bytes = segment(&history, 3, 8).seal(&LINEAGE, &Sealing::default()).expect("seals").bytes;
+    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 4, &bytes).is_err());
+    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GroupId(1), 3, &bytes).is_err());
 }
 
 #[test]
@@ -148,8 +158,8 @@ proptest! {
         let history = History::found(7);
         let good = segment(&history, 0, 2);
         let header = pb::ArchiveSegmentHeader { chain_before: vec![0; 32].into(), ..Default::default() };
-        let bytes = object::seal(&LINEAGE, Kind::Segment(header), Compression::None, &body).expect("seals").bytes;
-        prop_assert!(Segment::open("s", &LINEAGE, GROUP, 0, &bytes).is_err());
+        let bytes = object::seal("s", &LINEAGE, Kind::Segment(header), &Sealing::open_to_all(Compression::None), &body).expect("seals").bytes;
+        prop_assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 0, &bytes).is_err());
         prop_assert!(open(&good, 0).is_ok());
     }
 }

@@ -100,7 +100,7 @@ fn a_chunk_that_vanished_is_shipped_again_and_a_damaged_one_is_named() {
     let (manifest, _) = run(read_manifest(&destination, lineage.id(), GROUP, first.index)).expect("reads");
     // The family of user ids does not change with another write of a known user.
     let line = manifest.chunks.iter().find(|line| line.family == 2).expect("a chunk");
-    let object = line.name().path(lineage.id());
+    let object = line.object().path(lineage.id());
     let good = std::fs::read(folder.file(&object)).expect("reads");
 
     std::fs::write(folder.file(&object), &good[1..]).expect("writes");

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture::{Folder, GROUP, History, Node, run};
+use crate::sealing::Sealing;
 use crate::snapshot::ship_snapshot;
 
 /// A log in segments of 6, and a snapshot in the middle and one at the end.
@@ -193,14 +194,14 @@ fn an_overlap_and_a_fork_inside_the_log_are_named() {
     let id = history.facts.id;
     let overlap = Segment::new(GROUP, history.chain_before(8), history.range(8, 12)).expect("a segment");
     let object = overlap.name().path(&id);
-    std::fs::write(folder.file(&object), overlap.seal(&id).expect("seals").bytes).expect("writes");
+    std::fs::write(folder.file(&object), overlap.seal(&id, &Sealing::default()).expect("seals").bytes).expect("writes");
     let report = look(&folder, &history, Level::Bytes);
     assert!(report.bad.iter().any(|(named, reason)| *named == object && reason.contains("overlaps")), "{report:?}");
     std::fs::remove_file(folder.file(&object)).expect("removes");
 
     let fork = Segment::new(GROUP, [7; 32], history.range(6, 12)).expect("a segment");
     let object = fork.name().path(&id);
-    std::fs::write(folder.file(&object), fork.seal(&id).expect("seals").bytes).expect("writes");
+    std::fs::write(folder.file(&object), fork.seal(&id, &Sealing::default()).expect("seals").bytes).expect("writes");
     let report = look(&folder, &history, Level::Bytes);
     assert!(report.bad.iter().any(|(named, reason)| *named == object && reason.contains("continue")), "{report:?}");
 }
@@ -213,7 +214,8 @@ fn a_snapshot_of_another_history_is_named() {
     let (mut manifest, _) =
         run(crate::snapshot::read_manifest(&folder.destination(), &id, GROUP, newest.index)).expect("reads");
     manifest.entry_chain = [1; 32];
-    std::fs::write(folder.file(&newest.object), manifest.seal().expect("seals").bytes).expect("writes");
+    std::fs::write(folder.file(&newest.object), manifest.seal(&Sealing::default()).expect("seals").bytes)
+        .expect("writes");
     let report = look(&folder, &history, Level::Bytes);
     assert!(report.bad.iter().any(|(named, reason)| *named == newest.object && reason.contains("not that of the log")));
 }

@@ -1,12 +1,15 @@
 //! `holdfast backup`: take, list and verify offsite copies.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::Level;
-use holdfast_archive::{Destination, DestinationConfig, LineageFacts, find_lineages, list_snapshots, verify_all};
+use holdfast_archive::{
+    ArchiveError, Destination, DestinationConfig, Keyring, LineageFacts, find_lineages, list_snapshots, verify_all,
+};
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
 use serde::Serialize;
@@ -30,6 +33,9 @@ pub enum Backup {
     Ls(FromArgs),
     /// Read an archive and check every hash and chain in it.
     Verify(VerifyArgs),
+    /// Encrypt what is shipped: make secrets and identities, say for whom, go on with new keys, prove an offline one.
+    #[command(subcommand)]
+    Keys(super::keys::Keys),
 }
 
 /// Flags of `now`.
@@ -52,12 +58,33 @@ pub struct FromArgs {
     /// File with the bucket's credentials [default: from the environment, AWS_ACCESS_KEY_ID and so on].
     #[arg(long, value_name = "FILE")]
     pub credentials: Option<PathBuf>,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+/// What opens an archive that is encrypted; one of the two is enough.
+#[derive(Debug, clap::Args)]
+pub struct KeyArgs {
+    /// File with the identity of a recipient, as `backup keys identity` and `age-keygen` write it.
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// File with the cluster's secret, as its nodes have it.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+impl KeyArgs {
+    /// Reads them.
+    pub fn read(&self) -> Result<Arc<Keyring>, ArchiveError> {
+        Keyring::from_files(self.key_file.as_deref(), self.identity.as_deref()).map(Arc::new)
+    }
 }
 
 impl FromArgs {
     /// Opens it.
     pub fn open(&self) -> anyhow::Result<Destination> {
-        Ok(Destination::open(&DestinationConfig::from_url(&self.from).with_credentials(self.credentials.clone()))?)
+        let config = DestinationConfig::from_url(&self.from).with_credentials(self.credentials.clone());
+        Ok(Destination::open(&config)?.with_keys(self.keys.read()?))
     }
 }
 
@@ -86,6 +113,7 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
         Backup::Now(args) => now(format, &args).await,
         Backup::Ls(args) => list(format, &args).await,
         Backup::Verify(args) => verify(format, &args).await,
+        Backup::Keys(command) => super::keys::run(format, command).await,
     }
 }
 
@@ -148,6 +176,8 @@ struct SnapshotAnswer {
     records: u64,
     chunks: usize,
     bytes: u64,
+    /// It is encrypted, and nothing that was given opens it: of all this only its index is known.
+    locked: bool,
 }
 
 /// An object that is not what it should be.
@@ -157,6 +187,25 @@ pub struct BadObject {
     pub object: String,
     /// What is wrong with it.
     pub reason: String,
+}
+
+impl SnapshotAnswer {
+    fn locked() -> Self {
+        let (object, time) = (String::new(), String::new());
+        Self { index: 0, object, time, users: 0, records: 0, chunks: 0, bytes: 0, locked: true }
+    }
+
+    /// Its line in a table.
+    fn row(&self) -> [String; 6] {
+        let index = format!("  {}", self.index);
+        if self.locked {
+            let [a, b, c, d] = std::array::from_fn(|_| "-".to_owned());
+            return [index, "encrypted".to_owned(), a, b, c, d];
+        }
+        let (users, records, chunks) = (self.users, self.records, self.chunks);
+        let [users, records, chunks] = [users, records, chunks as u64].map(|number| number.to_string());
+        [index, self.time.clone(), users, records, chunks, output::bytes(self.bytes)]
+    }
 }
 
 impl From<&(String, String)> for BadObject {
@@ -184,9 +233,11 @@ async fn list(format: Format, args: &FromArgs) -> anyhow::Result<Exit> {
             bad.iter().try_for_each(|bad| output::line(&serde_json::json!({"bad": bad})))?;
         }
     }
+    let is_locked = lineages.iter().flat_map(|one| &one.snapshots).any(|snapshot| snapshot.locked);
     Ok(match (bad.is_empty(), lineages.is_empty()) {
         (false, _) => Exit::Integrity,
         (true, true) => Exit::NotFound,
+        (true, false) if is_locked => Exit::Partial,
         (true, false) => Exit::Ok,
     })
 }
@@ -201,6 +252,10 @@ async fn lineage(
     for found in list_snapshots(destination, &facts.id, GROUP).await? {
         let manifest = match read_manifest(destination, &facts.id, GROUP, found.index).await {
             Ok((manifest, _)) => manifest,
+            Err(ArchiveError::NoKey { .. }) => {
+                snapshots.push(SnapshotAnswer { index: found.index, object: found.object, ..SnapshotAnswer::locked() });
+                continue;
+            }
             Err(error) => {
                 bad.push(BadObject::from(&error.fault().ok_or(error)?));
                 continue;
@@ -214,6 +269,7 @@ async fn lineage(
             records: manifest.records,
             chunks: manifest.chunks.len(),
             bytes: manifest.stored_length(),
+            locked: false,
         });
     }
     let (segments, fence) = holdfast_archive::ship::list_log(destination, &facts.id, GROUP).await?;
@@ -248,14 +304,7 @@ fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyh
         }
         let mut table = Table::new(&["  snapshot", "time", "users", "records", "chunks", "size"]);
         for snapshot in &one.snapshots {
-            table.row([
-                format!("  {}", snapshot.index),
-                snapshot.time.clone(),
-                snapshot.users.to_string(),
-                snapshot.records.to_string(),
-                snapshot.chunks.to_string(),
-                output::bytes(snapshot.bytes),
-            ]);
+            table.row(snapshot.row());
         }
         if !table.is_empty() {
             table.print()?;
@@ -270,16 +319,23 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let bad: Vec<BadObject> = report.bad.iter().map(BadObject::from).collect();
     let value = serde_json::json!({
         "v": 1, "from": args.from.from, "lineages": report.lineages, "objects": report.objects, "bytes": report.bytes,
-        "bad": bad,
+        "locked": report.locked, "bad": bad,
     });
     output::answer(format, &value, || {
         let (objects, bytes) = (report.objects, output::bytes(report.bytes));
         let looked = format!("{objects} objects looked at, {bytes} read, {} bad", bad.len());
+        let locked = match report.locked {
+            0 => String::new(),
+            some => format!(
+                "\n{some} of them are encrypted and were not opened: give --identity or --key-file to check what they hold"
+            ),
+        };
         let faults = bad.iter().map(|bad| format!("{}: {}\n", bad.object, bad.reason));
-        faults.collect::<String>() + &looked
+        faults.collect::<String>() + &looked + &locked
     })?;
     Ok(match (report.lineages, bad.is_empty()) {
         (0, _) => Exit::NotFound,
+        (_, true) if report.locked > 0 => Exit::Partial,
         (_, true) => Exit::Ok,
         (_, false) => Exit::Integrity,
     })

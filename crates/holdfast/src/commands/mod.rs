@@ -8,6 +8,7 @@ pub mod dev;
 pub mod domain;
 pub mod health;
 pub mod integrity;
+pub mod keys;
 pub mod node;
 pub mod record;
 pub mod recover;

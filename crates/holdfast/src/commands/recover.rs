@@ -9,18 +9,19 @@
 //! - The survivors' directories are read and kept as they are; the new cluster is filled into others.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use holdfast_archive::ship::list_log;
 use holdfast_archive::{
-    ArchiveError, Choose, Destination, DestinationConfig, Fence, FoundLineages, Joint, LineageFacts, LineageId,
-    OpenLineage, SegmentShipper, Survivor, find_lineages, list_snapshots, ship_snapshot,
+    ArchiveError, Choose, Destination, DestinationConfig, Fence, FoundLineages, Joint, Keyring, LineageFacts,
+    LineageId, OpenLineage, SegmentShipper, Survivor, find_lineages, list_snapshots, ship_snapshot,
 };
 use holdfast_store::LogPosition;
 use serde::Serialize;
 
 use crate::clock;
-use crate::commands::backup::GROUP;
+use crate::commands::backup::{GROUP, KeyArgs};
 use crate::commands::restore::{Target, TargetArgs, fill};
 use crate::exit::{Exit, failure};
 use crate::output::{self, Format};
@@ -42,6 +43,8 @@ pub struct RecoverArgs {
     /// File with the credentials of buckets among them [default: from the environment].
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
     #[command(flatten)]
     target: TargetArgs,
     /// Highest committed index that anybody saw, as `domain survive` or a monitor has it: tells how much is lost.
@@ -125,12 +128,14 @@ pub async fn run(format: Format, args: RecoverArgs) -> anyhow::Result<Exit> {
     let survivors = open_survivors(&args.survivor)?;
     let best = best_of(&survivors)?;
     let facts = best.lineage();
+    let keys = args.keys.read()?;
     let mut archives = Vec::new();
     for url in &args.from {
         let destination = DestinationConfig::from_url(url);
         // A folder takes none.
         let credentials = args.credentials.clone().filter(|_| !url.starts_with("file:"));
-        archives.push(open_archive(&destination.with_credentials(credentials), facts, best, args.again).await?);
+        let destination = destination.with_credentials(credentials);
+        archives.push(open_archive(&destination, keys.clone(), facts, best, args.again).await?);
     }
     let (source, last) = choose(best, &archives);
     let stamp_ms = match source {
@@ -199,12 +204,14 @@ fn best_of(survivors: &[Survivor]) -> anyhow::Result<&Survivor> {
 
 async fn open_archive(
     config: &DestinationConfig,
+    keys: Arc<Keyring>,
     facts: &LineageFacts,
     survivor: &Survivor,
     again: bool,
 ) -> anyhow::Result<Archive> {
     let url = config.url.as_str();
-    let destination = Destination::open(config)?;
+    let sealing = survivor.sealing(&keys)?;
+    let destination = Destination::open(config)?.with_keys(keys);
     let FoundLineages { lineages, bad, .. } = find_lineages(&destination).await?;
     if let (false, Some((_, error))) = (again, bad.into_iter().next()) {
         // It may be the history that goes on from this one already.
@@ -224,7 +231,7 @@ async fn open_archive(
             return Err(failure(Exit::Conflict, message));
         }
     }
-    let lineage = OpenLineage::open(destination.clone(), facts).await?;
+    let lineage = OpenLineage::open(destination.clone(), facts).await?.sealed_with(sealing).await?;
     let mut shipper = SegmentShipper::new(lineage, GROUP);
     let (tail, fence) = shipper.end().await?;
     let mut joint = survivor.join(url, tail)?;
@@ -379,7 +386,8 @@ fn scratch_beside(dir: &Path) -> anyhow::Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix(".holdfast-recover-").tempdir_in(parent)?)
 }
 
-/// The survivor's state and log as an archive of its own: whatever is restored takes one way, with every check on it.
+/// The survivor's state and log as an archive of its own, beside the directory that it fills and as open as that one:
+/// whatever is restored takes one way, with every check on it.
 async fn scratch_archive(dir: &Path, facts: &LineageFacts, survivor: &Survivor) -> anyhow::Result<Destination> {
     let url = format!("file://{}", dir.join("archive").display());
     let destination = Destination::create(&DestinationConfig::from_url(&url))?;

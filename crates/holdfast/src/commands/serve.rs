@@ -53,6 +53,12 @@ pub struct Args {
     /// Failure domains of the destinations, one part per --offsite: "site=y,custody=vault;site=z".
     #[arg(long, value_name = "LABELS", value_parser = parse_labels)]
     offsite_labels: Option<Labels>,
+    /// Secret that encrypts what is shipped, as `backup keys new` makes it; the same on all nodes.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// How what is shipped is packed before it is encrypted: zstd, or none [default: zstd].
+    #[arg(long, value_name = "zstd|none")]
+    compression: Option<String>,
     /// Allow listeners that other machines can reach, without TLS.
     #[arg(long)]
     insecure_plaintext: bool,
@@ -94,6 +100,8 @@ fn overrides(args: &Args) -> Vec<(String, String)> {
     add("listen.peer", args.listen_peer.clone());
     add("listen.admin", args.listen_admin.clone());
     add("listen.http", args.listen_http.clone());
+    add("ship.key_file", args.key_file.as_ref().map(|file| file.to_string_lossy().into_owned()));
+    add("ship.compression", args.compression.clone());
     add("insecure_plaintext", args.insecure_plaintext.then(|| "true".to_owned()));
     for (index, url) in args.offsite.iter().enumerate() {
         add("offsite", Some(url.clone()));

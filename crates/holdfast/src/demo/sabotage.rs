@@ -17,7 +17,7 @@ pub fn damage(offsite: &Path, plan: &RestorePlan, how: Sabotage) -> anyhow::Resu
     let segment = segments.get(segments.len() / 2).filter(|_| segments.len() > 2).map(|object| (*object).to_owned());
     let chunk = plan.snapshot.as_ref().and_then(|snapshot| {
         let chunk = snapshot.chunks.get(snapshot.chunks.len() / 2)?;
-        Some(chunk.name().path(&snapshot.lineage))
+        Some(chunk.object().path(&snapshot.lineage))
     });
     match how {
         Sabotage::Flip => {

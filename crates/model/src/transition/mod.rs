@@ -14,6 +14,7 @@ mod devices;
 mod expire;
 mod genesis;
 mod offsite_fact;
+mod set_archive_keys;
 mod set_operation;
 mod set_policy;
 mod snapshot_barrier;
@@ -91,6 +92,7 @@ fn rules_1<S: StateRead>(state: &S, index: u64, command: &Command, draft: &mut D
         (Command::AckCursor(ack), Some(_)) => devices::ack(state, ack, draft),
         (Command::DropDevice(drop), Some(_)) => devices::forget(state, drop, draft),
         (Command::SetPolicy(policy), Some(_)) => Ok(set_policy::judge(*policy, draft)),
+        (Command::SetArchiveKeys(keys), Some(history)) => Ok(set_archive_keys::judge(keys, history, draft)),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, Command, Content, DropDevice, Genesis, Guard, Mutation, OffsiteFact, Op, Operation, Parent, Policy,
-    RULES, RestoreGuard, SnapshotBarrier, WriteBatch,
+    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, Mutation, OffsiteFact, Op,
+    Operation, Parent, Policy, RULES, RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::digest::fingerprint;
 use holdfast_model::id::{
@@ -103,6 +103,17 @@ fn command(words: &[String], inner: &[Vec<String>]) -> Command {
             device_expiry_ms: time(required(rest, "silence")).0,
             user_quota_bytes: option(rest, "quota").map_or(0, number),
         }),
+        "keys" => {
+            let by = number(required(rest, "by"));
+            Command::SetArchiveKeys(Box::new(ArchiveKeys {
+                incarnation: Incarnation(number(required(rest, "inc"))),
+                generation: number(&rest[0]) as u32,
+                key_id: [by as u8; 16],
+                keys_age: Bytes::from_static(b"age"),
+                recipients: vec![ArchiveRecipient { key: "age1drill".into(), drill: true }],
+                since: Millis(0),
+            }))
+        }
         "barrier" => Command::SnapshotBarrier(SnapshotBarrier { operation_id: rest[0].clone() }),
         "expire" => Command::Expire,
         "operation" => Command::SetOperation(Operation {

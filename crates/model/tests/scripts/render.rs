@@ -138,7 +138,19 @@ fn due(item: &ExpiryItem, state: &MemoryState) -> String {
 }
 
 fn sys_fields(sys: &Sys) -> Vec<String> {
-    let Sys { now, rules, history, ancestors, uid_counter, digest, totals, offsite, barrier_index, policy } = sys;
+    let Sys {
+        now,
+        rules,
+        history,
+        ancestors,
+        uid_counter,
+        digest,
+        totals,
+        offsite,
+        barrier_index,
+        policy,
+        archive_keys,
+    } = sys;
     let mut fields = vec![format!("now={}", time(*now)), format!("rules={rules}")];
     if let Some(history) = history {
         let parent = history.parent.as_ref().map(|parent| format!(" parent={}", incarnation(parent.incarnation)));
@@ -166,6 +178,10 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
         time(Millis(policy.device_expiry_ms)),
         policy.user_quota_bytes
     ));
+    if let Some(keys) = archive_keys {
+        let (generation, by, since) = (keys.generation, keys.key_id[0], time(keys.since));
+        fields.push(format!("keys={generation}:by{by} of inc={} since {since}", incarnation(keys.incarnation)));
+    }
     fields
 }
 

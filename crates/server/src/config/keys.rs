@@ -30,6 +30,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
+    ("ship.key_file", "secret that encrypts what is shipped, as `backup keys new` makes it; the same on all nodes"),
+    ("ship.compression", "zstd, or none: how what is shipped is packed before it is encrypted (default zstd)"),
     ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),
     ("limits.reads_max", "reads of rows that run or wait for a thread; more are refused (default 1024)"),
     ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),

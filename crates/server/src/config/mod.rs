@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use holdfast_archive::DestinationConfig;
 use holdfast_archive::segment::PLAIN_BYTES_MAX;
+use holdfast_archive::{Compression, DestinationConfig};
 use holdfast_model::command::Policy;
 use holdfast_model::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
 
@@ -70,6 +70,10 @@ pub struct Config {
     pub ship_interval_ms: u64,
     /// Largest segment, bytes.
     pub ship_segment_bytes: u64,
+    /// Secret that encrypts what is shipped; `None` = this node cannot encrypt.
+    pub ship_key_file: Option<PathBuf>,
+    /// How what is shipped is packed.
+    pub ship_compression: Compression,
     /// Bytes of proposals in flight.
     pub inflight_bytes_max: u64,
     /// Reads of rows that may run or wait.
@@ -270,6 +274,12 @@ impl Values {
             floor_dir: self.scalars.get("raft.floor_dir").map(PathBuf::from),
             ship_interval_ms: self.number("ship.interval_ms", 1000, 10..=60_000)?,
             ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=PLAIN_BYTES_MAX as u64)?,
+            ship_key_file: self.scalars.get("ship.key_file").map(PathBuf::from),
+            ship_compression: match self.text("ship.compression", "zstd").as_str() {
+                "zstd" => Compression::Zstd,
+                "none" => Compression::None,
+                other => return Err(wrong("ship.compression", format!("{other:?} is neither zstd nor none"))),
+            },
             inflight_bytes_max: self.number("limits.inflight_bytes_max", 64 << 20, 1 << 20..=16 << 30)?,
             reads_max: self.number("limits.reads_max", 1024, 16..=1 << 20)? as usize,
             default_deadline_ms: self.number("limits.default_deadline_ms", 10_000, 100..=600_000)?,

@@ -143,13 +143,14 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
         assert!(shown, "deploy/holdfast.toml lacks {key}");
     }
 
-    // Values behind `#` change nothing, but for the five that have no default to show.
+    // Values behind `#` change nothing, but for the six that have no default to show.
     let plain = read(&text).build().expect("valid as it stands");
     let mut all = all.build().expect("valid with every key");
     assert_ne!(all.advertise, plain.advertise);
     assert!(all.floor_dir.is_some() && all.insecure_plaintext);
     all.advertise = plain.advertise.clone();
     all.floor_dir = None;
+    assert!(all.ship_key_file.take().is_some());
     assert!(!all.placement_keys.is_empty());
     all.placement_keys.clear();
     all.insecure_plaintext = false;

@@ -296,6 +296,20 @@ impl AdminService for Admin {
         Ok(Response::new(self.backup().await?))
     }
 
+    async fn create_archive_keys(
+        &self,
+        request: Request<v1::CreateArchiveKeysRequest>,
+    ) -> Result<Response<v1::CreateArchiveKeysResponse>, Status> {
+        Ok(Response::new(self.create_keys(request.into_inner()).await?))
+    }
+
+    async fn get_archive_keys(
+        &self,
+        _: Request<v1::GetArchiveKeysRequest>,
+    ) -> Result<Response<v1::GetArchiveKeysResponse>, Status> {
+        Ok(Response::new(self.archive_keys()))
+    }
+
     async fn get_admin_operation(
         &self,
         request: Request<v1::GetAdminOperationRequest>,

@@ -1,6 +1,7 @@
 //! The public services: each call is parsed by `wire::api`, judged by the replica, answered by `wire::reply`.
 
 mod admin;
+mod archive_keys;
 mod changes;
 mod devices;
 mod edge;

@@ -4,10 +4,11 @@
 //! against this node's own history before anything is added, and again wherever another shipper's was taken over; a
 //! fork stops shipping for good and is an alarm; how far a destination is becomes a replicated fact only after it was
 //! read back from there. A destination that held this history and does not any more is left alone: it may be a disk
-//! that is not mounted.
+//! that is not mounted. Once a history is encrypted nothing of it is shipped in any other way.
 
 mod backup;
 mod course;
+mod keys;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,7 @@ use std::time::Duration;
 use holdfast_archive::{
     ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, SegmentShipper,
 };
-use holdfast_model::command::{Command, OffsiteFact, Proposal};
+use holdfast_model::command::{ArchiveKeys, Command, OffsiteFact, Proposal};
 use holdfast_model::id::{Millis, NodeId};
 use holdfast_model::state::History;
 use holdfast_replica::Replica;
@@ -27,6 +28,7 @@ use tokio::time::{Instant, sleep};
 
 pub use self::backup::Barriers;
 use self::course::{Course, OwnLog};
+pub use self::keys::Encryption;
 use crate::config::Offsite;
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,6 +78,7 @@ pub struct Shipper {
     destinations: Vec<Offsite>,
     interval: Duration,
     segment_bytes: usize,
+    encryption: Encryption,
     states: Mutex<BTreeMap<String, DestinationState>>,
     barriers: Arc<Barriers>,
     /// Set once a destination said that this history was ended.
@@ -99,6 +102,7 @@ impl Shipper {
         destinations: Vec<Offsite>,
         interval: Duration,
         segment_bytes: usize,
+        encryption: Encryption,
         barriers: Arc<Barriers>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -106,6 +110,7 @@ impl Shipper {
             destinations,
             interval,
             segment_bytes,
+            encryption,
             states: Mutex::default(),
             barriers,
             fenced: watch::Sender::default(),
@@ -118,6 +123,8 @@ impl Shipper {
             let shipper = self.clone();
             tokio::spawn(async move { shipper.run(destination).await });
         }
+        let shipper = self.clone();
+        tokio::spawn(async move { shipper.tend_keys().await });
     }
 
     /// The configured destinations.
@@ -224,10 +231,15 @@ impl Shipper {
     async fn open(&self, destination: &Offsite, history: &History) -> Result<OpenLineage, ArchiveError> {
         let config = DestinationConfig::from(destination);
         let facts = lineage_facts(history);
-        let Some(known) = self.replica.sys().offsite.get(&destination.name).map(|fact| fact.index) else {
-            return OpenLineage::open(Destination::create(&config)?, &facts).await;
+        let sys = self.replica.sys();
+        let sealing = self.sealing(&sys, history)?;
+        let keys = self.encryption.keys.clone();
+        let Some(known) = sys.offsite.get(&destination.name).map(|fact| fact.index) else {
+            let lineage = OpenLineage::open(Destination::create(&config)?.with_keys(keys), &facts).await?;
+            return lineage.sealed_with(sealing).await;
         };
-        OpenLineage::find(Destination::open(&config)?, &facts).await.map_err(|error| match error {
+        let found = OpenLineage::find(Destination::open(&config)?.with_keys(keys), &facts).await;
+        let lineage = found.map_err(|error| match error {
             ArchiveError::Missing { object, .. } => ArchiveError::Missing {
                 object,
                 reason: format!(
@@ -238,7 +250,8 @@ impl Shipper {
                 ),
             },
             error => error,
-        })
+        })?;
+        lineage.sealed_with(sealing).await
     }
 
     /// Ships for as long as this node leads one history.
@@ -246,6 +259,7 @@ impl Shipper {
         let sys = self.replica.sys();
         let Some(history) = sys.history.clone() else { return Ok(()) };
         let known = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
+        let keys = sys.archive_keys.clone();
         drop(sys);
         let lineage = self.open(destination, &history).await?;
         let mut shipper = SegmentShipper::new(lineage, self.replica.group_id()).known_to(known);
@@ -260,7 +274,7 @@ impl Shipper {
         }
         let mut looked = Instant::now();
         let mut waiting_since: Option<Instant> = None;
-        while self.replica.is_leader() && self.same_history(&history) {
+        while self.replica.is_leader() && self.same_history(&history) && self.same_keys(keys.as_ref()) {
             let applied = if planted::is(Bug::ShippedBeforeCommit) {
                 self.replica.log().last().map_or(0, |last| last.index)
             } else {
@@ -294,6 +308,11 @@ impl Shipper {
             self.publish(destination, &course).await;
         }
         Ok(())
+    }
+
+    /// A new generation begins with a KEYS.age at every destination.
+    fn same_keys(&self, keys: Option<&Arc<ArchiveKeys>>) -> bool {
+        self.replica.sys().archive_keys.as_ref() == keys
     }
 
     fn same_history(&self, history: &History) -> bool {

@@ -1,6 +1,6 @@
 //! Tests of the durable formats: round trips, frozen bytes, and that no bytes make a decoder panic.
 
-use holdfast_model::command::{OffsiteFact, Parent, Policy};
+use holdfast_model::command::{ArchiveKeys, ArchiveRecipient, OffsiteFact, Parent, Policy};
 use holdfast_model::id::NodeId;
 use proptest::prelude::*;
 
@@ -47,8 +47,9 @@ fn any_sys() -> impl Strategy<Value = Sys> {
         proptest::collection::vec(ancestor, 0..3),
         any::<[u8; 32]>(),
         proptest::collection::vec(fact, 0..3),
+        proptest::option::of(any::<(u32, [u8; 16], u64, bool)>()),
     )
-        .prop_map(|(numbers, rules, history, ancestors, digest, offsite)| Sys {
+        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys)| Sys {
             now: Millis(numbers[0]),
             rules,
             history,
@@ -59,6 +60,10 @@ fn any_sys() -> impl Strategy<Value = Sys> {
             offsite: offsite.into_iter().collect(),
             barrier_index: numbers[5],
             policy: Policy { tombstone_age_ms: numbers[6], device_expiry_ms: numbers[7], user_quota_bytes: numbers[8] },
+            archive_keys: keys.map(|(generation, key_id, since, drill)| {
+                let recipients = vec![ArchiveRecipient { key: "age1".into(), drill }];
+                ArchiveKeys { generation, key_id, recipients, since: Millis(since), ..golden_keys() }.into()
+            }),
         })
 }
 
@@ -314,6 +319,20 @@ fn numbers_out_of_range_are_not_cut_to_size() {
     assert!(decode_sys(&encode(&pb::StoredSys { history, ..sys })).is_err());
 }
 
+fn golden_keys() -> ArchiveKeys {
+    ArchiveKeys {
+        incarnation: Incarnation(26),
+        generation: 27,
+        key_id: [28; 16],
+        keys_age: Bytes::from_static(b"age"),
+        recipients: vec![
+            ArchiveRecipient { key: "age1a".into(), drill: true },
+            ArchiveRecipient { key: "age1b".into(), drill: false },
+        ],
+        since: Millis(29),
+    }
+}
+
 fn golden_sys() -> Sys {
     let parent =
         Parent { cluster_id: [2; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 5, chain: [6; 32] };
@@ -337,6 +356,7 @@ fn golden_sys() -> Sys {
         offsite: BTreeMap::from([("vault".into(), fact)]),
         barrier_index: 22,
         policy: Policy { tombstone_age_ms: 23, device_expiry_ms: 24, user_quota_bytes: 25 },
+        archive_keys: Some(golden_keys().into()),
     }
 }
 
@@ -372,7 +392,8 @@ fn golden_bytes_of_group_facts_and_users() {
          06060606060606060606060606060606060606063010220b0903000000000000001001281132201212121212\
          121212121212121212121212121212121212121212121212121212381340144815522f0a057661756c741007\
          1a2008080808080808080808080808080808080808080808080808080808080808082009280a581662060817\
-         10181819"
+         101818196a38091a00000000000000101b1a101c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c22036167652a090a05\
+         616765316110012a070a056167653162301d"
     );
     assert_eq!(
         hex(&encode_applied(&golden_applied())),

@@ -77,6 +77,10 @@ fn proposal() -> impl Strategy<Value = Proposal> {
             ..golden_ack()
         })),
         Just(Command::DropDevice(golden_drop())),
+        any::<(u32, [u8; 16], bool)>().prop_map(|(generation, key_id, drill)| {
+            let recipients = vec![ArchiveRecipient { key: "age1a".into(), drill }];
+            Command::SetArchiveKeys(Box::new(ArchiveKeys { generation, key_id, recipients, ..golden_keys() }))
+        }),
         Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op".into() })),
         any::<[u8; 32]>().prop_map(|chain| Command::OffsiteFact(OffsiteFact {
             destination: "vault".into(),
@@ -103,6 +107,20 @@ fn golden_ack() -> AckCursor {
         device: DeviceId::new("phone").expect("valid"),
         incarnation: Incarnation(4),
         version: Version(5),
+    }
+}
+
+fn golden_keys() -> ArchiveKeys {
+    ArchiveKeys {
+        incarnation: Incarnation(9),
+        generation: 5,
+        key_id: [6; 16],
+        keys_age: Bytes::from_static(b"age"),
+        recipients: vec![
+            ArchiveRecipient { key: "age1a".into(), drill: true },
+            ArchiveRecipient { key: "age1b".into(), drill: false },
+        ],
+        since: Millis(0),
     }
 }
 
@@ -340,6 +358,11 @@ fn the_bytes_of_every_command_are_frozen() {
         proposed(Command::SetOperation(golden_member_change())),
         "08011002423e0a026f703a380a3208041203683a311a03683a322203683a332a03683a34320b0a0561727261\
          791202613432090a04736974651201783a02306610011802"
+    );
+    assert_eq!(
+        proposed(Command::SetArchiveKeys(Box::new(golden_keys()))),
+        "08011002623609090000000000000010051a100606060606060606060606060606060622036167652a090a05\
+         616765316110012a070a056167653162"
     );
     let entry = Entry { id: LogId { term: 1, node: 2, index: 3 }, payload: EntryPayload::Membership(membership()) };
     assert_eq!(
