@@ -201,9 +201,7 @@ async fn show(format: Format, args: &ShowArgs) -> anyhow::Result<Exit> {
     }
     match (format, &found.keys) {
         (Format::Table, None) => {
-            output::text(
-                "what is shipped offsite is not encrypted; `holdfast backup keys create` begins with it".to_owned(),
-            )?;
+            output::text("what is shipped offsite is not encrypted; `holdfast backup keys create` begins with it")?;
         }
         (Format::Table, Some(keys)) => {
             let since = clock::rfc3339(keys.since_ms);
@@ -215,8 +213,7 @@ async fn show(format: Format, args: &ShowArgs) -> anyhow::Result<Exit> {
             table.print()?;
             if !found.usable {
                 output::text(
-                    "the node that leads cannot use them: it lacks the ship.key_file that they were made from"
-                        .to_owned(),
+                    "the node that leads cannot use them: it lacks the ship.key_file that they were made from",
                 )?;
             }
         }
