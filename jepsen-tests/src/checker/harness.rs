@@ -47,10 +47,9 @@ pub struct Log {
 }
 
 /// Errors that clients may see while nodes are killed: nobody could be asked, nobody led, nobody knows, or what was left
-/// of a deadline after all attempts was too little for one more.
-const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT"];
-/// A read may also be told that no node is new enough.
-const READ_REASONS: &[&str] = &["REPLICA_BEHIND"];
+/// of a deadline after all attempts was too little for one more. Or no node that could be asked is new enough: for a read,
+/// or, where it has only just started and does not know its own history yet, for anything.
+const REASONS: &[&str] = &["", "NO_LEADER", "OUTCOME_UNKNOWN", "DEADLINE_TOO_SHORT", "REPLICA_BEHIND"];
 /// The rows of a cluster that does not come back; [`SILENT`] follows what went wrong.
 pub const SILENT: &str = "after which no write was acknowledged";
 /// As [`SILENT`].
@@ -98,8 +97,8 @@ pub fn check(history: &[Op], logs: &[Log], expected: &Expected) -> Report {
         // A node that starts and finds that its log lost something, or holds what it should not, says so: nothing but a
         // disk that damages or forgets what was fsynced may do that.
         report.never("logs that a node found broken though no fault breaks them", lines(logs, LOST));
-        // A disk whose power is cut answers with an error whoever reads it until the process is gone.
-        let cut = expected.faults.iter().any(|fault| fault.starts_with("power"));
+        // A disk that answers nothing but errors answers so whoever reads it, too, until the process is gone.
+        let cut = expected.faults.iter().any(|fault| fault == "array-eio");
         let mut diverged = lines(logs, &[DIVERGED]);
         diverged.retain(|line| !cut || !line.contains(IO_ERROR));
         report.never("nodes that found their state damaged though no fault damages it", diverged);
@@ -144,7 +143,6 @@ fn explained(action: &Action, reason: &str) -> bool {
         Action::Batch(batch) if batch.refused.is_some() => reason == "VERSION_MISMATCH",
         // Whoever judges restores names each that failed.
         Action::Restored(_) => true,
-        Action::Read(_) | Action::Page(_) | Action::Held(_) if READ_REASONS.contains(&reason) => true,
         _ => REASONS.contains(&reason),
     }
 }
@@ -314,14 +312,13 @@ mod tests {
         };
         assert!(["kill", "power", "array-hang", "slow-fsync"].into_iter().all(with));
         assert!(!["bit-flip", "array-scramble"].into_iter().any(with));
-        // Read in the moment of a power cut; a digest that does not fit is damage, with or without one.
+        // A disk that answers with errors; a digest that does not fit is damage, whatever its disk answers.
         logs[2].text = "{\"event\":\"integrity.diverged\",\"reason\":\"cannot scan: Input/output error\"}\n".into();
         let with = |fault: &str| {
             let report = check(&valid(), &logs, &Expected { faults: vec![fault.into()], ..EXPECTED });
             report.rows.iter().any(|one| one.what == row && one.verdict == Verdict::Invalid)
         };
-        assert!(["kill", "slow-fsync"].into_iter().all(with));
-        assert!(!["power", "power-all"].into_iter().any(with));
+        assert!(["kill", "slow-fsync", "power", "power-all"].into_iter().all(with) && !with("array-eio"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use holdfast_client::{AdminClient, Client, RecordRef, v1};
 
 pub use found::{Founding, Seat, Surroundings};
@@ -41,6 +41,8 @@ pub(crate) fn spawn_bound(command: Command) -> std::io::Result<Child> {
 /// How long anything may take before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+/// A stopped process ends the calls that are under way, an fsync among them, before it is still.
+const STILL_WITHIN: Duration = Duration::from_secs(5);
 /// For one question to one node about itself.
 const STATUS_WITHIN: Duration = Duration::from_secs(1);
 /// From SIGTERM to the end of a node: it hands over, ends calls that are under way, and closes its databases.
@@ -312,6 +314,23 @@ impl Cluster {
         if let Some(child) = self.own.get(&place) {
             signal_group(child, signal);
         }
+    }
+
+    /// Stops these nodes, and waits until no call of theirs is under way. They stay stopped.
+    ///
+    /// # Errors
+    /// When one sleeps in the kernel for longer than any call takes.
+    pub fn hold_still(&self, places: &[usize]) -> anyhow::Result<()> {
+        places.iter().for_each(|place| self.signal(*place, libc::SIGSTOP));
+        let end = Instant::now() + STILL_WITHIN;
+        for place in places {
+            let node = &self.nodes[*place];
+            while !process::is_still(node.pid) {
+                ensure!(Instant::now() < end, "node {} was stopped, and still waits for something", node.id);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        Ok(())
     }
 
     /// Starts a killed node again, by its own command line.

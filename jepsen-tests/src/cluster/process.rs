@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -74,6 +75,18 @@ fn die_with(parent: u32, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// It was stopped, or is gone: none of its threads runs, and none is inside of a call that will still end.
+pub(crate) fn is_still(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| state(&thread.path().join("stat")).is_none_or(|state| "TtZX".contains(state)))
+}
+
+/// What the kernel says that a process or thread does, as a letter (proc(5)); `None` = it is gone.
+fn state(stat: &Path) -> Option<char> {
+    // Behind the name, which may hold anything.
+    std::fs::read_to_string(stat).ok()?.rsplit(')').next()?.trim_start().chars().next()
+}
+
 /// Sends `signal` to a child and to whatever it started: strace's end alone would let its node go on.
 pub(crate) fn signal_group(child: &Child, signal: i32) {
     if let Ok(pid) = i32::try_from(child.id()) {
@@ -130,18 +143,33 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 fn is_running(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !matches!(stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()), Some("Z")))
+    state(Path::new(&format!("/proc/{pid}/stat"))).is_some_and(|state| state != 'Z')
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::path::Path;
     use std::process::Stdio;
 
     use super::*;
     use crate::cluster::wait_until;
+
+    #[test]
+    fn a_process_is_still_once_it_was_stopped_and_not_before() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do :; done"]);
+        let mut child = spawn(command, Orphan::Killed).expect("sh starts");
+        let pid = i32::try_from(child.id()).expect("pid");
+        wait_until("it to run", || !is_still(pid));
+        signal_group(&child, libc::SIGSTOP);
+        wait_until("it to be still", || is_still(pid));
+        assert!(is_alive(pid));
+        signal_group(&child, libc::SIGCONT);
+        wait_until("it to go on", || !is_still(pid));
+        signal_group(&child, libc::SIGKILL);
+        child.wait().expect("reaped");
+        assert!(is_still(pid), "it is gone");
+    }
 
     #[test]
     fn a_child_outlives_the_thread_that_ordered_it_and_dies_by_signal() {

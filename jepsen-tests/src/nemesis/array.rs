@@ -10,6 +10,7 @@ use crate::chance::Chance;
 use crate::cluster::{Orphan, comes_true};
 use crate::disk::array::{self, Spread, WITHIN};
 use crate::disk::corrupt::{Damage, Part};
+use crate::nemesis::disks::cut_power;
 use crate::nemesis::drive::{RECOVER_WITHIN, serves};
 use crate::nemesis::{Fault, Harm, Struck, World, pause};
 
@@ -158,7 +159,10 @@ fn writer(at: &Path) -> anyhow::Result<Child> {
 }
 
 fn cut(world: &World, places: &[usize]) -> anyhow::Result<Spread> {
-    array::cut_power(&world.disks_of(places)?).context("shut the disks of an array down")
+    let spread = cut_power(world, places)?;
+    // They go on, and meet a disk that answers nothing but errors.
+    places.iter().for_each(|place| world.cluster.signal(*place, libc::SIGCONT));
+    Ok(spread)
 }
 
 fn told(struck: &mut Struck, spread: Spread, seen: bool, what: &str) {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use crate::chance::Chance;
+use crate::disk::array::{self, Spread};
 use crate::disk::{self, Disk, Mounts};
 use crate::nemesis::World;
 
@@ -22,6 +23,16 @@ pub struct Disks {
     dir: PathBuf,
     by_place: BTreeMap<usize, Disk>,
     arrays: usize,
+}
+
+/// Cuts the power of these nodes' disks in one moment. The nodes are stopped, and stay so.
+///
+/// No fsync may be under way then: the kernel tells one that a shutdown overtakes that all went well, and what it was for
+/// is gone after the next mount (Linux 6.18: so ended 7 of 150 such shutdowns under a single writer, and none of 200 when
+/// the writer was stopped before). A power cut acknowledges nothing.
+pub(super) fn cut_power(world: &World, places: &[usize]) -> anyhow::Result<Spread> {
+    world.cluster.hold_still(places)?;
+    array::cut_power(&world.disks_of(places)?).context("shut file systems down")
 }
 
 impl Disks {

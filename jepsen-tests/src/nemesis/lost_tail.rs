@@ -11,8 +11,7 @@ use holdfast_client::{AdminClient, Client, RecordRef, v1};
 use tokio::task::JoinSet;
 
 use crate::cluster::comes_true;
-use crate::disk::array;
-use crate::nemesis::disks::{leave_probe, probe_is_lost};
+use crate::nemesis::disks::{cut_power, leave_probe, probe_is_lost};
 use crate::nemesis::drive::RECOVER_WITHIN;
 use crate::nemesis::partition::{self, Links};
 use crate::nemesis::{Fault, Harm, Struck, World};
@@ -91,7 +90,7 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     });
     let took_back = took_back.await;
     leave_probe(world.disk(leader)?)?;
-    array::cut_power(&[world.disk(leader)?])?;
+    cut_power(world, &[leader])?;
     world.cluster.kill(leader);
     let disk = world.disk(leader)?;
     disk.revive()?;

@@ -4,8 +4,7 @@
 use anyhow::ensure;
 
 use crate::chance::Chance;
-use crate::disk::array;
-use crate::nemesis::disks::{leave_probe, probe_is_lost};
+use crate::nemesis::disks::{cut_power, leave_probe, probe_is_lost};
 use crate::nemesis::{Fault, Harm, Struck, World};
 
 /// Cuts the power of one node, or of as many as may be taken.
@@ -31,9 +30,8 @@ fn strike(world: &mut World, fault: Fault, places: Vec<usize>) -> anyhow::Result
     for disk in world.disks_of(&places)? {
         leave_probe(disk)?;
     }
-    let mut struck = world.begin(fault, places, Harm::Taken, "FS_IOC_SHUTDOWN without flush, then SIGKILL");
-    let spread = array::cut_power(&world.disks_of(&struck.places)?)?;
-    // One whose log could not be fsynced any more may have ended by itself before: how it ended says nothing here.
+    let mut struck = world.begin(fault, places, Harm::Taken, "SIGSTOP, FS_IOC_SHUTDOWN without flush, then SIGKILL");
+    let spread = cut_power(world, &struck.places)?;
     world.cluster.kill_together(&struck.places);
     let dark = world.disks_of(&struck.places)?.iter().all(|disk| disk.is_dark());
     struck.installed = dark;

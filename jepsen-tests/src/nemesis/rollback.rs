@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::chance::Chance;
 use crate::cluster::comes_true;
-use crate::disk::array;
 use crate::nemesis::array::{mark, roll_back};
+use crate::nemesis::disks::cut_power;
 use crate::nemesis::drive::{RECOVER_WITHIN, serves};
 use crate::nemesis::{Fault, Harm, Struck, World};
 
@@ -35,7 +35,7 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
     world.cluster.kill_together(&absent);
     world.recorder.mark();
     let loaded = comes_true(RECOVER_WITHIN, async || world.recorder.progress().since_mark >= FORGOTTEN).await;
-    array::cut_power(&[world.disk(forgetful)?])?;
+    cut_power(world, &[forgetful])?;
     world.cluster.kill_together(&members[absent.len()..]);
     let gone = roll_back(world, forgetful)?;
     // Whatever is acknowledged from now on is acknowledged by nodes that lack what was acknowledged before.
