@@ -191,17 +191,24 @@ pub(crate) fn open(object: &str, lineage: &LineageId, keys: &Keyring, bytes: &By
     Ok(Opened { kind, plain, plain_blake3, seal: actual, key })
 }
 
-/// The key that an object asks for; `None` = it asks for none, or is damaged: nothing that it says is believed then.
+/// The key that an object asks for; `None` = it asks for none, or is no object. Not to be believed before [`is_whole`], or
+/// [`open`], found nothing damaged.
 pub(crate) fn sealed_with(bytes: &Bytes) -> Option<SealedWith> {
     let end = bytes.len().checked_sub(SEAL_BYTES).filter(|end| *end >= PREFACE_BYTES)?;
     let sealed = bytes.slice(..end);
-    if u16::from_be_bytes([sealed[8], sealed[9]]) != FORMAT || blake3::hash(&sealed).as_bytes()[..] != bytes[end..] {
+    if u16::from_be_bytes([sealed[8], sealed[9]]) != FORMAT {
         return None;
     }
     let (header, _) = split(&sealed)?;
     let header: pb::ArchiveHeader = holdfast_wire::decode("archive header", header).ok()?;
     let cluster_id = fixed(&header.cluster_id)?;
     asks_for(&LineageId { cluster_id, incarnation: Incarnation(header.incarnation) }, &header)
+}
+
+/// Its bytes match the hash at its end.
+pub(crate) fn is_whole(bytes: &Bytes) -> bool {
+    let end = bytes.len().saturating_sub(SEAL_BYTES);
+    blake3::hash(&bytes[..end]).as_bytes()[..] == bytes[end..]
 }
 
 fn asks_for(lineage: &LineageId, header: &pb::ArchiveHeader) -> Option<SealedWith> {

@@ -126,7 +126,7 @@ impl Survivor {
     /// How its history is sealed; packed only, if it is not encrypted.
     ///
     /// # Errors
-    /// `Keys` when it is, and nothing that was given opens the generation that it ends with.
+    /// `NoKey` when it is, and nothing that was given opens the generation that it ends with.
     pub fn sealing(&self, keyring: &Keyring) -> Result<Sealing, ArchiveError> {
         let Some(keys) = &self.keys else { return Ok(Sealing::default()) };
         let key = keyring.key_by_any(&self.lineage.id, keys.generation, &keys.key_id, &keys.keys_age);

@@ -14,6 +14,7 @@ use crate::error::ArchiveError;
 use crate::fence::Fence;
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::OpenLineage;
+use crate::sealing::Sealing;
 use crate::segment::{Segment, fitting};
 
 /// End of the log at a destination.
@@ -75,6 +76,15 @@ impl SegmentShipper {
     pub fn known_to(mut self, index: u64) -> Self {
         self.known = index;
         self
+    }
+
+    /// What it ships from here on is sealed like this; see [`OpenLineage::sealed_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn seal_with(&mut self, sealing: Sealing) -> Result<(), ArchiveError> {
+        self.lineage = self.lineage.clone().sealed_with(sealing).await?;
+        Ok(())
     }
 
     /// Where it ships to.

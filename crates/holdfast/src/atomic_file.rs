@@ -23,6 +23,11 @@ fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     placed?;
+    sync_parent(path)
+}
+
+/// Makes a file's name durable.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
     sync_dir(parent(path))
 }
 

@@ -6,10 +6,9 @@ mod node_disks;
 use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
-use cluster::{Cluster, contact, holdfast, wait_for, wait_offsite};
+use cluster::{Cluster, contact, holdfast, holdfast_json, wait_for, wait_offsite};
 use jepsen_tests::disk::corrupt::Part;
 use node_disks::{Spoilt, flip};
-use serde_json::Value;
 
 /// Clocks of one machine, as nodes hear them of each other, agree to far less.
 const APART: Duration = Duration::from_millis(200);
@@ -23,12 +22,6 @@ async fn moment() -> String {
     let moment = Utc::now() + APART;
     wait_for("the next moment", async || Utc::now() > moment + APART).await;
     moment.to_rfc3339_opts(SecondsFormat::Millis, true)
-}
-
-/// What a command says as JSON, and its exit code.
-fn said(arguments: &[&str]) -> (i32, Value, String) {
-    let (code, stdout, stderr) = holdfast(&[arguments, &["--output", "json"]].concat());
-    (code, serde_json::from_str(&stdout).unwrap_or(Value::Null), stderr)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +40,7 @@ async fn a_restore_ends_at_the_entry_or_the_moment_that_is_asked_for() {
     wait_offsite(&cluster, third).await;
     cluster.stop();
 
-    let plan = |at: &str| said(&["restore", "plan", "--from", &from, "--at", at]);
+    let plan = |at: &str| holdfast_json(&["restore", "plan", "--from", &from, "--at", at]);
     for at in [first, second, third] {
         let (code, plan, stderr) = plan(&at.to_string());
         assert_eq!(
@@ -75,7 +68,7 @@ async fn a_restore_ends_at_the_entry_or_the_moment_that_is_asked_for() {
         let target = dir.path().join(name);
         let (data, port) = (target.display().to_string(), gone.port_base().to_string());
         let run = ["restore", "run", "--from", &from, "--at", &at, "--data", &data, "--port-base", &port];
-        let (code, _, stderr) = said(&run);
+        let (code, _, stderr) = holdfast_json(&run);
         assert_eq!(code, 0, "{at}: {stderr}");
         let mut restored = Cluster::start_after(gone, &target, &[]);
         let client = restored.client();
@@ -104,10 +97,10 @@ async fn where_the_log_is_damaged_a_restore_refuses_and_offers_the_point_before(
     let good = name.parse::<u64>().expect("an index") - 1;
     Spoilt::new(damaged.clone(), flip(500, 1));
 
-    let (code, plan, stderr) = said(&["restore", "plan", "--from", &from]);
+    let (code, plan, stderr) = holdfast_json(&["restore", "plan", "--from", &from]);
     assert_eq!((code, plan["newest_good_index"].as_u64()), (9, Some(good)), "{plan}{stderr}");
     assert!(plan["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with(&name)), "{plan}");
-    let (code, quick, _) = said(&["restore", "plan", "--from", &from, "--quick"]);
+    let (code, quick, _) = holdfast_json(&["restore", "plan", "--from", &from, "--quick"]);
     assert_eq!((code, quick["checked"].as_bool()), (0, Some(false)), "it reads no segment but the last: {quick}");
 
     let target = dir.path().join("restored");
@@ -119,6 +112,6 @@ async fn where_the_log_is_damaged_a_restore_refuses_and_offers_the_point_before(
     assert!(left.is_empty(), "nothing may be written: {left:?}");
 
     let (at, lineage) = (good.to_string(), plan["lineage"].as_str().expect("a lineage").to_owned());
-    let (code, done, stderr) = said(&[&run[..], &["--at", &at, "--lineage", &lineage]].concat());
+    let (code, done, stderr) = holdfast_json(&[&run[..], &["--at", &at, "--lineage", &lineage]].concat());
     assert_eq!((code, done["last_index"].as_u64()), (0, Some(good)), "{done}{stderr}");
 }

@@ -78,11 +78,16 @@ fn die_with(parent: u32, signal: i32) -> io::Result<()> {
 /// It was stopped, or is gone: none of its threads runs, and none is inside of a call that will still end.
 pub(crate) fn is_still(pid: i32) -> bool {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
-    threads.flatten().all(|thread| state(&thread.path().join("stat")).is_none_or(|state| "TtZX".contains(state)))
+    threads.flatten().all(|thread| state_in(&thread.path().join("stat")).is_none_or(|state| "TtZX".contains(state)))
 }
 
-/// What the kernel says that a process or thread does, as a letter (proc(5)); `None` = it is gone.
-fn state(stat: &Path) -> Option<char> {
+/// What the kernel says that a process does: D sleeps where no signal reaches it, T is stopped; `None` = it is gone.
+pub(crate) fn state(pid: i32) -> Option<char> {
+    state_in(Path::new(&format!("/proc/{pid}/stat")))
+}
+
+/// The letter in a file of proc(5).
+fn state_in(stat: &Path) -> Option<char> {
     // Behind the name, which may hold anything.
     std::fs::read_to_string(stat).ok()?.rsplit(')').next()?.trim_start().chars().next()
 }
@@ -143,7 +148,7 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 fn is_running(pid: i32) -> bool {
-    state(Path::new(&format!("/proc/{pid}/stat"))).is_some_and(|state| state != 'Z')
+    state(pid).is_some_and(|state| state != 'Z')
 }
 
 #[cfg(test)]

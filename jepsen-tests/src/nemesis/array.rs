@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, ensure};
 
 use crate::chance::Chance;
-use crate::cluster::{Orphan, comes_true};
+use crate::cluster::{Orphan, comes_true, process};
 use crate::disk::array::{self, Spread, WITHIN};
 use crate::disk::corrupt::{Damage, Part};
 use crate::nemesis::disks::cut_power;
 use crate::nemesis::drive::{RECOVER_WITHIN, serves};
-use crate::nemesis::{Fault, Harm, Struck, World, pause};
+use crate::nemesis::{Fault, Harm, Struck, World};
 
 /// Written and fsynced after the image was set aside: a rollback must take it away.
 const MARK: &str = "rollback-mark";
@@ -36,7 +36,7 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
             for place in &struck.places {
                 writers.push(writer(disks.at(*place)?)?);
             }
-            let mut sleep = async || writers.iter().all(|writer| pause::state(writer.id() as i32) == Some('D'));
+            let mut sleep = async || writers.iter().all(|writer| process::state(writer.id() as i32) == Some('D'));
             let sleep = comes_true(RECOVER_WITHIN, &mut sleep).await;
             told(&mut struck, spread, sleep, "writers sleep");
         }

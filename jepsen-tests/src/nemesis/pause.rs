@@ -3,6 +3,7 @@
 
 use crate::chance::Chance;
 use crate::cluster::comes_true;
+use crate::cluster::process::state;
 use crate::nemesis::drive::RECOVER_WITHIN;
 use crate::nemesis::{Fault, Harm, Struck, World};
 
@@ -44,10 +45,4 @@ fn states(world: &World, places: &[usize]) -> String {
     };
     let states: Vec<String> = places.iter().map(one).collect();
     format!("/proc/PID/stat: {}", states.join(", "))
-}
-
-/// The letter of /proc/PID/stat: T is stopped; `None` = there is no such process.
-pub(super) fn state(pid: i32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(')').next()?.trim_start().chars().next()
 }

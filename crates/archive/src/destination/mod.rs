@@ -209,7 +209,10 @@ impl Destination {
     /// `Missing` when it is not there, `Corrupt` when it is larger than any object of ours.
     pub async fn get(&self, object: &str) -> Result<Bytes, ArchiveError> {
         let bytes = self.read(object).await?;
-        if let Some(sealed) = object::sealed_with(&bytes).filter(|sealed| self.keys.needs_keys_of(sealed)) {
+        // Hashed for the first object of a generation only. A damaged one sends nobody to look for keys.
+        if let Some(sealed) = object::sealed_with(&bytes).filter(|sealed| self.keys.needs_keys_of(sealed))
+            && object::is_whole(&bytes)
+        {
             let keys = self.read(&sealed.keys_object()).await.map_err(|error| match error {
                 ArchiveError::Missing { object, .. } => ArchiveError::missing(object, NO_KEYS),
                 error => error,

@@ -10,6 +10,7 @@ use holdfast_archive::{find_lineages, layout};
 use holdfast_wire::v1;
 use serde::Serialize;
 
+use crate::atomic_file;
 use crate::clock;
 use crate::commands::backup::{BadObject, FromArgs};
 use crate::commands::connect::AdminArgs;
@@ -133,6 +134,7 @@ fn create_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     })?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    atomic_file::sync_parent(path)?;
     Ok(())
 }
 

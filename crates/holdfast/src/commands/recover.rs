@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use holdfast_archive::ship::list_log;
 use holdfast_archive::{
     ArchiveError, Choose, Destination, DestinationConfig, Fence, FoundLineages, Joint, Keyring, LineageFacts,
-    LineageId, OpenLineage, SegmentShipper, Survivor, find_lineages, list_snapshots, ship_snapshot,
+    LineageId, OpenLineage, Sealing, SegmentShipper, Survivor, find_lineages, list_snapshots, ship_snapshot,
 };
 use holdfast_store::LogPosition;
 use serde::Serialize;
@@ -108,6 +108,8 @@ struct PlanAnswer {
 /// An archive of the old cluster.
 struct Archive {
     shipper: SegmentShipper,
+    /// How what is added will be sealed.
+    sealing: Sealing,
     destination: Destination,
     tail: Option<LogPosition>,
     joint: Joint,
@@ -231,7 +233,7 @@ async fn open_archive(
             return Err(failure(Exit::Conflict, message));
         }
     }
-    let lineage = OpenLineage::open(destination.clone(), facts).await?.sealed_with(sealing).await?;
+    let lineage = OpenLineage::open(destination.clone(), facts).await?;
     let mut shipper = SegmentShipper::new(lineage, GROUP);
     let (tail, fence) = shipper.end().await?;
     let mut joint = survivor.join(url, tail)?;
@@ -239,7 +241,7 @@ async fn open_archive(
         // An earlier recovery took what there was then; nothing can be added behind its end.
         joint = Joint::Differs;
     }
-    Ok(Archive { shipper, destination, tail: tail.map(|tail| tail.last), joint, fence })
+    Ok(Archive { shipper, sealing, destination, tail: tail.map(|tail| tail.last), joint, fence })
 }
 
 async fn holds_anything(destination: &Destination, id: &LineageId) -> anyhow::Result<bool> {
@@ -281,6 +283,9 @@ async fn carry_out(
     let history = target.history()?;
     let successor = LineageId { cluster_id: history.cluster_id, incarnation: history.incarnation };
     let mut ends = Vec::new();
+    for archive in archives.iter_mut().filter(|archive| archive.fence.is_none()) {
+        archive.shipper.seal_with(archive.sealing.clone()).await?;
+    }
     for archive in &mut archives {
         ends.push(append(archive, survivor).await?);
     }

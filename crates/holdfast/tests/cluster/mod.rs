@@ -53,6 +53,12 @@ pub fn holdfast(args: &[&str]) -> (i32, String, String) {
     )
 }
 
+/// The same, with what it says as JSON.
+pub fn holdfast_json(args: &[&str]) -> (i32, serde_json::Value, String) {
+    let (code, stdout, stderr) = holdfast(&[args, &["--output", "json"]].concat());
+    (code, serde_json::from_str(&stdout).unwrap_or(serde_json::Value::Null), stderr)
+}
+
 /// Waits until every destination holds the log up to `index`, read back from there, and nobody complains.
 pub async fn wait_offsite(cluster: &Cluster, index: u64) {
     wait_for("the log to be offsite", async || {

@@ -16,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The fewest recipients: one is online for drills, two are kept offline and in different places.
 const DRILL_MIN: usize = 1;
 const OFFLINE_MIN: usize = 2;
+/// The most: they are kept in the group's facts, which every entry may rewrite.
+const RECIPIENTS_MAX: usize = 16;
 
 impl Admin {
     pub(super) async fn create_keys(
@@ -46,13 +48,22 @@ impl Admin {
             (Some(_), true, false) | (None, false, _) => recipients_of(request.recipients)?,
         };
         let made = shared.shipper.next_keys(recipients).map_err(refused)?;
-        let (generation, deadline) = (made.generation, Instant::now() + TIMEOUT);
-        shared.propose_first(Command::SetArchiveKeys(Box::new(made)), 1, deadline).await?;
+        let deadline = Instant::now() + TIMEOUT;
+        shared.propose_first(Command::SetArchiveKeys(Box::new(made.clone())), 1, deadline).await?;
         let sys = shared.replica.sys();
         match &sys.archive_keys {
-            Some(keys) if keys.generation >= generation => {
+            // No two files of keys are equal: these are the ones that were asked for.
+            Some(keys) if keys.keys_age == made.keys_age => {
                 Ok(v1::CreateArchiveKeysResponse { keys: Some(self.keys_to(keys)) })
             }
+            Some(keys) if keys.generation >= made.generation => Err(Refusal::Precondition {
+                reason: "KEYS_EXIST",
+                message: format!(
+                    "somebody else made generation {} at the same time, perhaps for others; see `backup keys show`, \
+                     then `backup keys rotate`",
+                    keys.generation
+                ),
+            }),
             Some(_) | None => Err(Refusal::ReplicaBehind),
         }
     }
@@ -84,6 +95,10 @@ impl Admin {
 
 /// At least one for drills and two offline, no two of them equal.
 fn recipients_of(asked: Vec<v1::ArchiveRecipient>) -> Result<Vec<ArchiveRecipient>, Refusal> {
+    if asked.len() > RECIPIENTS_MAX {
+        let reason = format!("must be at most {RECIPIENTS_MAX}; {} were named", asked.len());
+        return Err(Refusal::field("recipients", reason));
+    }
     for (place, recipient) in asked.iter().enumerate() {
         let field = format!("recipients[{place}].key");
         keys::check_recipient(&recipient.key).map_err(|error| Refusal::field(field, error.to_string()))?;
@@ -122,6 +137,8 @@ mod tests {
             let refusal = recipients_of(few).expect_err("too few");
             assert_eq!(refusal.reason(), "TOO_FEW_RECIPIENTS");
         }
+        let many = vec![three[0].clone(); RECIPIENTS_MAX + 1];
+        assert_ne!(recipients_of(many).expect_err("too many").reason(), "TOO_FEW_RECIPIENTS");
         let wrong = vec![v1::ArchiveRecipient { key: "age1x".into(), drill: true }];
         assert_ne!(recipients_of(wrong).expect_err("no recipient").reason(), "TOO_FEW_RECIPIENTS");
     }

@@ -130,9 +130,10 @@ impl Shipper {
 
     /// Begins a new generation when one is due, for the same recipients, while this node leads.
     pub(super) async fn tend_keys(&self) {
-        loop {
+        // Without a secret, which is read at the start only, there is nothing to tend.
+        while !self.encryption.keys.is_empty() {
             sleep(TEND_PAUSE).await;
-            if self.encryption.keys.is_empty() || !self.replica.is_leader() {
+            if !self.replica.is_leader() {
                 continue;
             }
             let sys = self.replica.sys();
