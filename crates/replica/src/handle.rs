@@ -241,6 +241,7 @@ impl Replica {
         core.update_elect();
         crate::disk_keeper::watch(&core)?;
         core.raft.run();
+        startup::first_report(&core.raft, &core.log).await;
         let indexer = Arc::new(ReadIndexer::start(&core));
         let replica = Self { core, indexer };
         crate::witnesses::ask(&replica);
@@ -568,7 +569,7 @@ impl Replica {
     }
 
     /// The time of the group; `None` without a quorum of clocks.
-    pub(crate) fn group_time(&self) -> Option<Millis> {
+    pub fn group_time(&self) -> Option<Millis> {
         self.core.peers.clocks.median(self.core.node_id)
     }
 

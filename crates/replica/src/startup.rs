@@ -4,15 +4,19 @@
 //! anything it may have acknowledged is recovering; a vote, once cast, is not forgotten with the log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_model::id::GroupId;
 use holdfast_model::state::Sys;
 use holdfast_store::{DataDir, LogOptions, LogReport, LogStore, Recovering, Room, StateStore, StoreError, VoteRecord};
 use holdfast_wire::internal::v1 as pb;
 
-use crate::handle::{Hooks, StartError};
+use crate::handle::{Hooks, Raft, StartError};
 use crate::options::Options;
 use crate::snapshot::Incoming;
+
+/// For the core's first word of itself.
+const FIRST_REPORT_WITHIN: Duration = Duration::from_secs(5);
 
 /// The stores of a group, opened.
 pub(crate) struct Opened {
@@ -160,6 +164,17 @@ pub(crate) async fn raise_vote(log: &LogStore, state: &StateStore) -> std::io::R
         return Ok(());
     }
     save_vote(log, Some(VoteRecord { term: applied.term + 1, node: 0, committed: false })).await
+}
+
+/// Waits for the core's first word of itself: until then its figures are those of a node that has nothing, and whoever asked
+/// this one would hear that its term fell.
+pub(crate) async fn first_report(raft: &Raft, log: &LogStore) {
+    let Some(known) = log.vote().map(|vote| vote.term) else { return };
+    let wait = raft.wait(Some(FIRST_REPORT_WITHIN));
+    if let Err(error) = wait.metrics(|metrics| metrics.current_term >= known, "a first report").await {
+        // One that ended is found by the housekeeping, which ends the process.
+        tracing::warn!(event = "raft.silent", %error, "the core has not said anything yet");
+    }
 }
 
 /// Replaces the members in a restored state, durably, before its log begins.
