@@ -111,8 +111,8 @@ pub enum ArchiveError {
     },
     /// The archive holds another history at a position than this node: shipping, purging and writes must stop.
     #[error(
-        "LINEAGE_FORK at index {} (term {}, node {}): {object} holds another history: {reason}; \
-         stop writes and open a new incarnation from the archive", position.index, position.term, position.node
+        "LINEAGE_FORK at index {} (term {}, node {}): {object} holds another history: {reason}; only one of the two \
+         can go on: open a new incarnation from it", position.index, position.term, position.node
     )]
     LineageFork {
         /// Where, as this node has it.
@@ -121,6 +121,17 @@ pub enum ArchiveError {
         object: String,
         /// How it differs.
         reason: String,
+    },
+    /// The archive is ahead of what this node knows to be committed, and that is all that is known.
+    #[error(
+        "{object} holds entry {index}, beyond all that this node applied, and no quorum confirms that it leads; \
+         tried again"
+    )]
+    Unconfirmed {
+        /// URL of the destination.
+        object: String,
+        /// Last entry there.
+        index: u64,
     },
     /// The log was ended here by a recovery: another history goes on.
     #[error(
@@ -196,6 +207,7 @@ impl ArchiveError {
             | Self::NoKey { .. }
             | Self::Keys { .. }
             | Self::OtherFormat { .. }
+            | Self::Unconfirmed { .. }
             | Self::Fenced { .. }
             | Self::Refused { .. }
             | Self::NoChoice { .. }
@@ -219,7 +231,10 @@ impl ArchiveError {
 
     /// Trying again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Destination { .. } | Self::Timeout { .. } | Self::Stopped { .. })
+        matches!(
+            self,
+            Self::Destination { .. } | Self::Timeout { .. } | Self::Unconfirmed { .. } | Self::Stopped { .. }
+        )
     }
 
     pub(crate) fn bad_destination(config: &DestinationConfig, reason: impl std::fmt::Display) -> Self {

@@ -6,6 +6,7 @@
 //! <cluster>/<incarnation>/gen/<generation:04>/chunk/<blake3 of the rows, keyed where they are encrypted>
 //! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
+//! <cluster>/<incarnation>/heartbeat/<group>/<at_ms:020>
 //! ```
 //!
 //! Invariants: a name parses to exactly the parts that print it, and anything else does not parse. Zero padding makes
@@ -50,6 +51,11 @@ impl LineageId {
         format!("{self}/log/{}/L{level}", group.0)
     }
 
+    /// Prefix of a group's heartbeats.
+    pub fn heartbeat_prefix(&self, group: GroupId) -> String {
+        format!("{self}/heartbeat/{}", group.0)
+    }
+
     /// Prefix of a group's manifests.
     pub fn snapshot_prefix(&self, group: GroupId) -> String {
         format!("{self}/snap/{}", group.0)
@@ -91,6 +97,13 @@ pub enum ObjectName {
         /// Index of the last entry in it.
         index: u64,
     },
+    /// A moment at which the log here was complete.
+    Heartbeat {
+        /// Group.
+        group: GroupId,
+        /// The moment, by the group's time: milliseconds since the Unix epoch.
+        at_ms: u64,
+    },
 }
 
 impl ObjectName {
@@ -112,6 +125,7 @@ impl ObjectName {
             Self::Keys { generation } => format!("{lineage}/gen/{generation:04}/KEYS.age"),
             Self::Chunk { generation, name } => format!("{lineage}/gen/{generation:04}/chunk/{}", hex(name)),
             Self::Manifest { group, index } => format!("{}/{index:020}/MANIFEST", lineage.snapshot_prefix(*group)),
+            Self::Heartbeat { group, at_ms } => format!("{}/{at_ms:020}", lineage.heartbeat_prefix(*group)),
         }
     }
 
@@ -138,6 +152,9 @@ impl ObjectName {
             }
             ["snap", group, index, "MANIFEST"] => {
                 Self::Manifest { group: GroupId(group.parse().ok()?), index: index.parse().ok()? }
+            }
+            ["heartbeat", group, at_ms] => {
+                Self::Heartbeat { group: GroupId(group.parse().ok()?), at_ms: at_ms.parse().ok()? }
             }
             _ => return None,
         };
@@ -195,6 +212,8 @@ mod tests {
             (0u32..99_999, any::<[u8; 32]>()).prop_map(|(generation, name)| ObjectName::Chunk { generation, name }),
             (any::<u32>(), any::<u64>())
                 .prop_map(|(group, index)| ObjectName::Manifest { group: GroupId(group), index }),
+            (any::<u32>(), any::<u64>())
+                .prop_map(|(group, at_ms)| ObjectName::Heartbeat { group: GroupId(group), at_ms }),
         ]
     }
 
@@ -253,6 +272,7 @@ mod tests {
             "gen/945/KEYS.age",
             "gen/02945/chunk/ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
             "snap/0/12/MANIFEST",
+            "heartbeat/0/1795305600000",
             "LINEAGE/",
         ];
         for rest in bad {

@@ -40,7 +40,10 @@ pub async fn offer(
     let mut first = None;
     loop {
         let found = match plan_around(destination, group, now, &around).await {
-            Ok(plan) => check_all(destination, &plan, progress).await.map(|_| plan),
+            Ok(plan) => match plan.check_end() {
+                Ok(()) => check_all(destination, &plan, progress).await.map(|_| plan),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         let error = match found {
@@ -84,8 +87,9 @@ async fn step(
             let before = first.checked_sub(1).filter(|before| now.at != At::Index(*before));
             Ok(before.map(|index| Choose { lineage: Some(lineage), at: At::Index(index) }))
         }
-        // The key of what was planned: nothing of its generation can be read, and all later ones may.
-        ObjectName::Keys { .. } => Ok(None),
+        // The key of what was planned: nothing of its generation can be read, and all later ones may. A heartbeat says how
+        // far the log went, and is not needed.
+        ObjectName::Keys { .. } | ObjectName::Heartbeat { .. } => Ok(None),
         // Its log says what it is, to whoever names the entry: the last one that there is.
         ObjectName::Lineage => {
             let named = now.lineage.is_some_and(|named| named != lineage);

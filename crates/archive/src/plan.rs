@@ -14,6 +14,7 @@ use holdfast_store::LogPosition;
 
 use crate::destination::Destination;
 use crate::error::ArchiveError;
+use crate::heartbeat::{Heartbeat, newest_heartbeat};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
@@ -76,6 +77,8 @@ pub struct RestorePlan {
     pub chain: [u8; 32],
     /// Newest time stamp that will be restored, in milliseconds since the Unix epoch; 0 = none is known.
     pub last_stamp_ms: u64,
+    /// The newest moment at which a leader vouched that all that was committed lies here; of a plan up to the latest entry.
+    pub heartbeat: Option<Heartbeat>,
     /// Histories that were passed over, because their facts are damaged or missing: object and reason.
     pub bad: Vec<(String, String)>,
 }
@@ -105,6 +108,29 @@ impl RestorePlan {
         }
     }
 
+    /// The log must reach as far as a heartbeat says that it did: else objects of its end are gone.
+    ///
+    /// # Errors
+    /// `Missing` names the first.
+    pub(crate) fn check_end(&self) -> Result<(), ArchiveError> {
+        let Some(heartbeat) = self.heartbeat else { return Ok(()) };
+        let lineage = &self.lineage.id;
+        if heartbeat.last.index > self.last.index {
+            let next = self.last.index + 1;
+            let (said, through) = (heartbeat.name().path(lineage), heartbeat.last.index);
+            let reason = format!("entries {next} to {through} lie in no object, and {said} says that they did");
+            return Err(ArchiveError::missing(ObjectName::segment(self.group, next).path(lineage), reason));
+        }
+        Ok(())
+    }
+
+    /// The newest moment, in milliseconds since the Unix epoch, before which nothing acknowledged is missing: that of its last
+    /// entry, or the one that a leader vouched for, if it ends where the archive does; 0 = none is known.
+    pub fn complete_ms(&self) -> u64 {
+        let vouched = self.heartbeat.filter(|heartbeat| heartbeat.last.index <= self.last.index);
+        vouched.map_or(0, |heartbeat| heartbeat.at.0).max(self.last_stamp_ms)
+    }
+
     /// Segments to read.
     pub fn segments(&self) -> u64 {
         self.log.iter().map(|log| log.segments.len() as u64).sum()
@@ -128,6 +154,20 @@ impl RestorePlan {
 /// `NoChoice` when there is nothing, or more than one thing, to restore, or nothing at the point that was asked for;
 /// otherwise names the object that is wrong.
 pub async fn plan(destination: &Destination, group: GroupId, choose: Choose) -> Result<RestorePlan, ArchiveError> {
+    let plan = plan_of_what_is_there(destination, group, choose).await?;
+    plan.check_end()?;
+    Ok(plan)
+}
+
+/// The same, whatever heartbeats say of more: for who has what is missing from somewhere else.
+///
+/// # Errors
+/// As [`plan`].
+pub async fn plan_of_what_is_there(
+    destination: &Destination,
+    group: GroupId,
+    choose: Choose,
+) -> Result<RestorePlan, ArchiveError> {
     plan_around(destination, group, choose, &Around::default()).await
 }
 
@@ -162,7 +202,12 @@ pub(crate) async fn plan_around(
     let by_id = by_id(&lineages);
     let newest = chosen(destination, group, choose.lineage, lineages).await?;
     let (chosen, through) = point::resolve(destination, group, newest, choose.at, &by_id, around).await?;
-    let mut stages = Stages::default();
+    // Before the log is listed: it only grows meanwhile.
+    let heartbeat = match choose.at {
+        At::Latest => newest_heartbeat(destination, &chosen.id, group).await?,
+        At::Index(_) | At::Time(_) => None,
+    };
+    let mut stages = Stages { heartbeat, ..Stages::default() };
     stages.add(destination, group, &chosen, through.unwrap_or(u64::MAX), around).await?;
     let mut child = chosen.clone();
     while let Some(parent) = continued(&stages, &child) {
@@ -280,6 +325,7 @@ mod point;
 /// A plan in the making, newest history first.
 #[derive(Debug, Default)]
 struct Stages {
+    heartbeat: Option<Heartbeat>,
     snapshot: Option<Manifest>,
     log: Vec<PlannedLog>,
 }
@@ -365,6 +411,7 @@ impl Stages {
             last,
             chain,
             last_stamp_ms,
+            heartbeat: self.heartbeat,
             bad,
         })
     }

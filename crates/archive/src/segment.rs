@@ -136,7 +136,9 @@ impl Segment {
         let header = match opened.kind {
             Kind::Segment(header) => header,
             Kind::Fence(header) => return Err(fence::met(object, group, first, &header)),
-            Kind::Lineage(_) | Kind::Chunk(_) | Kind::Manifest(_) => return Err(bad("it is no segment".into())),
+            Kind::Lineage(_) | Kind::Chunk(_) | Kind::Manifest(_) | Kind::Heartbeat(_) => {
+                return Err(bad("it is no segment".into()));
+            }
         };
         let chain_before = object::fixed(&header.chain_before).ok_or_else(|| bad("it has no chain".into()))?;
         let entries = entries_from(opened.plain).map_err(bad)?;

@@ -6,12 +6,13 @@
 //!   it is not. A deposed leader can be late, never wrong.
 //! - A segment counts only after it was read back from the destination and found equal.
 
-use holdfast_model::id::GroupId;
+use holdfast_model::id::{GroupId, Millis};
 use holdfast_store::{LogPosition, StoredEntry};
 
 use crate::destination::{Destination, Listed, Put};
 use crate::error::ArchiveError;
 use crate::fence::Fence;
+use crate::heartbeat::Heartbeat;
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::OpenLineage;
 use crate::sealing::Sealing;
@@ -140,6 +141,24 @@ impl SegmentShipper {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    /// Vouches that at this moment of the group's time everything that was committed lay here; the caller knows it from a
+    /// quorum. Nothing is written before there is a log.
+    ///
+    /// # Errors
+    /// When the destination fails.
+    pub async fn heartbeat(&mut self, at: Millis) -> Result<(), ArchiveError> {
+        let tail = match self.tail {
+            Some(tail) => tail,
+            None => self.tail().await?,
+        };
+        let Some(tail) = tail else { return Ok(()) };
+        let heartbeat = Heartbeat { group: self.group, at, last: tail.last, chain: tail.chain };
+        let object = heartbeat.name().path(self.lineage.id());
+        let bytes = heartbeat.seal(self.lineage.id(), self.lineage.sealing())?.bytes;
+        // Another's of the same moment vouches as well.
+        self.destination().put_checked(&object, &bytes).await.map(drop)
     }
 
     /// Ends the log before `index`, which follows its end: nobody ships here any more. A fence that is there already

@@ -16,6 +16,7 @@ use holdfast_model::id::GroupId;
 use crate::chunk::Chunk;
 use crate::destination::{Destination, Listed};
 use crate::error::ArchiveError;
+use crate::heartbeat::Heartbeat;
 use crate::keys::{Keyring, NO_KEYS, OTHER_KEYS, SealedWith, check_keys_age};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
@@ -112,6 +113,8 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
 #[derive(Debug, Default)]
 struct Group {
     manifests: BTreeMap<u64, (Manifest, [u8; 32])>,
+    /// Entries that the log reached, with their chains, as the heartbeats of these names say.
+    vouched: BTreeMap<u64, ([u8; 32], String)>,
     /// Where the log has been followed to.
     walk: Option<ChainWalk>,
     /// The segment before could not be read: that is one fault, not one more for what follows it.
@@ -136,7 +139,11 @@ pub async fn verify(
             Some((_, ObjectName::Segment { level: 0, repair: 0, .. }))
             | Some((
                 _,
-                ObjectName::Lineage | ObjectName::Keys { .. } | ObjectName::Chunk { .. } | ObjectName::Manifest { .. },
+                ObjectName::Lineage
+                | ObjectName::Keys { .. }
+                | ObjectName::Chunk { .. }
+                | ObjectName::Manifest { .. }
+                | ObjectName::Heartbeat { .. },
             )) => {
                 named.extend(ObjectName::parse(&found.path).map(|(_, name)| (name, found)));
             }
@@ -152,7 +159,7 @@ pub async fn verify(
     // Facts first, then manifests: they say what the others should be.
     named.sort_by_key(|(name, _)| match name {
         ObjectName::Lineage | ObjectName::Keys { .. } => (0, *name),
-        ObjectName::Manifest { .. } => (1, *name),
+        ObjectName::Manifest { .. } | ObjectName::Heartbeat { .. } => (1, *name),
         ObjectName::Segment { .. } | ObjectName::Chunk { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
@@ -181,7 +188,9 @@ impl Check<'_> {
         let level = self.level;
         let wanted = named.iter().filter(move |(name, _)| match name {
             ObjectName::Lineage | ObjectName::Keys { .. } | ObjectName::Manifest { .. } => true,
-            ObjectName::Segment { .. } | ObjectName::Chunk { .. } => level >= Level::Bytes,
+            ObjectName::Segment { .. } | ObjectName::Chunk { .. } | ObjectName::Heartbeat { .. } => {
+                level >= Level::Bytes
+            }
         });
         let (destination, lineage) = (self.destination, *self.lineage);
         let read = |(name, found): &(ObjectName, &Listed)| {
@@ -233,6 +242,11 @@ impl Check<'_> {
                 let group = self.groups.entry(manifest.group).or_default();
                 group.manifests.insert(manifest.applied.index, (manifest, seal));
             }
+            Contents::Heartbeat(heartbeat) => {
+                // Of those that name one entry, one is enough.
+                let vouched = (heartbeat.chain, object.to_owned());
+                self.groups.entry(heartbeat.group).or_default().vouched.insert(heartbeat.last.index, vouched);
+            }
             Contents::Chunk => {}
             Contents::Keys(generation, hash) => {
                 self.keys.insert(generation, hash);
@@ -281,6 +295,11 @@ impl Check<'_> {
                 report.fault(snapshot, format!("its entry chain is not that of the log in {object}"));
             }
         }
+        for (index, (chain, heartbeat)) in group.vouched.range(first..=last) {
+            if segment.chain_before(index + 1) != Some(*chain) {
+                report.fault(heartbeat, format!("its entry chain is not that of the log in {object}"));
+            }
+        }
         Ok(())
     }
 
@@ -300,6 +319,17 @@ impl Check<'_> {
                     }
                     Some(_) => {}
                 }
+            }
+        }
+        for (id, group) in &self.groups {
+            // What was read and does not open may hold it.
+            let end = group.walk.filter(|_| !group.broken).map(|walk| walk.next);
+            if let (Some(end), Some((index, (_, heartbeat)))) = (end, group.vouched.last_key_value())
+                && *index >= end
+            {
+                let object = ObjectName::segment(*id, end).path(self.lineage);
+                let reason = format!("entries {end} to {index} lie in no object, and {heartbeat} says that they did");
+                report.fault(object, reason);
             }
         }
         for group in self.groups.values() {
@@ -323,6 +353,7 @@ enum Contents {
     /// The end of a group's log.
     Fence(GroupId, u64),
     Chunk,
+    Heartbeat(Heartbeat),
     /// Hash of a generation's KEYS.age.
     Keys(u32, [u8; 32]),
 }
@@ -370,6 +401,9 @@ fn check(
             Err(ArchiveError::Fenced { .. }) => Ok(Contents::Fence(group, first)),
             opened => opened.map(Contents::Segment),
         },
+        ObjectName::Heartbeat { group, at_ms } => {
+            Heartbeat::open(object, lineage, keys, group, at_ms, bytes).map(Contents::Heartbeat)
+        }
         ObjectName::Chunk { name, .. } => Chunk::open(object, lineage, keys, &name, bytes).map(|_| Contents::Chunk),
     }
 }

@@ -80,6 +80,7 @@ fn exit_of_client(error: &ClientError) -> Exit {
             | "NO_QUORUM_LEFT"
             | "NODE_NOT_FRESH"
             | "TOO_FEW_RECIPIENTS"
+            | "LINEAGE_FORK"
             | "NODE_ID_USED"
             | "NOT_CONFIRMED" => Exit::Unsafe,
             _ => Exit::Error,

@@ -4,8 +4,9 @@
 mod cluster;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use cluster::{Cluster, contact, holdfast, wait_for, wait_offsite};
+use cluster::{Cluster, contact, holdfast, holdfast_json, wait_for, wait_offsite};
 use holdfast_wire::v1;
 use jepsen_tests::disk::corrupt::Part;
 
@@ -141,4 +142,51 @@ async fn a_damaged_archive_is_told_whole_and_its_end_is_shipped_again() {
     assert!(listed["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with("MANIFEST")), "{listed}");
     let (code, _, stderr) = holdfast(&["backup", "verify", "--from", &from, "--level", "2"]);
     assert_eq!(code, 2, "{stderr}");
+}
+
+/// What a quiet cluster shipped an hour ago and what a stopped one did look alike, but for heartbeats.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_says_up_to_when_it_is_complete_while_nothing_is_written() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let offsite = dir.path().join("offsite");
+    let from = url(&offsite);
+    let args = ["--offsite", &from, "--set", "ship.interval_ms=100", "--set", "ship.heartbeat_ms=200"];
+    let mut cluster = Cluster::start(&dir.path().join("c"), &args);
+    wait_offsite(&cluster, write(&cluster, "only").await).await;
+    let planned = || holdfast_json(&["restore", "plan", "--from", &from]).1;
+    // RFC 3339 in UTC, and so in the order of time.
+    let complete = |plan: &serde_json::Value| plan["complete_time"].as_str().map(str::to_owned).unwrap_or_default();
+    let first = planned();
+    let mut last = complete(&first);
+    for _ in 0..2 {
+        wait_for("a later heartbeat", async || complete(&planned()) > last).await;
+        last = complete(&planned());
+    }
+    let quiet = planned();
+    assert_eq!(quiet["last_index"], first["last_index"], "nothing was written");
+    assert!(quiet["last_time"].as_str().expect("a time") < last.as_str(), "{quiet}");
+    let (code, listed, _) = holdfast_json(&["backup", "ls", "--from", &from]);
+    assert_eq!((code, &listed["lineages"][0]["log_last_index"]), (0, &quiet["last_index"]), "{listed}");
+    assert!(listed["lineages"][0]["complete_time"].as_str() >= Some(last.as_str()), "{listed}");
+    let (code, words, _) = holdfast(&["backup", "ls", "--from", &from]);
+    assert!(code == 0 && words.contains("complete up to 20"), "{words}");
+
+    // Nobody vouches for what a leader without a quorum cannot know.
+    let leader = cluster.leader().await;
+    cluster.kill_together(&[(leader + 1) % 3, (leader + 2) % 3]);
+    let client = cluster.client_of(leader).with_deadline(Duration::from_secs(2));
+    client.put(contact("alice", "alone"), "text/plain", "x").await.expect_err("no quorum");
+    let alone = complete(&planned());
+    client.put(contact("alice", "alone"), "text/plain", "x").await.expect_err("no quorum");
+    assert_eq!(complete(&planned()), alone, "silence without a quorum is not vouched for");
+    cluster.kill(leader);
+
+    // An end that is gone is missed, and the rest is offered.
+    let newest = newest_segment(&offsite);
+    std::fs::remove_file(&newest).expect("gone");
+    let name = newest.file_name().expect("a name").to_string_lossy().into_owned();
+    let (code, plan, stderr) = holdfast_json(&["restore", "plan", "--from", &from]);
+    assert_eq!(code, 9, "{plan}{stderr}");
+    assert!(plan["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with(&name)), "{plan}");
+    assert!(plan["newest_good_index"].as_u64() < first["last_index"].as_u64(), "{plan}");
 }

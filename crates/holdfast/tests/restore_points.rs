@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{SecondsFormat, Utc};
 use cluster::{Cluster, contact, holdfast, holdfast_json, wait_for, wait_offsite};
 use jepsen_tests::disk::corrupt::Part;
+use jepsen_tests::s3::{S3, program};
 use node_disks::{Spoilt, flip};
 
 /// Clocks of one machine, as nodes hear them of each other, agree to far less.
@@ -27,8 +28,20 @@ async fn moment() -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_ends_at_the_entry_or_the_moment_that_is_asked_for() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let from = format!("file://{}", dir.path().join("offsite").display());
-    let mut cluster = Cluster::start(&dir.path().join("c"), &["--offsite", &from, "--set", "ship.interval_ms=100"]);
+    let folder = format!("file://{}", dir.path().join("offsite").display());
+    let s3 = program().map(|program| S3::start(&program, &dir.path().join("s3"), "vault").expect("an S3 server"));
+    let (mut args, mut from) = (vec!["--offsite".to_owned(), folder.clone()], vec![folder]);
+    if let Some(s3) = &s3 {
+        // The bucket is named last: the credentials are its own. It alone is restored from.
+        let (url, credentials) = (s3.url("holdfast/prod"), s3.credentials().display().to_string());
+        args.extend(["--offsite".to_owned(), url.clone(), "--set".to_owned()]);
+        args.push(format!("offsite.credentials_file={credentials}"));
+        from = vec![url, "--credentials".to_owned(), credentials];
+    }
+    args.extend(["--set".to_owned(), "ship.interval_ms=100".to_owned()]);
+    let from: Vec<&str> = from.iter().map(String::as_str).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut cluster = Cluster::start(&dir.path().join("c"), &args);
     let first = write(&cluster, "a", "one").await;
     write(&cluster, "b", "one").await;
     let leader = cluster.leader().await;
@@ -39,8 +52,12 @@ async fn a_restore_ends_at_the_entry_or_the_moment_that_is_asked_for() {
     let third = write(&cluster, "a", "three").await;
     wait_offsite(&cluster, third).await;
     cluster.stop();
+    std::fs::remove_dir_all(dir.path().join("c")).expect("every node is lost");
+    if s3.is_some() {
+        std::fs::remove_dir_all(dir.path().join("offsite")).expect("the folder is lost too");
+    }
 
-    let plan = |at: &str| holdfast_json(&["restore", "plan", "--from", &from, "--at", at]);
+    let plan = |at: &str| holdfast_json(&[&["restore", "plan", "--at", at, "--from"][..], &from].concat());
     for at in [first, second, third] {
         let (code, plan, stderr) = plan(&at.to_string());
         assert_eq!(
@@ -67,8 +84,8 @@ async fn a_restore_ends_at_the_entry_or_the_moment_that_is_asked_for() {
     ] {
         let target = dir.path().join(name);
         let (data, port) = (target.display().to_string(), gone.port_base().to_string());
-        let run = ["restore", "run", "--from", &from, "--at", &at, "--data", &data, "--port-base", &port];
-        let (code, _, stderr) = holdfast_json(&run);
+        let run = ["restore", "run", "--at", &at, "--data", &data, "--port-base", &port, "--from"];
+        let (code, _, stderr) = holdfast_json(&[&run[..], &from].concat());
         assert_eq!(code, 0, "{at}: {stderr}");
         let mut restored = Cluster::start_after(gone, &target, &[]);
         let client = restored.client();

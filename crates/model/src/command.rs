@@ -45,6 +45,9 @@ pub enum Command {
     /// Who can open what is shipped offsite from here on.
     /// Boxed: it is rare, and would make every command as large.
     SetArchiveKeys(Box<ArchiveKeys>),
+    /// An offsite destination holds another history than this log: nothing is written any more.
+    /// Boxed: it is rare, and would make every command as large.
+    LineageFork(Box<LineageFork>),
 }
 
 /// Writes of one user that commit together or not at all.
@@ -241,6 +244,24 @@ pub struct ArchiveRecipient {
     pub key: String,
     /// It is online, in other custody, for restore drills; all others are kept offline.
     pub drill: bool,
+}
+
+/// An offsite destination holds committed entries that this log does not hold: voters lost them, and gave their indices
+/// again. What is right cannot be told from here, so that nothing is added to either history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineageFork {
+    /// History that is forked.
+    pub incarnation: Incarnation,
+    /// Name of the destination that holds the other history.
+    pub destination: String,
+    /// Where this log was seen to differ: the other history holds another entry here, or this log ends before it.
+    pub index: u64,
+    /// What was seen, for people.
+    pub evidence: String,
+    /// Node that looked.
+    pub verifier: NodeId,
+    /// Log time at which it became a fact; the state machine sets it.
+    pub since: Millis,
 }
 
 /// Barrier of an offsite snapshot.

@@ -83,6 +83,8 @@ pub enum Rejection {
     TokenNotCurrent,
     /// The user has as many devices as are remembered.
     DeviceLimit,
+    /// An archive of this history holds another one: nothing is written until a new history begins.
+    LineageFork,
 }
 
 /// One failed guard.

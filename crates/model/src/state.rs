@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::command::{ArchiveKeys, Content, OffsiteFact, Operation, Parent, Policy};
+use crate::command::{ArchiveKeys, Content, LineageFork, OffsiteFact, Operation, Parent, Policy};
 use crate::digest::Sum;
 use crate::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordKey, RequestId, Uid, UserId, Version};
 use crate::outcome::{MutationResult, Usage};
@@ -37,6 +37,8 @@ pub struct Sys {
     /// Newest keys of what is shipped offsite; `None` = it is not encrypted. Those of an ended history stay until there are
     /// some of the new one: they say that it was encrypted, and for whom.
     pub archive_keys: Option<Arc<ArchiveKeys>>,
+    /// The first fork that was seen between this history and an archive of it; `None` = none. A new history has none.
+    pub lineage_fork: Option<Arc<LineageFork>>,
 }
 
 impl Sys {

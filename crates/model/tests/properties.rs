@@ -382,7 +382,8 @@ fn the_random_logs_reach_every_answer() {
                     | Rejection::Poisoned
                     | Rejection::UserQuota { .. }
                     | Rejection::TokenNotCurrent
-                    | Rejection::DeviceLimit,
+                    | Rejection::DeviceLimit
+                    | Rejection::LineageFork,
                 ) => "never",
             };
             *seen.entry(kind).or_default() += 1;

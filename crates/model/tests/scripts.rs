@@ -47,6 +47,7 @@ scripts!(
     expire,
     genesis,
     guards,
+    lineage_fork,
     mixed_batch,
     offsite,
     operations_and_barriers,

@@ -2,7 +2,8 @@
 //!
 //! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds, what
 //! followers within keep_entries need, what a follower needs that takes a snapshot)`; on a disk that is nearly full
-//! `keep_entries` counts for nothing (see `disk_keeper`).
+//! `keep_entries` counts for nothing (see `disk_keeper`). Of a history that forked from its archive nothing is purged: the
+//! log is what tells the two apart.
 
 use std::time::Duration;
 
@@ -218,6 +219,9 @@ async fn checkpoint_and_purge(replica: &Replica) {
 
 /// Highest index that may be purged.
 pub(crate) fn purge_target(snapshot: u64, applied: u64, keep: u64, sys: &Sys, required: &[String]) -> Option<u64> {
+    if sys.lineage_fork.is_some() {
+        return None;
+    }
     let offsite =
         required.iter().map(|name| sys.offsite.get(name).map_or(0, |fact| fact.index)).min().unwrap_or(u64::MAX);
     let target = snapshot.min(applied.saturating_sub(keep)).min(offsite);
@@ -231,7 +235,8 @@ async fn expire(replica: &Replica) {
     // One sweep takes a bounded number of items; sweeps follow each other for as long as there is something to do, and
     // leave time for the rest of the housekeeping.
     let until = Instant::now() + TICK;
-    while Instant::now() < until {
+    // The rules refuse it in a history that forked from its archive.
+    while Instant::now() < until && replica.sys().lineage_fork.is_none() {
         let state = replica.state().clone();
         // Without a quorum of clocks nobody can say what is due.
         let Some(now) = replica.group_time() else { return };
@@ -253,8 +258,8 @@ async fn expire(replica: &Replica) {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_model::command::OffsiteFact;
-    use holdfast_model::id::{Millis, NodeId};
+    use holdfast_model::command::{LineageFork, OffsiteFact};
+    use holdfast_model::id::{Incarnation, Millis, NodeId};
 
     use super::*;
 
@@ -282,5 +287,15 @@ mod tests {
         assert_eq!(purge_target(100, 105, 10, &sys(&[]), &[]), Some(95), "not what followers need");
         assert_eq!(purge_target(100, 150, 10, &sys(&[("vault", 40)]), &required), Some(40), "not what is not offsite");
         assert_eq!(purge_target(100, 150, 10, &sys(&[]), &required), None, "nothing is offsite yet");
+        let fork = LineageFork {
+            incarnation: Incarnation(1),
+            destination: "vault".into(),
+            index: 41,
+            evidence: String::new(),
+            verifier: NodeId(1),
+            since: Millis(0),
+        };
+        let forked = Sys { lineage_fork: Some(fork.into()), ..sys(&[("vault", 40)]) };
+        assert_eq!(purge_target(100, 150, 10, &forked, &required), None, "not what tells two histories apart");
     }
 }

@@ -73,7 +73,8 @@ pub(crate) fn weight_of(command: &Command) -> Weight {
         | Command::Expire
         | Command::SetOperation(_)
         | Command::SetPolicy(_)
-        | Command::SetArchiveKeys(_) => Weight::Own,
+        | Command::SetArchiveKeys(_)
+        | Command::LineageFork(_) => Weight::Own,
     }
 }
 

@@ -211,6 +211,12 @@ impl Replica {
         self.fresh(Duration::ZERO)
     }
 
+    /// Everything that was committed before this call lies at or before this index, as a quorum confirms to this node as its
+    /// leader after the call began; `None` = it does not lead, or nobody confirmed in time.
+    pub async fn committed_as_leader(&self) -> Option<u64> {
+        timeout(CONFIRM_TIMEOUT, self.shared_index_here()).await.ok().flatten()
+    }
+
     fn fresh(&self, staleness: Duration) -> Result<Fresh, ReadError> {
         let view = self.view();
         if self.is_fenced() {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_survey::{Copy, CopyId, Facts, Freshness, Kind, Limits, Running};
+use holdfast_survey::{Copy, CopyId, Facts, Fork, Freshness, Kind, Limits, Running};
 use holdfast_wire::reply::duration_millis;
 use holdfast_wire::v1;
 
@@ -69,7 +69,16 @@ impl<'a> Answers<'a> {
             configs: sets.map(|set| set.node_ids.iter().copied().collect::<BTreeSet<u64>>()).collect(),
             leader: believed.max_by_key(|group| group.term).map(|group| group.leader_id),
             commit_index: leader.map(|(_, group)| group.committed_index),
+            lineage_fork: self.fork(),
         }
+    }
+
+    /// A fork of a history that an answer tells of; one that all others have left behind is nobody's concern.
+    fn fork(&self) -> Option<Fork> {
+        let incarnation = self.best()?.incarnation;
+        let of_it = self.statuses.iter().filter(|status| status.incarnation == incarnation);
+        let fork = of_it.filter_map(|status| status.groups.first()?.lineage_fork.as_ref()).next()?;
+        Some(Fork { destination: fork.destination.clone(), evidence: fork.evidence.clone() })
     }
 
     fn node(
@@ -241,6 +250,21 @@ mod tests {
         assert!(checks(&facts, &Limits::default()).iter().any(|check| check.id == CheckId::NoLeader));
         let facts = Answers { statuses: &statuses, asked_all: false }.facts();
         assert_eq!(facts.copies[0].running, Running::Unknown);
+    }
+
+    #[test]
+    fn a_fork_is_told_by_any_node_of_the_same_history() {
+        let fork = v1::LineageFork { destination: "vault".into(), evidence: "ahead".into(), ..Default::default() };
+        let mut statuses = [status(1), status(2)];
+        let told = |statuses: &[v1::GetStatusResponse]| {
+            Answers { statuses, asked_all: true }.facts().lineage_fork.map(|fork| fork.destination)
+        };
+        assert_eq!(told(&statuses), None);
+        // The leader has not applied it yet, or answered before.
+        statuses[1].groups[0].lineage_fork = Some(fork);
+        assert_eq!(told(&statuses).as_deref(), Some("vault"));
+        statuses[1].incarnation = 7;
+        assert_eq!(told(&statuses), None, "of a history that was left behind");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
 use crate::members;
 use crate::restored;
-use crate::shipper::{Barriers, Encryption, Shipper};
+use crate::shipper::{Barriers, Encryption, Pace, Shipper};
 
 /// Log cache of a node.
 const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
@@ -200,8 +200,11 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let shipper = Shipper::new(
         replica.clone(),
         config.offsite.clone(),
-        Duration::from_millis(config.ship_interval_ms),
-        usize::try_from(config.ship_segment_bytes).unwrap_or(usize::MAX),
+        Pace {
+            interval: Duration::from_millis(config.ship_interval_ms),
+            segment_bytes: usize::try_from(config.ship_segment_bytes).unwrap_or(usize::MAX),
+            heartbeat: Duration::from_millis(config.ship_heartbeat_ms),
+        },
         Encryption { keys, compression: config.ship_compression },
         barriers,
     );

@@ -139,6 +139,17 @@ pub struct Facts {
     pub leader: Option<u64>,
     /// Last committed entry, from a leader that a quorum confirmed lately; `None` = not known.
     pub commit_index: Option<u64>,
+    /// The archive that holds another history, if one was seen.
+    pub lineage_fork: Option<Fork>,
+}
+
+/// An archive that holds another history than the nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// Name of the destination.
+    pub destination: String,
+    /// What was seen.
+    pub evidence: String,
 }
 
 impl Facts {

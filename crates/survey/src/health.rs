@@ -10,6 +10,8 @@ use crate::placement::placement;
 /// Stable ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CheckId {
+    /// An archive holds another history than the nodes: nothing is written.
+    LineageFork,
     /// One loss takes every copy that counts.
     AllCopiesOneDomain,
     /// One failure domain holds a majority of the voters.
@@ -36,6 +38,7 @@ impl CheckId {
     /// As it is printed and exported.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::LineageFork => "LINEAGE_FORK",
             Self::AllCopiesOneDomain => "ALL_COPIES_ONE_DOMAIN",
             Self::QuorumOneDomain => "QUORUM_ONE_DOMAIN",
             Self::FirmwareMonoculture => "FIRMWARE_MONOCULTURE",
@@ -101,6 +104,7 @@ impl Default for Limits {
 pub fn checks(facts: &Facts, limits: &Limits) -> Vec<Check> {
     let mut found = Vec::new();
     let keys = Keys::of(facts, limits.placement_keys.iter().map(String::as_str));
+    lineage_fork(facts, &mut found);
     all_copies_one_domain(facts, &keys, &mut found);
     quorum_one_domain(facts, &keys, limits, &mut found);
     firmware_monoculture(facts, &mut found);
@@ -115,6 +119,19 @@ pub fn checks(facts: &Facts, limits: &Limits) -> Vec<Check> {
 
 fn add(found: &mut Vec<Check>, id: CheckId, severity: Severity, evidence: String, remedy: &str) {
     found.push(Check { id, severity, evidence, remedy: remedy.to_owned() });
+}
+
+fn lineage_fork(facts: &Facts, found: &mut Vec<Check>) {
+    if let Some(fork) = &facts.lineage_fork {
+        add(
+            found,
+            CheckId::LineageFork,
+            Severity::Error,
+            format!("{}: {}; writes are refused since", fork.destination, fork.evidence),
+            "stop the nodes and choose which of the two goes on: `holdfast restore run` opens the archive's, `holdfast \
+             cluster recover` without --from the nodes'; deploy/runbooks/quorum-loss.md",
+        );
+    }
 }
 
 /// Why a copy outside does not count beside the voters; `None`: it does.

@@ -15,7 +15,7 @@ mod placement;
 mod survival;
 
 pub use domain::{Domain, DomainError, Keys};
-pub use facts::{Copy, CopyId, Facts, Freshness, Kind, Running};
+pub use facts::{Copy, CopyId, Facts, Fork, Freshness, Kind, Running};
 pub use health::{Check, CheckId, Limits, Severity, checks};
 pub use placement::{Violation, placement};
 pub use survival::{Answer, Loss, Recovery, Survival, scenarios, scenarios_of_two, survive};

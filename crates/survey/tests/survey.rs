@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_survey::{
-    Answer, Check, CheckId, Copy, CopyId, Domain, Facts, Freshness, Keys, Kind, Limits, Loss, Recovery, Running,
+    Answer, Check, CheckId, Copy, CopyId, Domain, Facts, Fork, Freshness, Keys, Kind, Limits, Loss, Recovery, Running,
     Severity, checks, scenarios, scenarios_of_two, survive,
 };
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ fn cluster(nodes: &[&str]) -> Facts {
     let copies: Vec<Copy> =
         (1..).zip(nodes).map(|(id, text)| Copy::node(id, Kind::Voter, labels(text), Some(100))).collect();
     let voters = (1..=copies.len() as u64).collect();
-    Facts { copies, configs: vec![voters], leader: Some(1), commit_index: Some(100) }
+    Facts { copies, configs: vec![voters], leader: Some(1), commit_index: Some(100), lineage_fork: None }
 }
 
 fn with_archive(mut facts: Facts, text: &str, index: Option<u64>) -> Facts {
@@ -184,6 +184,16 @@ fn nodes_and_destinations_that_are_behind_or_down_or_differ_are_named() {
 }
 
 #[test]
+fn a_fork_is_an_error_that_comes_first() {
+    let fork = Fork { destination: "vault".into(), evidence: "it is ahead".into() };
+    let facts = Facts { lineage_fork: Some(fork), ..cluster(&["array=a1", "array=a1", "array=a3"]) };
+    let found = checks(&facts, &Limits::default());
+    assert_eq!((found[0].id, found[0].severity), (CheckId::LineageFork, Severity::Error), "{found:?}");
+    assert!(found[0].evidence.starts_with("vault: it is ahead"), "{}", found[0].evidence);
+    assert_eq!(found[0].id.as_str(), "LINEAGE_FORK");
+}
+
+#[test]
 fn one_firmware_is_a_warning_also_when_all_is_well() {
     let text = |n: u8| format!("array=a{n},site=s{n},firmware=7.2");
     let (a, b, c) = (text(1), text(2), text(3));
@@ -250,7 +260,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
                 CopyId::Destination(_) => None,
             })
             .collect();
-        Facts { copies, leader: voters.first().copied(), configs: vec![voters], commit_index }
+        Facts { copies, leader: voters.first().copied(), configs: vec![voters], commit_index, lineage_fork: None }
     })
 }
 

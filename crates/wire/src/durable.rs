@@ -19,8 +19,8 @@ use holdfast_model::state::{
 
 use crate::internal::v1 as pb;
 use crate::log::{
-    archive_keys_from, archive_keys_to, offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from,
-    parent_to, policy_from, policy_to,
+    archive_keys_from, archive_keys_to, lineage_fork_from, lineage_fork_to, offsite_fact_from, offsite_fact_to,
+    operation_from, operation_to, parent_from, parent_to, policy_from, policy_to,
 };
 use crate::{DecodeError, decode, encode, fixed};
 
@@ -79,6 +79,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         barrier_index,
         policy,
         archive_keys,
+        lineage_fork,
     } = sys;
     encode(&pb::StoredSys {
         now_ms: now.0,
@@ -97,6 +98,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         barrier_index: *barrier_index,
         policy: Some(policy_to(policy)),
         archive_keys: archive_keys.as_deref().map(archive_keys_to),
+        lineage_fork: lineage_fork.as_deref().map(lineage_fork_to),
     })
 }
 
@@ -128,6 +130,7 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
         barrier_index: message.barrier_index,
         policy: message.policy.map(policy_from).unwrap_or_default(),
         archive_keys: message.archive_keys.map(archive_keys_from).transpose()?.map(Arc::new),
+        lineage_fork: message.lineage_fork.map(lineage_fork_from).map(Arc::new),
     })
 }
 

@@ -5,9 +5,9 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, Member, MemberChange,
-    Mutation, NewMember, OffsiteFact, Op, Operation, Parent, Policy, Proposal, RestoreGuard, SnapshotBarrier,
-    WriteBatch,
+    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, LineageFork, Member,
+    MemberChange, Mutation, NewMember, OffsiteFact, Op, Operation, Parent, Policy, Proposal, RestoreGuard,
+    SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::id::{
     Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
@@ -91,6 +91,7 @@ pub fn encode_proposal(proposal: &Proposal) -> Bytes {
         }),
         Command::SetPolicy(policy) => pb::proposal::Command::SetPolicy(policy_to(policy)),
         Command::SetArchiveKeys(keys) => pb::proposal::Command::SetArchiveKeys(archive_keys_to(keys)),
+        Command::LineageFork(fork) => pb::proposal::Command::LineageFork(lineage_fork_to(fork)),
     };
     encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
 }
@@ -119,6 +120,7 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
         }),
         pb::proposal::Command::SetPolicy(policy) => Command::SetPolicy(policy_from(policy)),
         pb::proposal::Command::SetArchiveKeys(keys) => Command::SetArchiveKeys(Box::new(archive_keys_from(keys)?)),
+        pb::proposal::Command::LineageFork(fork) => Command::LineageFork(Box::new(lineage_fork_from(fork))),
     };
     let rules = u16::try_from(message.rules).map_err(|_| DecodeError::new("proposal", "rules out of range"))?;
     Ok(Proposal { rules, stamp: Millis(message.stamp_ms), command })
@@ -310,6 +312,31 @@ pub fn archive_keys_from(keys: pb::ArchiveKeys) -> Result<ArchiveKeys, DecodeErr
         recipients: keys.recipients.into_iter().map(recipient).collect(),
         since: Millis(keys.since_ms),
     })
+}
+
+/// Encodes a fork.
+pub fn lineage_fork_to(fork: &LineageFork) -> pb::LineageFork {
+    let LineageFork { incarnation, destination, index, evidence, verifier, since } = fork;
+    pb::LineageFork {
+        incarnation: incarnation.0,
+        destination: destination.clone(),
+        index: *index,
+        evidence: evidence.clone(),
+        verifier: verifier.0,
+        since_ms: since.0,
+    }
+}
+
+/// Decodes a fork.
+pub fn lineage_fork_from(fork: pb::LineageFork) -> LineageFork {
+    LineageFork {
+        incarnation: Incarnation(fork.incarnation),
+        destination: fork.destination,
+        index: fork.index,
+        evidence: fork.evidence,
+        verifier: NodeId(fork.verifier),
+        since: Millis(fork.since_ms),
+    }
 }
 
 /// Encodes lifetimes and quotas.

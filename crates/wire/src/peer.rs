@@ -80,6 +80,7 @@ fn rejection_to(rejection: &Rejection) -> pb::Rejection {
         }
         Rejection::TokenNotCurrent => 10,
         Rejection::DeviceLimit => 11,
+        Rejection::LineageFork => 12,
     };
     message
 }
@@ -117,6 +118,7 @@ fn rejection_from(message: pb::Rejection) -> Result<Rejection, DecodeError> {
         9 => Rejection::UserQuota { wanted_bytes: message.wanted_bytes, quota_bytes: message.quota_bytes },
         10 => Rejection::TokenNotCurrent,
         11 => Rejection::DeviceLimit,
+        12 => Rejection::LineageFork,
         other => return Err(DecodeError::new(WHAT, format!("unknown reason {other}"))),
     })
 }
@@ -153,6 +155,7 @@ mod tests {
             Outcome::Rejected(Rejection::UserQuota { wanted_bytes: 11, quota_bytes: 10 }),
             Outcome::Rejected(Rejection::TokenNotCurrent),
             Outcome::Rejected(Rejection::DeviceLimit),
+            Outcome::Rejected(Rejection::LineageFork),
         ];
         for outcome in outcomes {
             assert_eq!(decode_outcome(&encode_outcome(&outcome)).expect("decodes"), outcome);
@@ -164,8 +167,8 @@ mod tests {
             decode_outcome(&encode(&pb::Outcome { result: Some(pb::outcome::Result::Rejected(rejection)) }))
         };
         let message = |reason| pb::Rejection { reason, ..Default::default() };
-        assert!(rejected(message(11)).is_ok());
-        for reason in [0, 12] {
+        assert!(rejected(message(12)).is_ok());
+        for reason in [0, 13] {
             assert!(rejected(message(reason)).is_err(), "{reason}");
         }
         assert!(rejected(pb::Rejection { rules: 65_535, ..message(7) }).is_ok());

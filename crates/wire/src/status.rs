@@ -258,6 +258,12 @@ fn rejection_parts(rejection: &Rejection) -> (Code, &'static str, String) {
             "DEVICE_LIMIT",
             format!("the user has {DEVICES_MAX} devices already; drop one that is not used any more (DropDevice)"),
         ),
+        Rejection::LineageFork => parts(
+            Code::FailedPrecondition,
+            "LINEAGE_FORK",
+            "an offsite archive of this history holds other entries than this cluster, so that nothing is written to \
+             either; see `holdfast cluster health`; an operator opens a new history from one of them",
+        ),
         Rejection::Poisoned => parts(
             Code::Internal,
             "POISONED",
@@ -419,6 +425,7 @@ mod tests {
             (rejected(quota), Code::ResourceExhausted, "USER_QUOTA", None),
             (rejected(Rejection::TokenNotCurrent), Code::FailedPrecondition, "TOKEN_NOT_CURRENT", None),
             (rejected(Rejection::DeviceLimit), Code::ResourceExhausted, "DEVICE_LIMIT", None),
+            (rejected(Rejection::LineageFork), Code::FailedPrecondition, "LINEAGE_FORK", None),
             (Refusal::WatchLimit, Code::ResourceExhausted, "WATCH_LIMIT", None),
             (Refusal::TooSlow, Code::DeadlineExceeded, "TOO_SLOW", Some(100)),
             (Refusal::MessageTooLarge, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),

@@ -36,8 +36,9 @@ fn reasons_of(fault: &str) -> &'static [&'static str] {
         "bit-flip" | "truncate" | "swap" | "array-scramble" | "array-rollback" | "rollback-alone" => {
             &["CHECKSUM", "REPLICA_DIVERGED"]
         }
-        // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge.
-        "rollback-blind" => &["CHECKSUM", "REPLICA_DIVERGED", "VERSION_MISMATCH"],
+        // Guards that held fail where what they were read from is lost. Whether they did so rightly is for others to judge. An
+        // archive that holds what is lost ends all writes.
+        "rollback-blind" => &["CHECKSUM", "REPLICA_DIVERGED", "VERSION_MISMATCH", "LINEAGE_FORK"],
         // The array may be that of most nodes: there is no other to ask.
         "array-eio" => &["INTERNAL"],
         // An empty node at a known address says so, until it has heard from the others.

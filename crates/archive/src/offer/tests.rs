@@ -173,7 +173,9 @@ fn whatever_is_damaged_the_newest_point_beside_it_is_offered() {
             ObjectName::Segment { first, .. } => first - 1,
             // Another snapshot and the log lead to the same end; the log names its history.
             ObjectName::Chunk { .. } | ObjectName::Manifest { .. } | ObjectName::Lineage => end,
-            ObjectName::Keys { .. } => unreachable!("nothing is encrypted here"),
+            ObjectName::Keys { .. } | ObjectName::Heartbeat { .. } => {
+                unreachable!("nothing is encrypted, and nobody beat")
+            }
         };
         assert_eq!(offer.plan.last.index, last, "{object}: {:?}", offer.bad);
         let needs_less = matches!(name, ObjectName::Segment { .. }) && last == end;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
+use holdfast_archive::ship::{ListedSegment, list_log, read_segment};
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::Level;
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, Keyring, LineageFacts, find_lineages, list_snapshots, verify_all,
+    ArchiveError, Destination, DestinationConfig, Keyring, LineageFacts, LineageId, find_lineages, list_snapshots,
+    newest_heartbeat, verify_all,
 };
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
@@ -161,6 +163,11 @@ struct LineageAnswer {
     snapshots: Vec<SnapshotAnswer>,
     log_segments: u64,
     log_bytes: u64,
+    /// Last entry of the log; null = there is none, or the newest segment does not open.
+    log_last_index: Option<u64>,
+    /// Nothing is missing that was acknowledged before this moment: the newest write in the log, or a heartbeat after it; null =
+    /// not known.
+    complete_time: Option<String>,
     /// A recovery ended the log before this index.
     fenced_at: Option<u64>,
     /// The history that goes on.
@@ -272,7 +279,8 @@ async fn lineage(
             locked: false,
         });
     }
-    let (segments, fence) = holdfast_archive::ship::list_log(destination, &facts.id, GROUP).await?;
+    let (segments, fence) = list_log(destination, &facts.id, GROUP).await?;
+    let (last, complete_ms) = end_of(destination, &facts.id, segments.last(), bad).await?;
     Ok(LineageAnswer {
         lineage: facts.id.to_string(),
         cluster_name: facts.cluster_name.clone(),
@@ -282,9 +290,38 @@ async fn lineage(
         snapshots,
         log_segments: segments.len() as u64,
         log_bytes: segments.iter().map(|segment| segment.bytes).sum(),
+        log_last_index: last,
+        complete_time: complete_ms.map(clock::rfc3339),
         fenced_at: fence.map(|fence| fence.index),
         successor: fence.map(|fence| fence.successor.to_string()),
     })
+}
+
+/// Last entry of the log, and the moment up to which nothing is missing; `None` = not known.
+async fn end_of(
+    destination: &Destination,
+    lineage: &LineageId,
+    newest: Option<&ListedSegment>,
+    bad: &mut Vec<BadObject>,
+) -> anyhow::Result<(Option<u64>, Option<u64>)> {
+    let read = async {
+        let Some(newest) = newest else { return Ok((None, None)) };
+        // What it vouches for was there before it, and the list is older still.
+        let heartbeat = newest_heartbeat(destination, lineage, GROUP).await?;
+        let segment = read_segment(destination, lineage, GROUP, newest.first).await?;
+        let last = segment.last().index;
+        let vouched = heartbeat.filter(|heartbeat| heartbeat.last.index <= last).map_or(0, |heartbeat| heartbeat.at.0);
+        let complete_ms = segment.stamp_ms.max(vouched);
+        Ok((Some(last), Some(complete_ms).filter(|complete_ms| *complete_ms > 0)))
+    };
+    match read.await {
+        Err(ArchiveError::NoKey { .. }) => Ok((None, None)),
+        Err(error) => {
+            bad.push(BadObject::from(&error.fault().ok_or(error)?));
+            Ok((None, None))
+        }
+        Ok(end) => Ok(end),
+    }
 }
 
 fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyhow::Result<()> {
@@ -298,7 +335,8 @@ fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyh
             _ => String::new(),
         };
         output::text(format!("cluster {}, lineage {}{continues}", one.cluster_name, one.lineage))?;
-        output::text(format!("  log: {} segments, {}", one.log_segments, output::bytes(one.log_bytes)))?;
+        let complete = one.complete_time.as_ref().map(|time| format!(", complete up to {time}")).unwrap_or_default();
+        output::text(format!("  log: {} segments, {}{complete}", one.log_segments, output::bytes(one.log_bytes)))?;
         if let (Some(index), Some(successor)) = (one.fenced_at, &one.successor) {
             output::text(format!("  ended before index {index} by a recovery; {successor} goes on"))?;
         }

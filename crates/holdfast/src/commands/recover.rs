@@ -143,7 +143,7 @@ pub async fn run(format: Format, args: RecoverArgs) -> anyhow::Result<Exit> {
     let stamp_ms = match source {
         Source::Archive(place) if archives[place].joint == Joint::Behind || archives[place].joint == Joint::Differs => {
             let choose = Choose::newest_of(facts.id);
-            holdfast_archive::plan(&archives[place].destination, GROUP, choose).await?.last_stamp_ms
+            holdfast_archive::plan_of_what_is_there(&archives[place].destination, GROUP, choose).await?.last_stamp_ms
         }
         Source::Archive(_) | Source::Survivor => best.newest_stamp_ms()?,
     };
@@ -301,13 +301,15 @@ async fn carry_out(
     let report = match source {
         Source::Archive(place) => {
             let destination = &archives[place].destination;
-            let restored = holdfast_archive::plan(destination, GROUP, Choose::newest_of(facts.id)).await?;
+            let restored =
+                holdfast_archive::plan_of_what_is_there(destination, GROUP, Choose::newest_of(facts.id)).await?;
             fill(destination, &restored, &target.nodes, &history).await?
         }
         Source::Survivor => {
             let dir = scratch_beside(&target.nodes[0].data_dir)?;
             let scratch = scratch_archive(dir.path(), facts, survivor).await?;
-            let restored = holdfast_archive::plan(&scratch, GROUP, Choose::newest_of(facts.id)).await?;
+            let restored =
+                holdfast_archive::plan_of_what_is_there(&scratch, GROUP, Choose::newest_of(facts.id)).await?;
             fill(&scratch, &restored, &target.nodes, &history).await?
         }
     };

@@ -31,6 +31,8 @@ pub enum Restore {
     Plan(PlanArgs),
     /// Fill fresh data directories, which open as a new cluster.
     Run(RunArgs),
+    /// Bring back one person's records as they were: into files, or as new writes.
+    User(super::restore_user::UserArgs),
 }
 
 /// What is restored, and up to where.
@@ -48,7 +50,8 @@ pub struct PointArgs {
 }
 
 impl PointArgs {
-    fn open(&self) -> anyhow::Result<(Destination, Choose)> {
+    /// Opens the archive.
+    pub fn open(&self) -> anyhow::Result<(Destination, Choose)> {
         let named = |text: &String| {
             LineageId::parse(text).ok_or_else(|| {
                 failure(Exit::Usage, format!("--lineage {text:?} is none; `holdfast backup ls` names them"))
@@ -127,6 +130,7 @@ pub async fn run(format: Format, command: Restore) -> anyhow::Result<Exit> {
     match command {
         Restore::Plan(args) => plan(format, &args).await,
         Restore::Run(args) => restore(format, args).await.map(|()| Exit::Ok),
+        Restore::User(args) => super::restore_user::run(format, &args).await,
     }
 }
 
@@ -295,14 +299,35 @@ pub async fn fill(
     for node in nodes {
         targets.push(RestoreTarget { path: node.data_dir.clone(), node_id: node.id, identity: random()? });
     }
-    let bar = progress::bar(plan.bytes(), "");
-    let shown = |stage, done, total| show(&bar, stage, done, total);
-    let report = holdfast_archive::restore(destination, plan, &targets, history, &shown).await;
-    bar.finish_and_clear();
-    let report = report?;
+    let report = fill_targets(destination, plan, &targets, history).await?;
     let nodes = nodes.to_vec();
     tokio::task::spawn_blocking(move || seat(&nodes)).await??;
     Ok(report)
+}
+
+async fn fill_targets(
+    destination: &Destination,
+    plan: &RestorePlan,
+    targets: &[RestoreTarget],
+    history: &RestoreSpec,
+) -> Result<RestoreReport, ArchiveError> {
+    let bar = progress::bar(plan.bytes(), "");
+    let shown = |stage, done, total| show(&bar, stage, done, total);
+    let report = holdfast_archive::restore(destination, plan, targets, history, &shown).await;
+    bar.finish_and_clear();
+    report
+}
+
+/// Fills a directory that no node will run on.
+pub async fn fill_scratch(
+    destination: &Destination,
+    plan: &RestorePlan,
+    target: &RestoreTarget,
+    members: Vec<NodeId>,
+) -> anyhow::Result<RestoreReport> {
+    let cluster_name = plan.lineage.cluster_name.clone();
+    let spec = RestoreSpec { cluster_id: random()?, cluster_name, incarnation: Incarnation(1), members };
+    Ok(fill_targets(destination, plan, std::slice::from_ref(target), &spec).await?)
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
@@ -332,7 +357,10 @@ pub struct PlanAnswer {
     pub last_index: u64,
     last_term: u64,
     last_time: Option<String>,
-    /// Age of the newest write that comes back; what was acknowledged after it is lost.
+    /// Nothing is missing that was acknowledged before this moment: that of the newest write that comes back, or a later one at
+    /// which a leader vouched that there was no other.
+    complete_time: Option<String>,
+    /// Age of that moment; what was acknowledged after it is lost.
     loss_window_ms: Option<u64>,
     /// Index of the snapshot it starts from; 0 = none.
     pub snapshot_index: u64,
@@ -352,6 +380,7 @@ impl PlanAnswer {
     /// Of a plan, seen at `now`.
     pub fn new(plan: &RestorePlan, now: SystemTime) -> Self {
         let stamp = (plan.last_stamp_ms > 0).then_some(plan.last_stamp_ms);
+        let complete = Some(plan.complete_ms()).filter(|complete| *complete > 0);
         Self {
             v: 1,
             from: plan.destination.clone(),
@@ -360,7 +389,8 @@ impl PlanAnswer {
             last_index: plan.last.index,
             last_term: plan.last.term,
             last_time: stamp.map(clock::rfc3339),
-            loss_window_ms: stamp.map(|stamp| clock::unix_ms(now).saturating_sub(stamp)),
+            complete_time: complete.map(clock::rfc3339),
+            loss_window_ms: complete.map(|complete| clock::unix_ms(now).saturating_sub(complete)),
             snapshot_index: plan.snapshot_index(),
             snapshot_records: plan.records(),
             segments: plan.segments(),
@@ -401,7 +431,7 @@ impl PlanAnswer {
             0 => "from the first log entry".to_owned(),
             index => format!("from the snapshot at index {index} ({} records)", self.snapshot_records),
         };
-        let lost = match (&self.last_time, self.loss_window_ms) {
+        let lost = match (&self.complete_time, self.loss_window_ms) {
             (Some(time), Some(ms)) => format!(
                 "what was acknowledged after {time}, {ms} ms before now, is not in this archive and is lost unless \
                  devices upload it again"

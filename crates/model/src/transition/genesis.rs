@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Epochs of a lineage rise one by one, so a version is never given twice within it.
 //! - An incarnation names one history for ever.
-//! - What was said of the old history's log (offsite facts, barriers) does not speak for the new one's.
+//! - What was said of the old history's log (offsite facts, barriers, a fork) does not speak for the new one's.
 
 use super::{Draft, Judged};
 use crate::command::Genesis;
@@ -29,6 +29,7 @@ pub(super) fn judge(index: u64, genesis: &Genesis, draft: &mut Draft) -> Judged 
     sys.uid_counter = 0;
     sys.offsite.clear();
     sys.barrier_index = 0;
+    sys.lineage_fork = None;
     Ok(Outcome::Done)
 }
 

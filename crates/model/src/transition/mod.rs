@@ -9,10 +9,13 @@
 //! - `sys.now` never goes back, whatever the stamps say.
 //! - A rejected command changes nothing but `sys.now`.
 //! - Nothing but `Genesis` takes effect before `Genesis`.
+//! - Once the history is known to be forked no record changes until the next `Genesis`: of what is written on either side
+//!   of a fork one part is lost. Reads, cursors and the cluster's own housekeeping go on.
 
 mod devices;
 mod expire;
 mod genesis;
+mod lineage_fork;
 mod offsite_fact;
 mod set_archive_keys;
 mod set_operation;
@@ -87,12 +90,14 @@ fn rules_1<S: StateRead>(state: &S, index: u64, command: &Command, draft: &mut D
         (Command::WriteBatch(batch), Some(history)) => write_batch::judge(state, index, history, batch, draft),
         (Command::OffsiteFact(fact), Some(_)) => Ok(offsite_fact::judge(fact, draft)),
         (Command::SnapshotBarrier(_), Some(_)) => Ok(snapshot_barrier::judge(index, draft)),
+        (Command::Expire, Some(_)) if state.sys().lineage_fork.is_some() => Ok(Err(Rejection::LineageFork)),
         (Command::Expire, Some(history)) => expire::judge(state, index, history, draft),
         (Command::SetOperation(operation), Some(_)) => Ok(set_operation::judge(operation, draft)),
         (Command::AckCursor(ack), Some(_)) => devices::ack(state, ack, draft),
         (Command::DropDevice(drop), Some(_)) => devices::forget(state, drop, draft),
         (Command::SetPolicy(policy), Some(_)) => Ok(set_policy::judge(*policy, draft)),
         (Command::SetArchiveKeys(keys), Some(history)) => Ok(set_archive_keys::judge(keys, history, draft)),
+        (Command::LineageFork(fork), Some(history)) => Ok(lineage_fork::judge(fork, history, draft)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `WriteBatch`: writes of one user that commit together or not at all.
 //!
-//! Order of judgement: remembered request, age of the request, history, what re-uploads speak of, whole-user guard and
-//! guards of mutations, quota.
+//! Order of judgement: remembered request, fork of the history, age of the request, history, what re-uploads speak of,
+//! whole-user guard and guards of mutations, quota.
 //!
 //! Invariants:
 //! - A request id takes effect at most once: as long as a retry passes for young enough, its id is remembered.
@@ -48,6 +48,9 @@ pub(super) fn judge<S: StateRead>(
     // As `remembered`.
     if let Some(row) = request.as_ref().filter(|row| row.expires > now) {
         return Ok(replay(row, batch));
+    }
+    if state.sys().lineage_fork.is_some() {
+        return Ok(Err(Rejection::LineageFork));
     }
     if let Err(rejection) = judge_age(batch.first_sent, now) {
         return Ok(Err(rejection));

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, Mutation, OffsiteFact, Op,
-    Operation, Parent, Policy, RULES, RestoreGuard, SnapshotBarrier, WriteBatch,
+    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, LineageFork, Mutation,
+    OffsiteFact, Op, Operation, Parent, Policy, RULES, RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::digest::fingerprint;
 use holdfast_model::id::{
@@ -114,6 +114,14 @@ fn command(words: &[String], inner: &[Vec<String>]) -> Command {
                 since: Millis(0),
             }))
         }
+        "fork" => Command::LineageFork(Box::new(LineageFork {
+            incarnation: Incarnation(number(required(rest, "inc"))),
+            destination: rest[0].clone(),
+            index: number(required(rest, "index")),
+            evidence: "another entry".into(),
+            verifier: NodeId(option(rest, "by").map_or(1, number)),
+            since: Millis(0),
+        })),
         "barrier" => Command::SnapshotBarrier(SnapshotBarrier { operation_id: rest[0].clone() }),
         "expire" => Command::Expire,
         "operation" => Command::SetOperation(Operation {

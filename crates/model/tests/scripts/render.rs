@@ -150,6 +150,7 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
         barrier_index,
         policy,
         archive_keys,
+        lineage_fork,
     } = sys;
     let mut fields = vec![format!("now={}", time(*now)), format!("rules={rules}")];
     if let Some(history) = history {
@@ -181,6 +182,10 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
     if let Some(keys) = archive_keys {
         let (generation, by, since) = (keys.generation, keys.key_id[0], time(keys.since));
         fields.push(format!("keys={generation}:by{by} of inc={} since {since}", incarnation(keys.incarnation)));
+    }
+    if let Some(fork) = lineage_fork {
+        let (at, by, since) = (fork.index, fork.verifier.0, time(fork.since));
+        fields.push(format!("fork={}:{at}:by{by} since {since}", fork.destination));
     }
     fields
 }

@@ -30,6 +30,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
+    (
+        "ship.heartbeat_ms",
+        "silence after which a destination is told that it holds everything, 100 to 3600000 ms (default 60000)",
+    ),
     ("ship.key_file", "secret that encrypts what is shipped, as `backup keys new` makes it; the same on all nodes"),
     ("ship.compression", "zstd, or none: how what is shipped is packed before it is encrypted (default zstd)"),
     ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use holdfast_model::command::LineageFork;
 use holdfast_replica::{DiskLevel, Member};
 use holdfast_store::Space;
 use holdfast_survey::CheckId;
@@ -59,6 +60,7 @@ impl Shared {
                 .collect(),
             durable_log_index: durable.map_or(0, |last| last.index),
             durable_log_term: durable.map_or(0, |last| last.term),
+            lineage_fork: sys.lineage_fork.as_deref().map(fork),
             silence_ms: status.silence.iter().map(|(id, silence)| (*id, silence.as_millis() as u64)).collect(),
         };
         v1::GetStatusResponse {
@@ -98,7 +100,7 @@ impl Shared {
                     lag: shipper.lag(reach.durable, applied).map(reply::duration),
                     verified_index: reach.verified,
                     verify_time: fact.map(|fact| reply::timestamp(fact.at)),
-                    last_error: shipper.state_of(&destination.name).error,
+                    last_error: shipper.error_of(&destination.name),
                     required: destination.required,
                 }
             })
@@ -187,17 +189,6 @@ impl Shared {
                 "keep the other nodes up; it clears by itself",
             );
         }
-        for destination in self.shipper.destinations() {
-            let state = self.shipper.state_of(&destination.name);
-            if state.forked {
-                check(
-                    "LINEAGE_FORK",
-                    v1::HealthSeverity::Error,
-                    format!("{}: {}", destination.name, state.error),
-                    "stop writing; restore into a new cluster from the archive",
-                );
-            }
-        }
         checks
     }
 }
@@ -213,6 +204,16 @@ fn member_node(id: u64, member: &Member, voters: &[u64]) -> v1::Node {
         role: if voters.contains(&id) { v1::NodeRole::Voter } else { v1::NodeRole::Learner }.into(),
         identity: member.identity.clone(),
         version: String::new(),
+    }
+}
+
+fn fork(fork: &LineageFork) -> v1::LineageFork {
+    v1::LineageFork {
+        destination: fork.destination.clone(),
+        index: fork.index,
+        evidence: fork.evidence.clone(),
+        verifier_node_id: fork.verifier.0,
+        since_time: Some(reply::timestamp(fork.since)),
     }
 }
 

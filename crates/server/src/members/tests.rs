@@ -98,6 +98,7 @@ fn facts(nodes: &[(u64, &str, &str)], archive_site: Option<&str>) -> Facts {
         configs: vec![nodes.iter().map(|(id, _, _)| *id).collect()],
         leader: Some(1),
         commit_index: Some(5000),
+        lineage_fork: None,
     }
 }
 

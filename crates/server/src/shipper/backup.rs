@@ -66,6 +66,9 @@ impl Shipper {
         if self.destinations.is_empty() {
             return Err("no offsite destination is configured; set [[offsite]] and restart the node".into());
         }
+        if let Some(fork) = &self.replica.sys().lineage_fork {
+            return Err(format!("nothing is shipped of a history that forked: {}", fork.evidence));
+        }
         job.stage("taking a checkpoint", 0, 0).await;
         let reached = self.barriers.wait(id);
         let admitted = self.replica.admission().admit_first(256);

@@ -1,23 +1,26 @@
 //! Where shipping stands on this node's own history.
 //!
-//! Invariant: the chain is that of this node's own entries. What a destination holds is compared with it at every step,
-//! also where another shipper was first and went further.
+//! Invariants: the chain is that of this node's own entries. What a destination holds is compared with it at every step,
+//! also where another shipper was first and went further. A fork stops a cluster for good, so that none is told before it is
+//! proved: what this node merely did not apply yet, or another leader may have committed since, is no fork.
 
 use std::time::Duration;
 
 use holdfast_archive::{ArchiveError, SegmentShipper, ShipOutcome};
 use holdfast_store::{Applied, LogPosition, StoredEntry};
 use holdfast_wire::log::entry_chain;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 const PAUSE: Duration = Duration::from_millis(50);
-/// A new leader may still be applying what was committed before it.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What this node applied.
 pub(super) trait OwnLog {
     /// How far.
     fn applied(&self) -> Applied;
+
+    /// Everything that was committed before this call lies at or before this index; `None` = this node cannot tell, since it
+    /// does not lead any more, or no quorum confirms that it does.
+    async fn committed(&self) -> Option<u64>;
 
     /// Entries of `[start, end)`: the first of them at least, and as many as make one segment.
     async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError>;
@@ -35,27 +38,23 @@ pub(super) struct Course {
 impl Course {
     /// The chain here, continued by this node's log, must give this node's own chain.
     pub async fn check(&self, own: &impl OwnLog, url: &str) -> Result<(), ArchiveError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let applied = own.applied();
-            let fork = |reason: &str| ArchiveError::LineageFork {
-                position: applied.position.unwrap_or(LogPosition { term: 0, node: 0, index: 0 }),
-                object: url.to_owned(),
-                reason: reason.to_owned(),
-            };
-            if applied.index() + 1 >= self.next {
-                let ours = self.continued(own, applied.index() + 1).await?;
-                return if ours == applied.entry_chain {
-                    Ok(())
-                } else {
-                    Err(fork("its entries, continued by this node's log, are not this node's history"))
-                };
-            }
-            if Instant::now() >= deadline {
-                return Err(fork("it is ahead of everything that is committed here"));
-            }
-            sleep(PAUSE).await;
+        let is_applied = match self.next.checked_sub(1) {
+            Some(last) => is_applied(own, last, url).await?,
+            None => true,
+        };
+        let applied = own.applied();
+        let fork = |reason: &str| ArchiveError::LineageFork {
+            position: applied.position.unwrap_or(LogPosition { term: 0, node: 0, index: 0 }),
+            object: url.to_owned(),
+            reason: reason.to_owned(),
+        };
+        if !is_applied {
+            return Err(fork("it is ahead of everything that is committed here"));
         }
+        if self.continued(own, applied.index() + 1).await? != applied.entry_chain {
+            return Err(fork("its entries, continued by this node's log, are not this node's history"));
+        }
+        Ok(())
     }
 
     /// Ships entries that begin here, and goes on to where the segment ended, whoever wrote it.
@@ -72,7 +71,7 @@ impl Course {
             .fold((self.chain, None), |(chain, _), entry| (entry_chain(chain, &entry.bytes), Some(entry.position)));
         let ours = match outcome {
             ShipOutcome::Adopted { .. } if last.is_none_or(|last| last.index < tail.last.index) => {
-                self.own_end(own, tail.last.index).await?
+                self.own_end(own, tail.last.index, &shipper.destination().config().url).await?
             }
             ShipOutcome::Adopted { .. } | ShipOutcome::Created { .. } => last.map(|last| (last, chain)),
         };
@@ -82,13 +81,14 @@ impl Course {
     }
 
     /// This node's entry at `index`, and its chain there; `None` = that much is not committed here.
-    async fn own_end(&self, own: &impl OwnLog, index: u64) -> Result<Option<(LogPosition, [u8; 32])>, ArchiveError> {
-        let deadline = Instant::now() + PATIENCE;
-        while own.applied().index() < index {
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            sleep(PAUSE).await;
+    async fn own_end(
+        &self,
+        own: &impl OwnLog,
+        index: u64,
+        url: &str,
+    ) -> Result<Option<(LogPosition, [u8; 32])>, ArchiveError> {
+        if !is_applied(own, index, url).await? {
+            return Ok(None);
         }
         let chain = self.continued(own, index + 1).await?;
         let last = own.entries(index, index + 1).await?;
@@ -107,8 +107,24 @@ impl Course {
     }
 }
 
+/// Waits until this node applied entry `index`, which `url` was seen to hold; false = it is not committed here, for certain:
+/// what is shipped was committed before, and a quorum confirmed since then how far that is.
+async fn is_applied(own: &impl OwnLog, index: u64, url: &str) -> Result<bool, ArchiveError> {
+    while own.applied().index() < index {
+        match own.committed().await {
+            Some(committed) if committed < index => return Ok(false),
+            // A new leader may still be applying what was committed before it.
+            Some(_) => sleep(PAUSE).await,
+            None => return Err(ArchiveError::Unconfirmed { object: url.to_owned(), index }),
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use bytes::Bytes;
     use holdfast_archive::{Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage};
     use holdfast_model::id::{GroupId, Incarnation};
@@ -117,14 +133,41 @@ mod tests {
 
     use super::*;
 
+    /// What leads a node.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Lead {
+        /// It applied all that is committed.
+        All,
+        /// It applies one more entry whenever it is asked how far that is.
+        Slow(u64),
+        /// No quorum confirms that it leads.
+        Alone,
+    }
+
     /// A node that applied these.
-    struct Log(Vec<StoredEntry>);
+    struct Log(Vec<StoredEntry>, Cell<Lead>);
 
     impl OwnLog for Log {
+        async fn committed(&self) -> Option<u64> {
+            match self.1.get() {
+                Lead::All => self.0.last().map(|entry| entry.position.index),
+                Lead::Slow(applied) => {
+                    self.1.set(Lead::Slow(applied + 1));
+                    self.0.last().map(|entry| entry.position.index)
+                }
+                Lead::Alone => None,
+            }
+        }
+
         fn applied(&self) -> Applied {
-            let entry_chain = self.0.iter().fold([0; 32], |chain, entry| entry_chain(chain, &entry.bytes));
+            let applied = match self.1.get() {
+                Lead::All | Lead::Alone => self.0.len(),
+                Lead::Slow(applied) => self.0.len().min(applied as usize),
+            };
+            let applied = &self.0[..applied];
+            let entry_chain = applied.iter().fold([0; 32], |chain, entry| entry_chain(chain, &entry.bytes));
             Applied {
-                position: self.0.last().map(|entry| entry.position),
+                position: applied.last().map(|entry| entry.position),
                 membership: Bytes::new(),
                 entry_chain,
                 effect_chain: [0; 32],
@@ -143,7 +186,7 @@ mod tests {
             let bytes = encode_entry(&Entry { id: pb::LogId { term, node: 1, index }, payload: EntryPayload::Blank });
             StoredEntry { position: LogPosition { term, node: 1, index }, bytes }
         };
-        Log((0..end).map(entry).collect())
+        Log((0..end).map(entry).collect(), Cell::new(Lead::All))
     }
 
     const START: Course = Course { next: 0, chain: [0; 32] };
@@ -206,5 +249,31 @@ mod tests {
         }
         let error = at(&log(3, 2, 10), 4).check(&own, "file:///a").await.expect_err("a fork");
         assert!(error.to_string().contains("file:///a"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_is_ahead_is_a_fork_only_once_a_quorum_says_so() {
+        let chain = log(10, 1, 10).0.iter().fold([0; 32], |chain, entry| entry_chain(chain, &entry.bytes));
+        let archive = Course { next: 10, chain };
+        let with = |lead, end| {
+            let log = log(10, 1, end);
+            log.1.set(lead);
+            log
+        };
+        // It has all that is there, and is slow to apply it.
+        let slow = with(Lead::Slow(2), 12);
+        archive.check(&slow, "file:///a").await.expect("its own");
+        assert_ne!(slow.1.get(), Lead::Slow(2), "it was asked");
+        let own_end = archive.own_end(&with(Lead::Slow(11), 12), 11, "file:///a").await.expect("its own");
+        assert_eq!(own_end.map(|(position, _)| position.index), Some(11));
+        // Another may lead since, and have committed what is there.
+        let unknown = archive.check(&with(Lead::Alone, 5), "file:///a").await.expect_err("nobody knows");
+        assert!(matches!(&unknown, ArchiveError::Unconfirmed { index: 9, .. }), "{unknown}");
+        let unknown = archive.own_end(&with(Lead::Alone, 5), 11, "file:///a").await.expect_err("nobody knows");
+        assert!(matches!(&unknown, ArchiveError::Unconfirmed { index: 11, .. }), "{unknown}");
+        // It leads, and less than that is committed.
+        let fork = archive.check(&with(Lead::All, 5), "file:///a").await.expect_err("a fork");
+        assert!(matches!(&fork, ArchiveError::LineageFork { position, .. } if position.index == 4), "{fork}");
+        assert_eq!(archive.own_end(&with(Lead::All, 5), 11, "file:///a").await.expect("it is sure"), None);
     }
 }

@@ -138,7 +138,7 @@ impl Shipper {
             }
             let sys = self.replica.sys();
             let (Some(history), Some(keys)) = (&sys.history, &sys.archive_keys) else { continue };
-            if !Encryption::is_due(&sys, history) {
+            if sys.lineage_fork.is_some() || !Encryption::is_due(&sys, history) {
                 continue;
             }
             let next = match self.encryption.next(&sys, history, keys.recipients.clone()) {

@@ -2,7 +2,8 @@
 //!
 //! Invariants: only applied (hence committed and locally fsynced) entries are shipped; a destination's tail is checked
 //! against this node's own history before anything is added, and again wherever another shipper's was taken over; a
-//! fork stops shipping for good and is an alarm; how far a destination is becomes a replicated fact only after it was
+//! fork becomes a replicated fact, which stops shipping to all destinations, purging and writes until a new history begins;
+//! how far a destination is becomes a replicated fact only after it was
 //! read back from there. A destination that held this history and does not any more is left alone: it may be a disk
 //! that is not mounted. Once a history is encrypted nothing of it is shipped in any other way.
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 use holdfast_archive::{
     ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, SegmentShipper,
 };
-use holdfast_model::command::{ArchiveKeys, Command, OffsiteFact, Proposal};
+use holdfast_model::command::{ArchiveKeys, Command, LineageFork, OffsiteFact, Proposal};
 use holdfast_model::id::{Millis, NodeId};
 use holdfast_model::state::History;
 use holdfast_replica::Replica;
@@ -68,16 +69,24 @@ pub struct DestinationState {
     pub seen: Seen,
     /// Last error; empty = none.
     pub error: String,
-    /// The archive holds another history.
-    pub forked: bool,
+}
+
+/// When something is put at a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Longest wait of an entry for its segment.
+    pub interval: Duration,
+    /// Size at which a segment is shipped at once.
+    pub segment_bytes: usize,
+    /// Silence after which a heartbeat says that there was nothing to ship.
+    pub heartbeat: Duration,
 }
 
 /// Ships this node's group.
 pub struct Shipper {
     replica: Replica,
     destinations: Vec<Offsite>,
-    interval: Duration,
-    segment_bytes: usize,
+    pace: Pace,
     encryption: Encryption,
     states: Mutex<BTreeMap<String, DestinationState>>,
     barriers: Arc<Barriers>,
@@ -100,16 +109,14 @@ impl Shipper {
     pub fn new(
         replica: Replica,
         destinations: Vec<Offsite>,
-        interval: Duration,
-        segment_bytes: usize,
+        pace: Pace,
         encryption: Encryption,
         barriers: Arc<Barriers>,
     ) -> Arc<Self> {
         Arc::new(Self {
             replica,
             destinations,
-            interval,
-            segment_bytes,
+            pace,
             encryption,
             states: Mutex::default(),
             barriers,
@@ -140,8 +147,22 @@ impl Shipper {
     /// How far a destination holds the log. What this node saw there since it leads counts more than the fact that an
     /// earlier leader published.
     pub fn reach(&self, name: &str) -> Reach {
-        let known = self.replica.sys().offsite.get(name).map_or(0, |fact| fact.index);
+        let sys = self.replica.sys();
+        let known = sys.offsite.get(name).map_or(0, |fact| fact.index);
+        if sys.lineage_fork.as_ref().is_some_and(|fork| fork.destination == name) {
+            // Of what this history holds it proves nothing.
+            return Reach { durable: known, verified: 0 };
+        }
         reach(self.replica.is_leader(), known, &self.state_of(name))
+    }
+
+    /// Why nothing is shipped to a destination, or why the last attempt failed; empty = neither.
+    pub fn error_of(&self, name: &str) -> String {
+        match &self.replica.sys().lineage_fork {
+            Some(fork) if fork.destination == name => fork.evidence.clone(),
+            Some(fork) => format!("LINEAGE_FORK at {}: nothing is shipped of a history that forked", fork.destination),
+            None => self.state_of(name).error,
+        }
     }
 
     /// Age of the oldest entry in `durable+1 ..= applied` that holds anything to ship; zero when there is none. By the
@@ -183,30 +204,25 @@ impl Shipper {
 
     async fn run(&self, destination: Offsite) {
         loop {
-            if !self.replica.is_leader() || !self.replica.is_opened(&self.replica.sys()) {
-                // Another leads, and knows better; only a fork stays to be looked into.
-                self.note(&destination.name, |state| {
-                    state.seen = Seen::Unseen;
-                    if !state.forked {
-                        state.error.clear();
-                    }
-                });
+            let sys = self.replica.sys();
+            let history = sys.history.clone().filter(|_| self.replica.is_opened(&sys));
+            let history = history.filter(|_| self.replica.is_leader() && sys.lineage_fork.is_none());
+            drop(sys);
+            let Some(history) = history else {
+                // Another leads, and knows better; or nothing is shipped any more.
+                self.note(&destination.name, |state| *state = DestinationState::default());
                 sleep(IDLE_PAUSE).await;
                 continue;
-            }
-            match self.lead(&destination).await {
+            };
+            match self.lead(&destination, &history).await {
                 Ok(()) => {}
-                Err(error @ ArchiveError::LineageFork { .. }) => {
-                    tracing::error!(event = "offsite.fork", destination = destination.name, %error, "shipping stops");
+                Err(error @ ArchiveError::LineageFork { position, .. }) => {
                     self.note(&destination.name, |state| {
-                        state.forked = true;
                         state.seen = Seen::Unseen;
                         state.error = error.to_string();
                     });
-                    // Another leader may hold the archived history; this term of this one does not.
-                    while self.replica.is_leader() {
-                        sleep(RETRY_PAUSE).await;
-                    }
+                    self.stop_writes(&destination, &history, position.index, &error).await;
+                    sleep(RETRY_PAUSE).await;
                 }
                 Err(error @ ArchiveError::Fenced { .. }) => {
                     tracing::error!(event = "offsite.fenced", destination = destination.name, %error, "this node ends");
@@ -223,6 +239,24 @@ impl Shipper {
                     sleep(RETRY_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Makes a fork a replicated fact, from which on nothing is written. Where that fails it is looked at again: another
+    /// leader may hold the archived history.
+    async fn stop_writes(&self, destination: &Offsite, history: &History, index: u64, error: &ArchiveError) {
+        tracing::error!(event = "offsite.fork", destination = destination.name, %error, "writes and shipping stop");
+        let fork = LineageFork {
+            incarnation: history.incarnation,
+            destination: destination.name.clone(),
+            index,
+            evidence: error.to_string(),
+            verifier: NodeId(self.replica.node_id()),
+            since: Millis(0),
+        };
+        let deadline = Instant::now() + PROPOSE_TIMEOUT;
+        if let Err(error) = self.replica.propose_if_leader(Command::LineageFork(Box::new(fork)), deadline).await {
+            tracing::warn!(event = "offsite.fork", %error, "not everyone knows of the fork yet; trying again");
         }
     }
 
@@ -255,13 +289,12 @@ impl Shipper {
     }
 
     /// Ships for as long as this node leads one history.
-    async fn lead(&self, destination: &Offsite) -> Result<(), ArchiveError> {
+    async fn lead(&self, destination: &Offsite, history: &History) -> Result<(), ArchiveError> {
         let sys = self.replica.sys();
-        let Some(history) = sys.history.clone() else { return Ok(()) };
         let known = sys.offsite.get(&destination.name).map_or(0, |fact| fact.index);
         let keys = sys.archive_keys.clone();
         drop(sys);
-        let lineage = self.open(destination, &history).await?;
+        let lineage = self.open(destination, history).await?;
         let mut shipper = SegmentShipper::new(lineage, self.replica.group_id()).known_to(known);
         let mut course = match (shipper.tail().await.map_err(poisoned)?, &history.parent) {
             (Some(tail), _) => Course { next: tail.last.index + 1, chain: tail.chain },
@@ -272,9 +305,9 @@ impl Shipper {
         if course.next > 0 {
             self.publish(destination, &course).await;
         }
-        let mut looked = Instant::now();
+        let (mut looked, mut put) = (Instant::now(), Instant::now());
         let mut waiting_since: Option<Instant> = None;
-        while self.replica.is_leader() && self.same_history(&history) && self.same_keys(keys.as_ref()) {
+        while self.replica.is_leader() && self.is_shipped(history) && self.same_keys(keys.as_ref()) {
             let applied = if planted::is(Bug::ShippedBeforeCommit) {
                 self.replica.log().last().map_or(0, |last| last.index)
             } else {
@@ -284,6 +317,12 @@ impl Shipper {
                 shipper.look().await?;
                 looked = Instant::now();
             }
+            if put.elapsed() >= self.pace.heartbeat
+                && let Some(at) = self.complete_at(&course).await?
+            {
+                shipper.heartbeat(at).await?;
+                put = Instant::now();
+            }
             if applied < course.next {
                 waiting_since = None;
                 sleep(IDLE_PAUSE).await;
@@ -292,22 +331,39 @@ impl Shipper {
             let since = *waiting_since.get_or_insert_with(Instant::now);
             let entries = self.entries(course.next, applied + 1).await?;
             let bytes: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
-            if since.elapsed() < self.interval && bytes < self.segment_bytes {
+            if since.elapsed() < self.pace.interval && bytes < self.pace.segment_bytes {
                 sleep(IDLE_PAUSE).await;
                 continue;
             }
             // What only ships facts of shipping would never come to rest.
             if entries.iter().all(is_fact) {
-                sleep(self.interval).await;
+                sleep(self.pace.interval).await;
                 if self.replica.state().applied().index() == applied {
                     continue;
                 }
             }
             course.ship(self, &mut shipper, &entries).await?;
+            put = Instant::now();
             waiting_since = None;
             self.publish(destination, &course).await;
         }
         Ok(())
+    }
+
+    /// The group's time, if everything that was committed before it is shipped, but for facts of shipping.
+    async fn complete_at(&self, course: &Course) -> Result<Option<Millis>, ArchiveError> {
+        // In this order: what was acknowledged before that moment is committed when a quorum says how far that is.
+        let Some(at) = self.replica.group_time() else { return Ok(None) };
+        let Some(committed) = self.replica.committed_as_leader().await else { return Ok(None) };
+        if committed < course.next {
+            return Ok(Some(at));
+        }
+        if self.applied().index() < committed {
+            return Ok(None);
+        }
+        let rest = self.entries(course.next, committed + 1).await?;
+        let is_all = rest.last().is_some_and(|last| last.position.index == committed);
+        Ok((is_all && rest.iter().all(is_fact)).then_some(at))
     }
 
     /// A new generation begins with a KEYS.age at every destination.
@@ -315,8 +371,10 @@ impl Shipper {
         self.replica.sys().archive_keys.as_ref() == keys
     }
 
-    fn same_history(&self, history: &History) -> bool {
-        self.replica.sys().history.as_ref().is_some_and(|now| now.incarnation == history.incarnation)
+    /// It goes on, and did not fork.
+    fn is_shipped(&self, history: &History) -> bool {
+        let sys = self.replica.sys();
+        sys.lineage_fork.is_none() && sys.history.as_ref().is_some_and(|now| now.incarnation == history.incarnation)
     }
 
     /// Makes a destination's progress a replicated fact.
@@ -325,7 +383,6 @@ impl Shipper {
         self.note(&destination.name, |state| {
             state.seen = Seen::UpTo(index);
             state.error.clear();
-            state.forked = false;
         });
         let known = self.replica.sys().offsite.get(&destination.name).map_or(0, |fact| fact.index);
         if known >= index {
@@ -350,9 +407,13 @@ impl OwnLog for Shipper {
         self.replica.state().applied()
     }
 
+    async fn committed(&self) -> Option<u64> {
+        self.replica.committed_as_leader().await
+    }
+
     async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
         let log = self.replica.log().clone();
-        let bytes_max = self.segment_bytes;
+        let bytes_max = self.pace.segment_bytes;
         let read = tokio::task::spawn_blocking(move || log.read(start, end, bytes_max)).await;
         let entries = read
             .map_err(|_| ArchiveError::Stopped { what: "reading the log" })?

@@ -1,6 +1,6 @@
 //! Tests of the durable formats: round trips, frozen bytes, and that no bytes make a decoder panic.
 
-use holdfast_model::command::{ArchiveKeys, ArchiveRecipient, OffsiteFact, Parent, Policy};
+use holdfast_model::command::{ArchiveKeys, ArchiveRecipient, LineageFork, OffsiteFact, Parent, Policy};
 use holdfast_model::id::NodeId;
 use proptest::prelude::*;
 
@@ -48,8 +48,9 @@ fn any_sys() -> impl Strategy<Value = Sys> {
         any::<[u8; 32]>(),
         proptest::collection::vec(fact, 0..3),
         proptest::option::of(any::<(u32, [u8; 16], u64, bool)>()),
+        proptest::option::of(any::<[u64; 3]>()),
     )
-        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys)| Sys {
+        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys, fork)| Sys {
             now: Millis(numbers[0]),
             rules,
             history,
@@ -63,6 +64,10 @@ fn any_sys() -> impl Strategy<Value = Sys> {
             archive_keys: keys.map(|(generation, key_id, since, drill)| {
                 let recipients = vec![ArchiveRecipient { key: "age1".into(), drill }];
                 ArchiveKeys { generation, key_id, recipients, since: Millis(since), ..golden_keys() }.into()
+            }),
+            lineage_fork: fork.map(|[incarnation, index, since]| {
+                let incarnation = Incarnation(incarnation);
+                LineageFork { incarnation, index, since: Millis(since), ..golden_fork() }.into()
             }),
         })
 }
@@ -333,6 +338,17 @@ fn golden_keys() -> ArchiveKeys {
     }
 }
 
+fn golden_fork() -> LineageFork {
+    LineageFork {
+        incarnation: Incarnation(30),
+        destination: "s3".into(),
+        index: 31,
+        evidence: "other".into(),
+        verifier: NodeId(32),
+        since: Millis(33),
+    }
+}
+
 fn golden_sys() -> Sys {
     let parent =
         Parent { cluster_id: [2; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 5, chain: [6; 32] };
@@ -357,6 +373,7 @@ fn golden_sys() -> Sys {
         barrier_index: 22,
         policy: Policy { tombstone_age_ms: 23, device_expiry_ms: 24, user_quota_bytes: 25 },
         archive_keys: Some(golden_keys().into()),
+        lineage_fork: Some(golden_fork().into()),
     }
 }
 
@@ -393,7 +410,8 @@ fn golden_bytes_of_group_facts_and_users() {
          121212121212121212121212121212121212121212121212121212381340144815522f0a057661756c741007\
          1a2008080808080808080808080808080808080808080808080808080808080808082009280a581662060817\
          101818196a38091a00000000000000101b1a101c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c22036167652a090a05\
-         616765316110012a070a056167653162301d"
+         616765316110012a070a056167653162301d721a091e0000000000000012027333181f22056f746865722820\
+         3021"
     );
     assert_eq!(
         hex(&encode_applied(&golden_applied())),

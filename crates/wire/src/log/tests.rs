@@ -81,6 +81,15 @@ fn proposal() -> impl Strategy<Value = Proposal> {
             let recipients = vec![ArchiveRecipient { key: "age1a".into(), drill }];
             Command::SetArchiveKeys(Box::new(ArchiveKeys { generation, key_id, recipients, ..golden_keys() }))
         }),
+        any::<[u64; 4]>().prop_map(|[incarnation, index, verifier, since]| {
+            Command::LineageFork(Box::new(LineageFork {
+                incarnation: Incarnation(incarnation),
+                index,
+                verifier: NodeId(verifier),
+                since: Millis(since),
+                ..golden_fork()
+            }))
+        }),
         Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op".into() })),
         any::<[u8; 32]>().prop_map(|chain| Command::OffsiteFact(OffsiteFact {
             destination: "vault".into(),
@@ -107,6 +116,17 @@ fn golden_ack() -> AckCursor {
         device: DeviceId::new("phone").expect("valid"),
         incarnation: Incarnation(4),
         version: Version(5),
+    }
+}
+
+fn golden_fork() -> LineageFork {
+    LineageFork {
+        incarnation: Incarnation(9),
+        destination: "s3".into(),
+        index: 5,
+        evidence: "other".into(),
+        verifier: NodeId(2),
+        since: Millis(7),
     }
 }
 
@@ -363,6 +383,11 @@ fn the_bytes_of_every_command_are_frozen() {
         proposed(Command::SetArchiveKeys(Box::new(golden_keys()))),
         "08011002623609090000000000000010051a100606060606060606060606060606060622036167652a090a05\
          616765316110012a070a056167653162"
+    );
+    // Written by hand from the field numbers: 13 length-delimited, then 1 fixed64, 2 and 4 strings, 3, 5 and 6 varints.
+    assert_eq!(
+        proposed(Command::LineageFork(Box::new(golden_fork()))),
+        "080110026a1a09090000000000000012027333180522056f7468657228023007"
     );
     let entry = Entry { id: LogId { term: 1, node: 2, index: 3 }, payload: EntryPayload::Membership(membership()) };
     assert_eq!(

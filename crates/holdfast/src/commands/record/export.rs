@@ -64,9 +64,19 @@ pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
     Ok(if restoring.is_empty() { Exit::Ok } else { Exit::Partial })
 }
 
-/// All live records, as one consistent state: the change feed from its beginning, followed to its end.
-async fn everything(client: &Client, user: &str) -> anyhow::Result<(Vec<ExportRecord>, Vec<String>)> {
-    let mut live: BTreeMap<(String, String), v1::Record> = BTreeMap::new();
+/// A user's live records, as one consistent state.
+pub struct Live {
+    /// By collection and id.
+    pub records: BTreeMap<(String, String), v1::Record>,
+    /// Collections of which more is to come.
+    pub restoring: Vec<String>,
+    /// History that their versions are of.
+    pub incarnation: u64,
+}
+
+/// All live records: the change feed from its beginning, followed to its end.
+pub async fn live_records(client: &Client, user: &str) -> anyhow::Result<Live> {
+    let mut live = Live { records: BTreeMap::new(), restoring: Vec::new(), incarnation: 0 };
     let request = v1::GetChangesRequest {
         user_id: user.to_owned(),
         consistency: Some(v1::ReadConsistency {
@@ -74,24 +84,30 @@ async fn everything(client: &Client, user: &str) -> anyhow::Result<(Vec<ExportRe
         }),
         ..Default::default()
     };
-    let end = each_page(client, request, |page| {
+    let end = each_page(client, request, |header, page| {
+        live.incarnation = header.incarnation;
         for record in &page.records {
             let (collection, id) = key_of(record);
             let key = (collection.to_owned(), id.to_owned());
             // A record that changes meanwhile comes again, in its newer state.
             if record.delete_time.is_some() {
-                live.remove(&key);
+                live.records.remove(&key);
             } else {
-                live.insert(key, record.clone());
+                live.records.insert(key, record.clone());
             }
         }
         Ok(())
     });
-    let restoring = match end.await? {
+    live.restoring = match end.await? {
         FeedEnd::Page(page) => page.collections_restoring,
-        FeedEnd::Resync(_) => anyhow::bail!("the cluster was restored while it was read; run the export again"),
+        FeedEnd::Resync(_) => anyhow::bail!("the cluster was restored while it was read; run it again"),
     };
-    let records = live.into_iter().map(|((collection, record_id), record)| ExportRecord {
+    Ok(live)
+}
+
+async fn everything(client: &Client, user: &str) -> anyhow::Result<(Vec<ExportRecord>, Vec<String>)> {
+    let Live { records, restoring, .. } = live_records(client, user).await?;
+    let records = records.into_iter().map(|((collection, record_id), record)| ExportRecord {
         collection,
         record_id,
         version: record.version,
@@ -103,7 +119,8 @@ async fn everything(client: &Client, user: &str) -> anyhow::Result<(Vec<ExportRe
     Ok((records.collect(), restoring))
 }
 
-fn write_all(out: &Path, files: &[(String, Vec<u8>)], force: bool) -> anyhow::Result<()> {
+/// Writes the files of an export; none that is there already, unless `force`.
+pub fn write_all(out: &Path, files: &[(String, Vec<u8>)], force: bool) -> anyhow::Result<()> {
     let there = files.iter().map(|(name, _)| out.join(name)).find(|path| path.symlink_metadata().is_ok());
     if let Some(there) = there.filter(|_| !force) {
         let message = format!(

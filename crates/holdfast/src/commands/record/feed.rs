@@ -94,7 +94,7 @@ pub async fn changes(format: Format, args: &ChangesArgs) -> anyhow::Result<Exit>
         return follow(&client, format, request).await;
     }
     let mut printer = Printer::new(format);
-    let end = each_page(&client, request, |page| printer.page(&page.records, !args.metadata_only)).await?;
+    let end = each_page(&client, request, |_, page| printer.page(&page.records, !args.metadata_only)).await?;
     match &end {
         FeedEnd::Page(page) => printer.finish(Some(&PageEnd::new(page)))?,
         FeedEnd::Resync(resync) => print_resync(format, resync)?,
@@ -111,7 +111,7 @@ async fn follow(client: &Client, format: Format, mut request: v1::GetChangesRequ
     loop {
         let mut printer = Printer::new(format);
         let mut changed = false;
-        let end = each_page(client, request.clone(), |page| {
+        let end = each_page(client, request.clone(), |_, page| {
             changed |= !page.records.is_empty();
             printer.page(&page.records, has_payload)
         });
@@ -144,15 +144,15 @@ pub enum FeedEnd {
 pub async fn each_page(
     client: &Client,
     mut request: v1::GetChangesRequest,
-    mut take: impl FnMut(&v1::ChangesPage) -> anyhow::Result<()>,
+    mut take: impl FnMut(&v1::ResponseHeader, &v1::ChangesPage) -> anyhow::Result<()>,
 ) -> anyhow::Result<FeedEnd> {
     loop {
-        let ChangesAnswer { outcome, .. } = client.changes(request.clone()).await?;
+        let ChangesAnswer { header, outcome, .. } = client.changes(request.clone()).await?;
         let page = match outcome {
             SyncOutcome::Page(page) => page,
             SyncOutcome::Resync(resync) => return Ok(FeedEnd::Resync(resync)),
         };
-        take(&page)?;
+        take(&header, &page)?;
         if !page.more {
             return Ok(FeedEnd::Page(page));
         }

@@ -6,6 +6,7 @@ mod import;
 mod one;
 mod watch;
 
+pub use self::export::{live_records, write_all};
 use clap::Subcommand;
 use holdfast_client::{RecordRef, v1};
 use serde::Serialize;
@@ -125,6 +126,7 @@ fn key_of(record: &v1::Record) -> (&str, &str) {
     record.key.as_ref().map_or(("", ""), |key| (key.collection.as_str(), key.record_id.as_str()))
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
+/// SHA-256 in hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
     holdfast_archive::layout::hex(&Sha256::digest(bytes))
 }
