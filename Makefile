@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench-load bench-watch bench-sync bench-transfer lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench-load bench-watch bench-sync bench-transfer bench-offsite lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -38,6 +38,7 @@ LOAD_ARGS ?=
 WATCH_ARGS ?=
 SYNC_ARGS ?=
 TRANSFER_ARGS ?=
+OFFSITE_ARGS ?=
 JEPSEN_ARGS ?=
 SMOKE_ARGS ?=
 REGRESSIONS_ARGS ?=
@@ -133,6 +134,9 @@ bench-sync: build ## Compare the cost of a delta sync at 1 k and 1 M records; fa
 
 bench-transfer: build ## Hand leadership over under load; fail when writes stand still for over 100 ms (TRANSFER_ARGS=...)
 	$(BIN_DIR)/transfer-silence --holdfast $(BIN) $(TRANSFER_ARGS)
+
+bench-offsite: system-test build ## Ship 1,000 writes/s to a folder and an S3 server through ten kills of leaders; fail above 5 s of lag (OFFSITE_ARGS=...)
+	$(BIN_DIR)/offsite-lag --holdfast $(BIN) $(OFFSITE_ARGS)
 
 lint: system-test ## Formatting, protobuf rules, alert rules, clippy without a warning
 	$(CARGO) fmt --all --check

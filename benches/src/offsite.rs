@@ -1,0 +1,308 @@
+//! How far the archives are behind a cluster that ships to a folder and to an S3 server, as it is seen from outside: by listing
+//! what lies there and reading the newest segment.
+//!
+//! Open loop: puts come at a fixed rate, whatever became of those before. Lag is the age of the oldest acknowledged put that
+//! is not in an archive when it is looked at. Then leaders are killed while the puts go on, and in the end every byte and chain
+//! of both archives is checked. fsync is on; nothing is switched off.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use holdfast_archive::ship::read_segment;
+use holdfast_archive::{Destination, DestinationConfig, LineageId, ObjectName, find_lineages};
+use holdfast_benches::measure::{cpu, load_average, percentile_ms};
+use holdfast_client::{Client, RecordRef};
+use holdfast_model::id::GroupId;
+use jepsen_tests::cluster::Cluster;
+use jepsen_tests::s3::{self, S3};
+use tokio::task::JoinSet;
+
+const GROUP: GroupId = GroupId(0);
+/// Connections that the puts are spread over: so many may be under way.
+const CLIENTS: u64 = 64;
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// After a killed leader is back and all nodes hold the same.
+const SETTLE: Duration = Duration::from_secs(1);
+/// From the last put to archives that hold it.
+const SHIPPED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Lag of offsite copies under load and kills.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The binary to measure.
+    #[arg(long, value_name = "FILE")]
+    holdfast: PathBuf,
+    /// Puts a second.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    rate: u64,
+    /// Seconds without a destination, and then with both, before the first kill.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Kills of the leader by signal 9.
+    #[arg(long, default_value_t = 10)]
+    kills: u32,
+    /// Bytes of a payload.
+    #[arg(long, default_value_t = 1024)]
+    payload_bytes: usize,
+    /// Fail when an archive is further behind, in milliseconds.
+    #[arg(long, default_value_t = 5000)]
+    lag_ms_max: u64,
+}
+
+/// Acknowledged puts that are not known to be in an archive, by the index of their entry: one map for each archive.
+type Missing = Arc<Vec<Mutex<BTreeMap<u64, Instant>>>>;
+
+/// What the writers did.
+#[derive(Debug, Default)]
+struct Written {
+    acknowledged: AtomicU64,
+    failed: AtomicU64,
+    newest: AtomicU64,
+}
+
+/// Puts that come at a fixed rate until they are told to stop.
+struct Load {
+    written: Arc<Written>,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<Vec<Duration>>,
+}
+
+impl Load {
+    fn start(client: &Client, args: &Args, missing: &Missing) -> Self {
+        let (written, stop) = (Arc::<Written>::default(), Arc::<AtomicBool>::default());
+        let mut tasks = JoinSet::new();
+        let start = Instant::now();
+        for number in 0..CLIENTS {
+            let (client, written, stop, missing) = (client.clone(), written.clone(), stop.clone(), missing.clone());
+            let (rate, payload) = (args.rate, vec![b'x'; args.payload_bytes]);
+            tasks.spawn(async move {
+                let user = format!("offsite-{number}");
+                let mut latencies = Vec::new();
+                for n in 0u64.. {
+                    let due = start + Duration::from_nanos((n * CLIENTS + number) * 1_000_000_000 / rate);
+                    tokio::time::sleep_until(due.into()).await;
+                    if stop.load(Ordering::Acquire) {
+                        break;
+                    }
+                    let id = format!("r{}", n % 1000);
+                    let mut body = payload.clone();
+                    // Each put changes something: an identical one would write nothing.
+                    for (to, from) in body.iter_mut().zip(n.to_be_bytes()) {
+                        *to = from;
+                    }
+                    let record = RecordRef { user: &user, collection: "notes", record_id: &id };
+                    let began = Instant::now();
+                    match client.put(record, "application/octet-stream", body).await {
+                        Ok(done) => {
+                            let now = Instant::now();
+                            latencies.push(now - began);
+                            written.acknowledged.fetch_add(1, Ordering::Relaxed);
+                            written.newest.fetch_max(done.commit_index, Ordering::Relaxed);
+                            for archive in missing.iter() {
+                                let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+                                archive.insert(done.commit_index, now);
+                            }
+                        }
+                        Err(_) => drop(written.failed.fetch_add(1, Ordering::Relaxed)),
+                    }
+                }
+                latencies
+            });
+        }
+        Self { written, stop, tasks }
+    }
+
+    /// Latencies, ascending.
+    async fn end(self) -> anyhow::Result<(Arc<Written>, Vec<Duration>)> {
+        self.stop.store(true, Ordering::Release);
+        let mut latencies: Vec<Duration> = Vec::new();
+        for of_one in self.tasks.join_all().await {
+            latencies.extend(of_one);
+        }
+        latencies.sort_unstable();
+        Ok((self.written, latencies))
+    }
+}
+
+/// Looks at one archive again and again.
+struct Observer {
+    destination: Destination,
+    lineage: LineageId,
+    /// Name of the newest segment seen.
+    newest: String,
+    reached: u64,
+}
+
+impl Observer {
+    async fn find(url: &str, credentials: &Path) -> anyhow::Result<Self> {
+        let config = DestinationConfig::from_url(url);
+        let config = if url.starts_with("s3:") { config.with_credentials(Some(credentials.into())) } else { config };
+        let destination = Destination::open(&config)?;
+        let end = Instant::now() + SHIPPED_WITHIN;
+        loop {
+            if let Some(facts) = find_lineages(&destination).await?.lineages.first() {
+                let lineage = facts.id;
+                // Of all names below the prefix, none comes before it.
+                let newest = ObjectName::segment(GROUP, 0).path(&lineage);
+                return Ok(Self { destination, lineage, newest, reached: 0 });
+            }
+            ensure!(Instant::now() < end, "nothing was shipped to {url}");
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Last entry there.
+    async fn look(&mut self) -> anyhow::Result<u64> {
+        let prefix = self.lineage.log_prefix(GROUP, 0);
+        let listed = self.destination.list_after(&prefix, &self.newest).await?;
+        if let Some(found) = listed.last()
+            && let Some((_, ObjectName::Segment { first, .. })) = ObjectName::parse(&found.path)
+        {
+            self.reached = read_segment(&self.destination, &self.lineage, GROUP, first).await?.last().index;
+            self.newest.clone_from(&found.path);
+        }
+        Ok(self.reached)
+    }
+
+    /// Lags, one for each look.
+    async fn watch(mut self, place: usize, missing: Missing, stop: Arc<AtomicBool>) -> anyhow::Result<Vec<Duration>> {
+        let mut lags = Vec::new();
+        while !stop.load(Ordering::Acquire) {
+            let began = Instant::now();
+            let reached = self.look().await?;
+            let oldest = {
+                let mut archive = missing[place].lock().unwrap_or_else(PoisonError::into_inner);
+                *archive = archive.split_off(&(reached + 1));
+                archive.values().min().copied()
+            };
+            // What was acknowledged while it was looked at need not be there.
+            lags.push(oldest.map_or(Duration::ZERO, |oldest| began.saturating_duration_since(oldest)));
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        Ok(lags)
+    }
+}
+
+/// Figures of a time without kills.
+struct Calm {
+    rate: f64,
+    cores: f64,
+    latencies: Vec<Duration>,
+}
+
+async fn calm(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::Result<Calm> {
+    let load = Load::start(&cluster.client(), args, missing);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (before, began) = (cpu(&cluster.nodes)?, Instant::now());
+    let acknowledged = load.written.acknowledged.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
+    let (used, took) = (cpu(&cluster.nodes)?.saturating_sub(before), began.elapsed().as_secs_f64());
+    let acknowledged = load.written.acknowledged.load(Ordering::Relaxed) - acknowledged;
+    let (_, latencies) = load.end().await?;
+    Ok(Calm { rate: acknowledged as f64 / took, cores: used.as_secs_f64() / took, latencies })
+}
+
+fn print_calm(title: &str, calm: &Calm) {
+    let of = |share| percentile_ms(&calm.latencies, share);
+    println!("{title:<24} {:>8.0} {:>9.2} {:>9.2} {:>13.3}", calm.rate, of(0.5), of(0.99), calm.cores);
+}
+
+/// Checks every byte and chain of an archive by the command that operators use.
+fn verify(args: &Args, url: &str, credentials: &Path) -> anyhow::Result<bool> {
+    let mut command = Command::new(&args.holdfast);
+    command.args(["backup", "verify", "--level", "1", "--from", url]);
+    if url.starts_with("s3:") {
+        command.arg("--credentials").arg(credentials);
+    }
+    let output = command.output().context("backup verify")?;
+    print!("{url}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Ok(output.status.success())
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let program = s3::program().context("no S3 server: run deploy/install-deps.sh --test with a network")?;
+    let dir = tempfile::tempdir()?;
+    println!(
+        "{} puts/s of {} bytes, three processes on loopback, fsync on; load average before: {}\n",
+        args.rate,
+        args.payload_bytes,
+        load_average()
+    );
+    println!("{:<24} {:>8} {:>9} {:>9} {:>13}", "", "puts/s", "p50 ms", "p99 ms", "servers' cores");
+    let none: Missing = Arc::default();
+    let alone = {
+        let cluster = Cluster::start(&args.holdfast, &dir.path().join("alone"), &[])?;
+        calm(&cluster, &args, &none).await?
+    };
+    print_calm("no destination", &alone);
+
+    let s3 = S3::start(&program, &dir.path().join("s3"), "vault")?;
+    let urls = [format!("file://{}", dir.path().join("offsite").display()), s3.url("holdfast")];
+    let set = format!("offsite.credentials_file={}", s3.credentials().display());
+    // The bucket is named last: the credentials are its own.
+    let flags = ["--offsite", &urls[0], "--offsite", &urls[1], "--set", &set];
+    let mut cluster = Cluster::start(&args.holdfast, &dir.path().join("c"), &flags)?;
+    let missing: Missing = Arc::new(urls.iter().map(|_| Mutex::default()).collect());
+    let stop = Arc::<AtomicBool>::default();
+    let mut observers = Vec::new();
+    for (place, url) in urls.iter().enumerate() {
+        let observer = Observer::find(url, s3.credentials()).await?;
+        observers.push(tokio::spawn(observer.watch(place, missing.clone(), stop.clone())));
+    }
+    let shipping = calm(&cluster, &args, &missing).await?;
+    print_calm("to a folder and to S3", &shipping);
+    println!(
+        "shipping takes {:.3} cores, {:.1} % of this machine's\n",
+        shipping.cores - alone.cores,
+        (shipping.cores - alone.cores) * 100.0 / std::thread::available_parallelism()?.get() as f64
+    );
+
+    let load = Load::start(&cluster.client(), &args, &missing);
+    for kill in 1..=args.kills {
+        let leader = cluster.leader().await;
+        cluster.kill(leader);
+        cluster.leader().await;
+        cluster.restart(leader);
+        cluster.wait_converged().await;
+        eprintln!("leader killed: {kill} of {}", args.kills);
+        tokio::time::sleep(SETTLE).await;
+    }
+    let (written, _) = load.end().await?;
+    let newest = written.newest.load(Ordering::Relaxed);
+    let end = Instant::now() + SHIPPED_WITHIN;
+    let is_there = || missing.iter().all(|one| one.lock().unwrap_or_else(PoisonError::into_inner).is_empty());
+    while !is_there() {
+        ensure!(Instant::now() < end, "{newest}, which was acknowledged, is not in every archive");
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    stop.store(true, Ordering::Release);
+    println!(
+        "{} kills of the leader under load: {} puts acknowledged, {} ended otherwise, up to index {newest}",
+        args.kills,
+        written.acknowledged.load(Ordering::Relaxed),
+        written.failed.load(Ordering::Relaxed)
+    );
+    println!("{:<24} {:>8} {:>9} {:>9} {:>9}", "lag, kills included", "looks", "p50 ms", "p99 ms", "max ms");
+    let mut is_fine = true;
+    for (name, observer) in ["folder", "S3"].into_iter().zip(observers) {
+        let mut lags = observer.await??;
+        lags.sort_unstable();
+        let of = |share| percentile_ms(&lags, share);
+        println!("{name:<24} {:>8} {:>9.0} {:>9.0} {:>9.0}", lags.len(), of(0.5), of(0.99), of(1.0));
+        is_fine &= lags.last().is_some_and(|lag| *lag <= Duration::from_millis(args.lag_ms_max));
+    }
+    cluster.stop();
+    println!();
+    for url in &urls {
+        is_fine &= verify(&args, url, s3.credentials())?;
+    }
+    Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
