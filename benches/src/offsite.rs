@@ -1,9 +1,10 @@
 //! How far the archives are behind a cluster that ships to a folder and to an S3 server, as it is seen from outside: by listing
 //! what lies there and reading the newest segment.
 //!
-//! Open loop: puts come at a fixed rate, whatever became of those before. Lag is the age of the oldest acknowledged put that
-//! is not in an archive when it is looked at. Then leaders are killed while the puts go on, and in the end every byte and chain
-//! of both archives is checked. fsync is on; nothing is switched off.
+//! Open loop: puts come at a fixed rate, whatever became of those before; nothing of a payload can be packed. Lag is the age of
+//! the oldest acknowledged put that is not in an archive when it is looked at. A snapshot is taken while people write, leaders
+//! are killed, every byte and chain of both archives is checked, and what operators call brings everything back: from the
+//! snapshot and the log, and from the log alone. fsync is on; nothing is switched off.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use clap::Parser;
 use holdfast_archive::ship::read_segment;
 use holdfast_archive::{Destination, DestinationConfig, LineageId, ObjectName, find_lineages};
 use holdfast_benches::measure::{cpu, load_average, percentile_ms};
-use holdfast_client::{Client, RecordRef};
+use holdfast_client::{Client, RecordRef, v1};
 use holdfast_model::id::GroupId;
 use jepsen_tests::cluster::Cluster;
 use jepsen_tests::s3::{self, S3};
@@ -50,6 +51,9 @@ struct Args {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 1024)]
     payload_bytes: usize,
+    /// Records beside those of the load, for the snapshot and the restores.
+    #[arg(long, default_value_t = 200_000)]
+    records: u64,
     /// Fail when an archive is further behind, in milliseconds.
     #[arg(long, default_value_t = 5000)]
     lag_ms_max: u64,
@@ -66,11 +70,28 @@ struct Written {
     newest: AtomicU64,
 }
 
+/// When a put began, and how long it took.
+type Put = (Instant, Duration);
+
 /// Puts that come at a fixed rate until they are told to stop.
 struct Load {
     written: Arc<Written>,
     stop: Arc<AtomicBool>,
-    tasks: JoinSet<Vec<Duration>>,
+    tasks: JoinSet<Vec<Put>>,
+}
+
+/// Bytes that no packer makes less of, another sequence for each seed (xorshift64*, Vigna 2016).
+fn incompressible(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut filled = Vec::with_capacity(bytes + 8);
+    while filled.len() < bytes {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        filled.extend(state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    filled.truncate(bytes);
+    filled
 }
 
 impl Load {
@@ -80,7 +101,7 @@ impl Load {
         let start = Instant::now();
         for number in 0..CLIENTS {
             let (client, written, stop, missing) = (client.clone(), written.clone(), stop.clone(), missing.clone());
-            let (rate, payload) = (args.rate, vec![b'x'; args.payload_bytes]);
+            let (rate, bytes) = (args.rate, args.payload_bytes);
             tasks.spawn(async move {
                 let user = format!("offsite-{number}");
                 let mut latencies = Vec::new();
@@ -91,17 +112,13 @@ impl Load {
                         break;
                     }
                     let id = format!("r{}", n % 1000);
-                    let mut body = payload.clone();
-                    // Each put changes something: an identical one would write nothing.
-                    for (to, from) in body.iter_mut().zip(n.to_be_bytes()) {
-                        *to = from;
-                    }
+                    let body = incompressible(n * CLIENTS + number + 1, bytes);
                     let record = RecordRef { user: &user, collection: "notes", record_id: &id };
                     let began = Instant::now();
                     match client.put(record, "application/octet-stream", body).await {
                         Ok(done) => {
                             let now = Instant::now();
-                            latencies.push(now - began);
+                            latencies.push((began, now - began));
                             written.acknowledged.fetch_add(1, Ordering::Relaxed);
                             written.newest.fetch_max(done.commit_index, Ordering::Relaxed);
                             for archive in missing.iter() {
@@ -118,15 +135,10 @@ impl Load {
         Self { written, stop, tasks }
     }
 
-    /// Latencies, ascending.
-    async fn end(self) -> anyhow::Result<(Arc<Written>, Vec<Duration>)> {
+    /// What was written, and how long each put took.
+    async fn end(self) -> (Arc<Written>, Vec<Put>) {
         self.stop.store(true, Ordering::Release);
-        let mut latencies: Vec<Duration> = Vec::new();
-        for of_one in self.tasks.join_all().await {
-            latencies.extend(of_one);
-        }
-        latencies.sort_unstable();
-        Ok((self.written, latencies))
+        (self.written, self.tasks.join_all().await.concat())
     }
 }
 
@@ -189,6 +201,14 @@ impl Observer {
     }
 }
 
+/// Latencies of the puts that began in this time, ascending.
+fn within(puts: &[Put], from: Instant, to: Instant) -> Vec<Duration> {
+    let found = puts.iter().filter(|(began, _)| (from..to).contains(began));
+    let mut found: Vec<Duration> = found.map(|(_, took)| *took).collect();
+    found.sort_unstable();
+    found
+}
+
 /// Figures of a time without kills.
 struct Calm {
     rate: f64,
@@ -204,13 +224,103 @@ async fn calm(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::Resu
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     let (used, took) = (cpu(&cluster.nodes)?.saturating_sub(before), began.elapsed().as_secs_f64());
     let acknowledged = load.written.acknowledged.load(Ordering::Relaxed) - acknowledged;
-    let (_, latencies) = load.end().await?;
-    Ok(Calm { rate: acknowledged as f64 / took, cores: used.as_secs_f64() / took, latencies })
+    let to = Instant::now();
+    let (_, puts) = load.end().await;
+    Ok(Calm { rate: acknowledged as f64 / took, cores: used.as_secs_f64() / took, latencies: within(&puts, began, to) })
 }
 
 fn print_calm(title: &str, calm: &Calm) {
     let of = |share| percentile_ms(&calm.latencies, share);
     println!("{title:<24} {:>8.0} {:>9.2} {:>9.2} {:>13.3}", calm.rate, of(0.5), of(0.99), calm.cores);
+}
+
+/// Records that nobody changes any more, so that a snapshot has something to read.
+async fn fill(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let mut tasks = JoinSet::new();
+    for number in 0..CLIENTS {
+        let (client, records, bytes) = (client.clone(), args.records, args.payload_bytes);
+        tasks.spawn(async move {
+            let user = format!("kept-{number}");
+            let keys: Vec<u64> = (number..records).step_by(CLIENTS as usize).collect();
+            for batch in keys.chunks(100) {
+                let put = |n: &u64| v1::Mutation {
+                    key: Some(v1::RecordKey { collection: "notes".into(), record_id: format!("r{n}") }),
+                    op: Some(v1::mutation::Op::Put(v1::PutOp {
+                        content_type: "application/octet-stream".into(),
+                        payload: incompressible(n.wrapping_add(1 << 40), bytes).into(),
+                        ..Default::default()
+                    })),
+                    precondition: None,
+                };
+                let mutations = batch.iter().map(put).collect();
+                client.write(v1::BatchWriteRequest { user_id: user.clone(), mutations, ..Default::default() }).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    tasks.join_all().await.into_iter().collect()
+}
+
+/// Runs the binary with JSON as its output; gives that, and how long it took.
+fn ask(args: &Args, words: &[&str]) -> anyhow::Result<(serde_json::Value, Duration)> {
+    let began = Instant::now();
+    let output = Command::new(&args.holdfast).args(words).args(["--output", "json"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "holdfast {}: {}: {said}", words.join(" "), output.status);
+    Ok((serde_json::from_slice(&output.stdout)?, began.elapsed()))
+}
+
+/// A snapshot while people write: what they notice of it.
+async fn snapshot(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::Result<()> {
+    let load = Load::start(&cluster.client(), args, missing);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let calm = Instant::now();
+    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
+    let endpoints: Vec<&str> = cluster.nodes.iter().map(|node| node.admin.as_str()).collect();
+    let (began, before) = (Instant::now(), cpu(&cluster.nodes)?);
+    let taken = tokio::task::block_in_place(|| ask(args, &["backup", "now", "--endpoint", &endpoints.join(",")]));
+    let (ended, used) = (Instant::now(), cpu(&cluster.nodes)?.saturating_sub(before));
+    let (_, puts) = load.end().await;
+    taken?;
+    let mb = (args.records * args.payload_bytes as u64) as f64 / 1e6;
+    let seconds = (ended - began).as_secs_f64();
+    let p99 = |from, to| percentile_ms(&within(&puts, from, to), 0.99);
+    println!(
+        "a snapshot of {mb:.0} MB and more of payloads to both: {seconds:.1} s, {:.3} cores in that time; p99 of puts beside it \
+         {:.2} ms, in the {} s before it {:.2} ms\n",
+        used.as_secs_f64() / seconds,
+        p99(began, ended),
+        args.seconds,
+        p99(calm, began)
+    );
+    Ok(())
+}
+
+/// Brings everything back twice, as an operator does: from the snapshot and the log after it, and from the log before it.
+fn restore(args: &Args, url: &str, dir: &Path) -> anyhow::Result<()> {
+    let (plan, _) = ask(args, &["restore", "plan", "--quick", "--from", url])?;
+    let snapshot = plan["snapshot_index"].as_u64().unwrap_or(0);
+    for (title, at) in [("snapshot and log", None), ("log alone", Some(snapshot.saturating_sub(1).to_string()))] {
+        let data = dir.join(title.replace(' ', "-")).display().to_string();
+        let mut words = vec!["restore", "run", "--from", url, "--data", &data];
+        if let Some(at) = &at {
+            words.extend(["--at", at]);
+        }
+        let (done, took) = ask(args, &words)?;
+        let number = |value: &serde_json::Value| value.as_u64().unwrap_or(0);
+        let (records, entries, bytes) =
+            (number(&done["records"]), number(&done["entries_replayed"]), number(&done["plan"]["bytes"]));
+        let seconds = took.as_secs_f64();
+        println!(
+            "restore of three nodes from {title}: {records} records, {entries} entries replayed, {:.0} MB stored in \
+             {seconds:.1} s: {:.0} MB/s, {:.0} entries/s",
+            bytes as f64 / 1e6,
+            bytes as f64 / 1e6 / seconds,
+            entries as f64 / seconds
+        );
+        std::fs::remove_dir_all(&data)?;
+    }
+    Ok(())
 }
 
 /// Checks every byte and chain of an archive by the command that operators use.
@@ -225,7 +335,7 @@ fn verify(args: &Args, url: &str, credentials: &Path) -> anyhow::Result<bool> {
     Ok(output.status.success())
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "multi_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let program = s3::program().context("no S3 server: run deploy/install-deps.sh --test with a network")?;
@@ -265,6 +375,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         (shipping.cores - alone.cores) * 100.0 / std::thread::available_parallelism()?.get() as f64
     );
 
+    fill(&cluster.client(), &args).await?;
+    snapshot(&cluster, &args, &missing).await?;
+
     let load = Load::start(&cluster.client(), &args, &missing);
     for kill in 1..=args.kills {
         let leader = cluster.leader().await;
@@ -275,7 +388,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         eprintln!("leader killed: {kill} of {}", args.kills);
         tokio::time::sleep(SETTLE).await;
     }
-    let (written, _) = load.end().await?;
+    let (written, _) = load.end().await;
     let newest = written.newest.load(Ordering::Relaxed);
     let end = Instant::now() + SHIPPED_WITHIN;
     let is_there = || missing.iter().all(|one| one.lock().unwrap_or_else(PoisonError::into_inner).is_empty());
@@ -304,5 +417,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     for url in &urls {
         is_fine &= verify(&args, url, s3.credentials())?;
     }
+    println!();
+    restore(&args, &urls[0], dir.path())?;
     Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

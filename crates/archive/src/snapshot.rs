@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -23,6 +24,7 @@ use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName, week_of};
 use crate::lineage::OpenLineage;
 use crate::manifest::{Manifest, ManifestChunk, Previous};
+use crate::read_limit::ReadLimit;
 use crate::sealing::Sealing;
 
 /// Chunks between scan and upload, and uploads under way.
@@ -75,7 +77,7 @@ enum Scanned {
     Known(PlainChunk, ManifestChunk),
 }
 
-/// Ships the state in `checkpoint` as the snapshot at its applied index.
+/// Ships the state in `checkpoint` as the snapshot at its applied index, and reads it no faster than `limit`.
 ///
 /// # Errors
 /// `LineageFork` when another state lies under the name; `Corrupt` when a chunk there is damaged.
@@ -83,6 +85,7 @@ pub async fn ship_snapshot(
     lineage: &OpenLineage,
     group: GroupId,
     checkpoint: &Path,
+    limit: ReadLimit,
     progress: Progress<'_>,
 ) -> Result<SnapshotReport, ArchiveError> {
     let previous = previous_of(lineage, group).await?;
@@ -90,7 +93,7 @@ pub async fn ship_snapshot(
     let known: Known = lines.map(|line| ((line.generation, line.name), line.clone())).collect();
     let (sender, mut scanned) = mpsc::channel(QUEUED_MAX);
     let sealing = lineage.sealing().clone();
-    let scan = Scan { checkpoint: checkpoint.to_owned(), lineage: *lineage.id(), sealing, known };
+    let scan = Scan { checkpoint: checkpoint.to_owned(), lineage: *lineage.id(), sealing, known, limit };
     let scanning = tokio::task::spawn_blocking(move || scan.run(&sender));
     let shipped = ship_scanned(lineage, group, &mut scanned, previous, progress).await;
     // Ends the scan where it is, if shipping failed.
@@ -251,10 +254,11 @@ struct Scan {
     lineage: LineageId,
     sealing: Sealing,
     known: Known,
+    limit: ReadLimit,
 }
 
 impl Scan {
-    fn run(&self, out: &mpsc::Sender<Scanned>) -> Result<(), ArchiveError> {
+    fn run(self, out: &mpsc::Sender<Scanned>) -> Result<(), ArchiveError> {
         let store = open_checkpoint(&self.checkpoint).map_err(ArchiveError::store(&self.checkpoint))?;
         let (applied, sys) = (store.applied().clone(), store.sys());
         let position = applied.position.ok_or_else(|| ArchiveError::refused("a checkpoint before the first entry"))?;
@@ -269,6 +273,7 @@ impl Scan {
             totals: sys.totals,
         };
         send(out, Scanned::Head(head))?;
+        let mut pace = self.limit.begin(Instant::now());
         let mut chunker = Chunker::default();
         let scanned = |plain: PlainChunk| {
             let name = self.sealing.chunk_name(blake3::hash(&plain.plain).as_bytes());
@@ -280,7 +285,9 @@ impl Scan {
         for row in store.scan() {
             let row = row.map_err(ArchiveError::store(&self.checkpoint))?;
             if let Some(ended) = chunker.push(&row)? {
+                let bytes = ended.plain.len() as u64;
                 send(out, scanned(ended)?)?;
+                std::thread::sleep(pace.passed(bytes, Instant::now()));
             }
         }
         match chunker.finish() {

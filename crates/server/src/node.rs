@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use holdfast_archive::{ArchiveError, Keyring, marker};
+use holdfast_archive::{ArchiveError, Keyring, ReadLimit, marker};
 use holdfast_model::id::GroupId;
 use holdfast_model::limits::MESSAGE_BYTES_MAX;
 use holdfast_replica::{Hooks, IntegrityOptions, Member, Options, Replica, StartError};
@@ -203,6 +203,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         Pace {
             interval: Duration::from_millis(config.ship_interval_ms),
             segment_bytes: usize::try_from(config.ship_segment_bytes).unwrap_or(usize::MAX),
+            snapshot: ReadLimit::bytes_per_second(config.ship_snapshot_bytes_per_second),
             heartbeat: Duration::from_millis(config.ship_heartbeat_ms),
         },
         Encryption { keys, compression: config.ship_compression },

@@ -4,6 +4,7 @@ use holdfast_wire::log::{EntryPayload, decode_entry};
 use super::*;
 use crate::fixture::{Folder, GROUP, History, NOW_MS, Node, rows_of, rows_of_checkpoint, run};
 use crate::plan::plan;
+use crate::read_limit::ReadLimit;
 use crate::restore::{RestoreSpec, RestoreTarget, restore};
 use crate::snapshot::ship_snapshot;
 use crate::{ArchiveError, LineageId};
@@ -31,7 +32,10 @@ impl Archive {
                 history.live(30);
                 node.apply(&history.range(applied, u64::MAX));
                 applied = history.last().index + 1;
-                *snapshot = ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {}).await.expect("ships").index;
+                *snapshot = ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {})
+                    .await
+                    .expect("ships")
+                    .index;
             }
             history.live(30);
             history.ship(&lineage, 0, 9).await;

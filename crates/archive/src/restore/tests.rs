@@ -3,6 +3,7 @@ use holdfast_store::RawRow;
 use super::*;
 use crate::fixture::{Folder, GROUP, History, Node, rows_of, rows_of_checkpoint, run};
 use crate::plan::{Choose, plan};
+use crate::read_limit::ReadLimit;
 use crate::sealing::Sealing;
 use crate::snapshot::ship_snapshot;
 
@@ -45,7 +46,7 @@ impl Archive {
         run(async {
             let lineage = history.open(&folder.destination()).await;
             if snapshot {
-                ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {}).await.expect("ships");
+                ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
             }
             history.live(40);
             history.ship(&lineage, 0, 9).await;
@@ -138,7 +139,7 @@ fn a_continued_history_is_restored_through_its_parent_until_it_has_a_snapshot() 
             after.ship(&lineage, first, 9).await;
             let old = Node::new();
             old.apply(&after.entries);
-            ship_snapshot(&lineage, GROUP, &old.checkpoint(), &|_, _| {}).await.expect("ships");
+            ship_snapshot(&lineage, GROUP, &old.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
             child.ship(&child.open(&destination).await, first, 9).await;
             // Opened, and nothing shipped: adds nothing.
             History::continued(&child, 7).open(&destination).await;
@@ -155,7 +156,7 @@ fn a_continued_history_is_restored_through_its_parent_until_it_has_a_snapshot() 
         assert_eq!(rows_of(&targets[0].path, 1), rows_of_checkpoint(&node.checkpoint()));
 
         let lineage = run(child.open(&archive.folder.destination()));
-        run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {})).expect("ships");
+        run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {})).expect("ships");
         assert_eq!(archive.plan().expect("plans").log.len(), 1);
     }
 }

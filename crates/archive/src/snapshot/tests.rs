@@ -5,7 +5,7 @@ use crate::fixture::{Folder, GROUP, History, Node, rows_of_checkpoint, run};
 const QUIET: Progress<'static> = &|_, _| {};
 
 fn shipped(lineage: &OpenLineage, node: &Node) -> Result<SnapshotReport, ArchiveError> {
-    run(ship_snapshot(lineage, GROUP, &node.checkpoint(), QUIET))
+    run(ship_snapshot(lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, QUIET))
 }
 
 /// 300 records of 40 KiB.
@@ -23,7 +23,7 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
     node.apply(&history.entries);
     let lineage = run(history.open(&folder.destination()));
     let seen = std::sync::Mutex::new((0, 0));
-    let report = run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|done, total| {
+    let report = run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|done, total| {
         *seen.lock().expect("lock") = (done, total);
     }))
     .expect("ships");
@@ -160,7 +160,7 @@ fn a_checkpoint_that_cannot_be_read_says_so() {
     let (folder, history) = (Folder::new(), History::found(5));
     let lineage = run(history.open(&folder.destination()));
     let nowhere = folder.dir.path().join("nowhere");
-    let error = run(ship_snapshot(&lineage, GROUP, &nowhere, QUIET)).expect_err("no checkpoint");
+    let error = run(ship_snapshot(&lineage, GROUP, &nowhere, ReadLimit::NONE, QUIET)).expect_err("no checkpoint");
     assert!(matches!(&error, ArchiveError::Store { path, .. } if *path == nowhere), "{error}");
     let empty = Node::new();
     let error = shipped(&lineage, &empty).expect_err("nothing applied");

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture::{Folder, GROUP, History, Node, run};
+use crate::read_limit::ReadLimit;
 use crate::sealing::Sealing;
 use crate::snapshot::ship_snapshot;
 
@@ -12,11 +13,11 @@ fn archive() -> (Folder, History) {
     run(async {
         let lineage = history.open(&folder.destination()).await;
         node.apply(&history.entries);
-        ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {}).await.expect("ships");
+        ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
         let middle = history.last().index + 1;
         history.live(10);
         node.apply(&history.range(middle, u64::MAX));
-        ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {}).await.expect("ships");
+        ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
         history.ship(&lineage, 0, 6).await;
     });
     (folder, history)
@@ -229,7 +230,7 @@ fn a_log_that_begins_late_needs_a_snapshot_up_to_there() {
     run(history.ship(&lineage, 10, 6));
     let report = look(&folder, &history, Level::Bytes);
     assert!(report.bad.iter().any(|(named, _)| named.ends_with("/L0/00000000000000000000")), "{:?}", report.bad);
-    run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &|_, _| {})).expect("ships");
+    run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {})).expect("ships");
     let report = look(&folder, &history, Level::Bytes);
     assert_eq!((report.bad, report.log[&GROUP]), (vec![], (10, history.last().index)));
 }

@@ -31,6 +31,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),
     (
+        "ship.snapshot_bytes_per_second",
+        "bytes of the state read in a second for a snapshot, at most; 0: as many as it can (default 67108864)",
+    ),
+    (
         "ship.heartbeat_ms",
         "silence after which a destination is told that it holds everything, 100 to 3600000 ms (default 60000)",
     ),

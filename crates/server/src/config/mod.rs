@@ -70,6 +70,8 @@ pub struct Config {
     pub ship_interval_ms: u64,
     /// Largest segment, bytes.
     pub ship_segment_bytes: u64,
+    /// A checkpoint is read no faster for a snapshot; 0 = as fast as it goes.
+    pub ship_snapshot_bytes_per_second: u64,
     /// A leader that has put nothing for so long vouches that there was nothing to put.
     pub ship_heartbeat_ms: u64,
     /// Secret that encrypts what is shipped; `None` = this node cannot encrypt.
@@ -276,6 +278,7 @@ impl Values {
             floor_dir: self.scalars.get("raft.floor_dir").map(PathBuf::from),
             ship_interval_ms: self.number("ship.interval_ms", 1000, 10..=60_000)?,
             ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=PLAIN_BYTES_MAX as u64)?,
+            ship_snapshot_bytes_per_second: self.number("ship.snapshot_bytes_per_second", 64 << 20, 0..=u64::MAX)?,
             ship_heartbeat_ms: self.number("ship.heartbeat_ms", 60_000, 100..=60 * 60 * 1000)?,
             ship_key_file: self.scalars.get("ship.key_file").map(PathBuf::from),
             ship_compression: match self.text("ship.compression", "zstd").as_str() {

@@ -99,7 +99,7 @@ impl Shipper {
             }
             let shipped = async {
                 let lineage = self.open(destination, history).await?;
-                ship_snapshot(&lineage, self.replica.group_id(), checkpoint, &|_, _| {}).await
+                ship_snapshot(&lineage, self.replica.group_id(), checkpoint, self.pace.snapshot, &|_, _| {}).await
             };
             let report = shipped.await.map_err(|error| format!("{}: {error}", destination.name))?;
             tracing::info!(

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, SegmentShipper,
+    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, ReadLimit, SegmentShipper,
 };
 use holdfast_model::command::{ArchiveKeys, Command, LineageFork, OffsiteFact, Proposal};
 use holdfast_model::id::{Millis, NodeId};
@@ -78,6 +78,8 @@ pub struct Pace {
     pub interval: Duration,
     /// Size at which a segment is shipped at once.
     pub segment_bytes: usize,
+    /// How fast a checkpoint is read for a snapshot.
+    pub snapshot: ReadLimit,
     /// Silence after which a heartbeat says that there was nothing to ship.
     pub heartbeat: Duration,
 }
