@@ -11,7 +11,7 @@ pub fn bar(total: u64, what: &str) -> ProgressBar {
     }
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     // The templates are constants; a wrong one shows in any run on a terminal.
-    if let Ok(style) = ProgressStyle::with_template("  {msg:<28} [{bar:32}] {human_pos}/{human_len}") {
+    if let Ok(style) = ProgressStyle::with_template("  {msg:<44} [{bar:32}] {human_pos}/{human_len}") {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_message(what.to_owned());

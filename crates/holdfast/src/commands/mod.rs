@@ -13,6 +13,7 @@ pub mod node;
 pub mod record;
 pub mod recover;
 pub mod restore;
+pub mod restore_eta;
 pub mod restore_user;
 pub mod serve;
 pub mod user;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Subcommand;
 use holdfast_archive::{
@@ -18,10 +18,14 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::commands::backup::{BadObject, FromArgs, GROUP};
+use crate::commands::restore_eta::{Watch, Work, rounded};
 use crate::exit::{Exit, failure};
 use crate::launch::{ClusterSpec, DEFAULT_PORT_BASE, Labels, NodeSpec, parse_labels, seat};
 use crate::output::{self, Format};
 use crate::progress;
+
+/// Nodes of the cluster that a plan says the time for.
+const DIRECTORIES_USUAL: usize = 3;
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -100,6 +104,9 @@ pub struct RunArgs {
     point: PointArgs,
     #[command(flatten)]
     target: TargetArgs,
+    /// Say each second on stderr, as a line of JSON, what is done and how long the rest takes.
+    #[arg(long)]
+    progress: bool,
 }
 
 /// What is filled, and as which cluster.
@@ -139,7 +146,10 @@ async fn plan(format: Format, args: &PlanArgs) -> anyhow::Result<Exit> {
     let answer = if args.quick {
         PlanAnswer::new(&holdfast_archive::plan(&destination, GROUP, choose).await?, SystemTime::now())
     } else {
-        PlanAnswer::of(&look_for(&destination, choose).await?, SystemTime::now())
+        let began = Instant::now();
+        let offer = look_for(&destination, choose).await?;
+        let eta = Work::of(&offer.plan, DIRECTORIES_USUAL).estimate(began.elapsed());
+        PlanAnswer { eta_ms: eta.map(|eta| eta.as_millis() as u64), ..PlanAnswer::of(&offer, SystemTime::now()) }
     };
     output::answer(format, &answer, || answer.in_words())?;
     Ok(if answer.newest_good_index.is_some() { Exit::Integrity } else { Exit::Ok })
@@ -160,7 +170,7 @@ async fn restore(format: Format, args: RunArgs) -> anyhow::Result<()> {
     let first = match planned {
         Ok(plan) => {
             let answer = PlanAnswer::new(&plan, SystemTime::now());
-            restore_as_planned(format, &destination, &plan, answer, &args.target).await
+            restore_as_planned(format, &destination, &plan, answer, &args).await
         }
         Err(error) => Err(error.into()),
     };
@@ -173,7 +183,7 @@ async fn restore(format: Format, args: RunArgs) -> anyhow::Result<()> {
     let answer = PlanAnswer::of(&offer, SystemTime::now());
     match answer.offered_in_words() {
         Some(offered) => Err(failure(Exit::Integrity, format!("{error:#}\n{offered}"))),
-        None => restore_as_planned(format, &destination, &offer.plan, answer, &args.target).await,
+        None => restore_as_planned(format, &destination, &offer.plan, answer, &args).await,
     }
 }
 
@@ -182,19 +192,20 @@ async fn restore_as_planned(
     destination: &Destination,
     plan: &RestorePlan,
     answer: PlanAnswer,
-    target: &TargetArgs,
+    args: &RunArgs,
 ) -> anyhow::Result<()> {
-    let target = Target::new(target.clone(), &plan.lineage.cluster_name)?;
+    let target = Target::new(args.target.clone(), &plan.lineage.cluster_name)?;
     if format == Format::Table {
         output::text(answer.in_words())?;
     }
-    let started = std::time::Instant::now();
-    let report = fill(destination, plan, &target.nodes, &target.history()?).await?;
+    let started = Instant::now();
+    let watch = Watch::begin(Work::of(plan, target.nodes.len()), args.progress);
+    let (report, stages) = fill_watched(destination, plan, &target.nodes, &target.history()?, watch).await?;
     target.remember()?;
     let took = started.elapsed();
     let value = serde_json::json!({
         "v": 1, "plan": answer, "last_index": report.last.index, "records": report.records,
-        "entries_replayed": report.entries, "restore_ms": took.as_millis() as u64,
+        "entries_replayed": report.entries, "restore_ms": took.as_millis() as u64, "stage_ms": stages,
         "cluster_name": target.name, "incarnation": report.genesis.incarnation.0, "data_dirs": target.dirs(),
     });
     output::answer(format, &value, || target.done_in_words(&report, took))?;
@@ -295,27 +306,29 @@ pub async fn fill(
     nodes: &[NodeSpec],
     history: &RestoreSpec,
 ) -> anyhow::Result<RestoreReport> {
+    let watch = Watch::begin(Work::of(plan, nodes.len()), false);
+    fill_watched(destination, plan, nodes, history, watch).await.map(|(report, _)| report)
+}
+
+/// The same, shown to whoever watches; gives the time of each stage as well.
+async fn fill_watched(
+    destination: &Destination,
+    plan: &RestorePlan,
+    nodes: &[NodeSpec],
+    history: &RestoreSpec,
+    watch: Watch,
+) -> anyhow::Result<(RestoreReport, serde_json::Value)> {
     let mut targets = Vec::new();
     for node in nodes {
         targets.push(RestoreTarget { path: node.data_dir.clone(), node_id: node.id, identity: random()? });
     }
-    let report = fill_targets(destination, plan, &targets, history).await?;
+    let shown = |stage, done, total| watch.shown(stage, done, total);
+    let report = holdfast_archive::restore(destination, plan, &targets, history, &shown).await;
+    let stages = watch.end();
     let nodes = nodes.to_vec();
+    let report = report?;
     tokio::task::spawn_blocking(move || seat(&nodes)).await??;
-    Ok(report)
-}
-
-async fn fill_targets(
-    destination: &Destination,
-    plan: &RestorePlan,
-    targets: &[RestoreTarget],
-    history: &RestoreSpec,
-) -> Result<RestoreReport, ArchiveError> {
-    let bar = progress::bar(plan.bytes(), "");
-    let shown = |stage, done, total| show(&bar, stage, done, total);
-    let report = holdfast_archive::restore(destination, plan, targets, history, &shown).await;
-    bar.finish_and_clear();
-    report
+    Ok((report, stages))
 }
 
 /// Fills a directory that no node will run on.
@@ -327,7 +340,11 @@ pub async fn fill_scratch(
 ) -> anyhow::Result<RestoreReport> {
     let cluster_name = plan.lineage.cluster_name.clone();
     let spec = RestoreSpec { cluster_id: random()?, cluster_name, incarnation: Incarnation(1), members };
-    Ok(fill_targets(destination, plan, std::slice::from_ref(target), &spec).await?)
+    let watch = Watch::begin(Work::of(plan, 1), false);
+    let shown = |stage, done, total| watch.shown(stage, done, total);
+    let report = holdfast_archive::restore(destination, plan, std::slice::from_ref(target), &spec, &shown).await;
+    watch.end();
+    Ok(report?)
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
@@ -367,6 +384,8 @@ pub struct PlanAnswer {
     snapshot_records: u64,
     segments: u64,
     bytes: u64,
+    /// How long a restore into three directories takes on the machine that this ran on; null = it was not read.
+    eta_ms: Option<u64>,
     /// Every object of it was read, and is sound.
     checked: bool,
     /// What was asked for cannot be restored, because objects are damaged or missing: this is the newest point before it
@@ -395,6 +414,7 @@ impl PlanAnswer {
             snapshot_records: plan.records(),
             segments: plan.segments(),
             bytes: plan.bytes(),
+            eta_ms: None,
             checked: false,
             newest_good_index: None,
             bad: plan.bad.iter().map(BadObject::from).collect(),
@@ -438,10 +458,12 @@ impl PlanAnswer {
             ),
             _ => "the archive holds no time stamp: how much is lost is unknown".to_owned(),
         };
+        let eta = self.eta_ms.map(|ms| format!(", about {} on this machine", rounded(Duration::from_millis(ms))));
+        let eta = eta.unwrap_or_default();
         let mut bad: String = self.bad.iter().map(|bad| format!("\nbad: {}: {}", bad.object, bad.reason)).collect();
         bad.extend(self.offered_in_words().map(|offered| format!("\n{offered}")));
         format!(
-            "cluster {} ({}) comes back to index {}: {start}, then {} log segments; {} to read\nloss window: {lost}{bad}",
+            "cluster {} ({}) comes back to index {}: {start}, then {} log segments; {} to read{eta}\nloss window: {lost}{bad}",
             self.cluster_name,
             self.lineage,
             self.last_index,

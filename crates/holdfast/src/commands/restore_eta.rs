@@ -1,0 +1,255 @@
+//! How long a restore takes: before it begins, and while it runs.
+//!
+//! A restore reads and checks everything, loads the snapshot into every directory, and replays the log there. What each of
+//! these took on one machine is known; another one is as many times slower, or quicker, in what it has still to do as it was in
+//! what it has done.
+
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use holdfast_archive::{RestorePlan, RestoreStage};
+use indicatif::ProgressBar;
+
+use crate::progress;
+
+/// Rates on the machine that the estimates began with (`make bench-offsite`: two cores, three directories, records of 1 KiB).
+const VERIFY_BYTES_PER_MS: f64 = 300_000.0;
+const LOAD_BYTES_PER_MS: f64 = 60_000.0;
+const REPLAY_ENTRIES_PER_MS: f64 = 20.0;
+/// For one directory to be opened, flushed and seated, with as many at a time as there are processors.
+const DIRECTORY_MS: f64 = 60.0;
+/// From one line for programs to the next.
+const LINE_PAUSE: Duration = Duration::from_secs(1);
+/// So much of a stage tells how fast the rest of it goes.
+const TELLING: f64 = 0.1;
+
+const STAGES: [RestoreStage; 3] = [RestoreStage::Verify, RestoreStage::Load, RestoreStage::Replay];
+
+/// What there is to do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    verify_bytes: f64,
+    load_bytes: f64,
+    entries: f64,
+    /// Directories for each processor.
+    rounds: f64,
+}
+
+impl Work {
+    /// Of a plan, into so many directories.
+    pub fn of(plan: &RestorePlan, directories: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            verify_bytes: plan.bytes() as f64,
+            load_bytes: plan.snapshot.as_ref().map_or(0, holdfast_archive::Manifest::plain_length) as f64,
+            entries: plan.last.index.saturating_sub(plan.snapshot_index()) as f64,
+            rounds: (directories as f64 / processors as f64).max(1.0),
+        }
+    }
+
+    /// What a stage takes on the machine of the constants, in milliseconds.
+    fn known_ms(&self, stage: RestoreStage) -> f64 {
+        match stage {
+            RestoreStage::Verify => self.verify_bytes / VERIFY_BYTES_PER_MS,
+            RestoreStage::Load => self.load_bytes * self.rounds / LOAD_BYTES_PER_MS,
+            RestoreStage::Replay => self.entries * self.rounds / REPLAY_ENTRIES_PER_MS + DIRECTORY_MS * self.rounds,
+        }
+    }
+
+    /// How long a restore takes here, if reading and checking everything took `verified`; `None` = too little was read to tell.
+    pub fn estimate(&self, verified: Duration) -> Option<Duration> {
+        let known: f64 = STAGES.into_iter().map(|stage| self.known_ms(stage)).sum();
+        let known_of_verify = self.known_ms(RestoreStage::Verify);
+        (known_of_verify > 0.0).then(|| {
+            let times = verified.as_secs_f64() * 1000.0 / known_of_verify;
+            Duration::from_secs_f64(known * times / 1000.0)
+        })
+    }
+}
+
+/// Where a restore is.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    stage: RestoreStage,
+    /// Share of it that is done.
+    share: f64,
+    /// Since the restore and this stage of it began.
+    elapsed: Duration,
+    in_stage: Duration,
+}
+
+/// What is left to do, in time; `None` = too little is done to tell.
+fn left(work: &Work, now: Now) -> Option<Duration> {
+    let at = place(now.stage);
+    let known = STAGES.map(|stage| work.known_ms(stage));
+    let behind: f64 = known[..at].iter().sum::<f64>() + known[at] * now.share;
+    if behind <= 0.0 {
+        return None;
+    }
+    let times = now.elapsed.as_secs_f64() * 1000.0 / behind;
+    let here = known[at] * now.share;
+    // A stage that went on for a while tells itself how fast it goes.
+    let times_here =
+        if now.share >= TELLING && here > 0.0 { now.in_stage.as_secs_f64() * 1000.0 / here } else { times };
+    let ahead: f64 = known[at + 1..].iter().sum();
+    Some(Duration::from_secs_f64((known[at] * (1.0 - now.share) * times_here + ahead * times) / 1000.0))
+}
+
+fn place(stage: RestoreStage) -> usize {
+    match stage {
+        RestoreStage::Verify => 0,
+        RestoreStage::Load => 1,
+        RestoreStage::Replay => 2,
+    }
+}
+
+fn word(stage: RestoreStage) -> &'static str {
+    match stage {
+        RestoreStage::Verify => "verify",
+        RestoreStage::Load => "load",
+        RestoreStage::Replay => "replay",
+    }
+}
+
+/// When stages began.
+#[derive(Debug)]
+struct Course {
+    work: Work,
+    began: [Option<Instant>; 3],
+    told: Option<Instant>,
+}
+
+/// Shows a restore to people on a terminal, and as lines to programs that asked for them.
+#[derive(Debug)]
+pub struct Watch {
+    bar: ProgressBar,
+    lines: bool,
+    began: Instant,
+    course: Mutex<Course>,
+}
+
+impl Watch {
+    /// From now on. `lines`: to stderr, as JSON, one a second.
+    pub fn begin(work: Work, lines: bool) -> Self {
+        let course = Mutex::new(Course { work, began: [None; 3], told: None });
+        Self { bar: progress::bar(0, ""), lines, began: Instant::now(), course }
+    }
+
+    /// So much of a stage is done.
+    pub fn shown(&self, stage: RestoreStage, done: u64, total: u64) {
+        let now = Instant::now();
+        let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = place(stage);
+        // The reading begins with the restore.
+        let began = *course.began[at].get_or_insert(if at == 0 { self.began } else { now });
+        if stage == RestoreStage::Replay {
+            course.work.entries = total as f64;
+        }
+        let share = if total == 0 { 1.0 } else { done as f64 / total as f64 };
+        let left = left(&course.work, Now { stage, share, elapsed: now - self.began, in_stage: now - began });
+        self.bar.set_message(match left {
+            Some(left) => format!("{}, about {} left", title(stage), rounded(left)),
+            None => title(stage).to_owned(),
+        });
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        if self.lines && course.told.is_none_or(|told| now - told >= LINE_PAUSE) {
+            course.told = Some(now);
+            let line = serde_json::json!({"progress": {
+                "stage": word(stage), "done": done, "total": total, "elapsed_ms": (now - self.began).as_millis() as u64,
+                "eta_ms": left.map(|left| left.as_millis() as u64),
+            }});
+            // Whoever closed stderr wants no more of it.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+
+    /// It ended; gives the time of each stage, in milliseconds.
+    pub fn end(self) -> serde_json::Value {
+        self.bar.finish_and_clear();
+        let course = self.course.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut times = serde_json::Map::new();
+        let mut until = Instant::now();
+        for stage in STAGES.into_iter().rev() {
+            if let Some(began) = course.began[place(stage)] {
+                times.insert(word(stage).to_owned(), ((until - began).as_millis() as u64).into());
+                until = began;
+            }
+        }
+        times.into()
+    }
+}
+
+fn title(stage: RestoreStage) -> &'static str {
+    match stage {
+        RestoreStage::Verify => "checking every object",
+        RestoreStage::Load => "loading the snapshot",
+        RestoreStage::Replay => "replaying the log",
+    }
+}
+
+/// As people say it: `4 s`, `3 min`, `2 h 10 min`.
+pub fn rounded(time: Duration) -> String {
+    let seconds = time.as_secs_f64().round() as u64;
+    match seconds {
+        0..=99 => format!("{seconds} s"),
+        100..=5_400 => format!("{} min", (seconds + 30) / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORK: Work = Work { verify_bytes: 3e8, load_bytes: 6e8, entries: 20_000.0, rounds: 1.5 };
+
+    fn at(stage: RestoreStage, share: f64, elapsed_ms: f64, in_stage_ms: f64) -> Option<f64> {
+        let ms = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
+        let now = Now { stage, share, elapsed: ms(elapsed_ms), in_stage: ms(in_stage_ms) };
+        left(&WORK, now).map(|left| left.as_secs_f64() * 1000.0)
+    }
+
+    #[test]
+    fn a_machine_that_is_twice_as_slow_takes_twice_as_long() {
+        let known = STAGES.map(|stage| WORK.known_ms(stage));
+        for times in [0.5, 1.0, 2.0] {
+            let total: f64 = known.iter().sum::<f64>() * times;
+            let mut elapsed = 0.0;
+            for (stage, known) in STAGES.into_iter().zip(known) {
+                for share in [0.05, 0.5, 1.0] {
+                    let in_stage = known * share * times;
+                    let left = at(stage, share, elapsed + in_stage, in_stage).expect("it can tell");
+                    let expected = total - elapsed - in_stage;
+                    assert!((left - expected).abs() < 1.0, "{stage:?} {share}: {left} and not {expected}");
+                }
+                elapsed += known * times;
+            }
+        }
+        assert_eq!(at(RestoreStage::Verify, 0.0, 5.0, 5.0), None, "nothing is done yet");
+    }
+
+    #[test]
+    fn a_stage_that_is_slower_than_the_others_says_so_itself() {
+        let [verify, load, replay] = STAGES.map(|stage| WORK.known_ms(stage));
+        let left = at(RestoreStage::Load, 0.5, verify + load * 1.5, load * 1.5).expect("it can tell");
+        let times = (verify + load * 1.5) / (verify + load * 0.5);
+        assert!((left - (load * 1.5 + replay * times)).abs() < 1.0, "{left}");
+    }
+
+    #[test]
+    fn a_plan_that_was_read_tells_what_a_restore_takes() {
+        let verify = WORK.known_ms(RestoreStage::Verify);
+        let total: f64 = STAGES.into_iter().map(|stage| WORK.known_ms(stage)).sum();
+        let told = WORK.estimate(Duration::from_secs_f64(verify * 3.0 / 1000.0)).expect("it can tell");
+        assert!((told.as_secs_f64() * 1000.0 - total * 3.0).abs() < 1.0);
+        assert_eq!(Work { verify_bytes: 0.0, ..WORK }.estimate(Duration::from_secs(1)), None);
+    }
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [0, 4, 99, 100, 200, 5400, 7800].map(|seconds| rounded(Duration::from_secs(seconds)));
+        assert_eq!(said, ["0 s", "4 s", "99 s", "2 min", "3 min", "90 min", "2 h 10 min"]);
+    }
+}
