@@ -261,13 +261,18 @@ async fn fill(client: &Client, args: &Args) -> anyhow::Result<()> {
     tasks.join_all().await.into_iter().collect()
 }
 
-/// Runs the binary with JSON as its output; gives that, and how long it took.
-fn ask(args: &Args, words: &[&str]) -> anyhow::Result<(serde_json::Value, Duration)> {
-    let began = Instant::now();
+/// What the binary said, as JSON, and on stderr.
+struct Said {
+    answer: serde_json::Value,
+    stderr: String,
+}
+
+/// Runs the binary with JSON as its output.
+fn ask(args: &Args, words: &[&str]) -> anyhow::Result<Said> {
     let output = Command::new(&args.holdfast).args(words).args(["--output", "json"]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "holdfast {}: {}: {said}", words.join(" "), output.status);
-    Ok((serde_json::from_slice(&output.stdout)?, began.elapsed()))
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "holdfast {}: {}: {stderr}", words.join(" "), output.status);
+    Ok(Said { answer: serde_json::from_slice(&output.stdout)?, stderr })
 }
 
 /// A snapshot while people write: what they notice of it.
@@ -298,25 +303,43 @@ async fn snapshot(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::
 
 /// Brings everything back twice, as an operator does: from the snapshot and the log after it, and from the log before it.
 fn restore(args: &Args, url: &str, dir: &Path) -> anyhow::Result<()> {
-    let (plan, _) = ask(args, &["restore", "plan", "--quick", "--from", url])?;
-    let snapshot = plan["snapshot_index"].as_u64().unwrap_or(0);
-    for (title, at) in [("snapshot and log", None), ("log alone", Some(snapshot.saturating_sub(1).to_string()))] {
+    let number = |value: &serde_json::Value| value.as_f64().unwrap_or(0.0);
+    let plan = ask(args, &["restore", "plan", "--quick", "--from", url])?.answer;
+    let before = (number(&plan["snapshot_index"]) as u64).saturating_sub(1).to_string();
+    for (title, at) in [("snapshot and log", "latest"), ("log alone", before.as_str())] {
+        let planned = ask(args, &["restore", "plan", "--from", url, "--at", at])?.answer;
         let data = dir.join(title.replace(' ', "-")).display().to_string();
-        let mut words = vec!["restore", "run", "--from", url, "--data", &data];
-        if let Some(at) = &at {
-            words.extend(["--at", at]);
-        }
-        let (done, took) = ask(args, &words)?;
-        let number = |value: &serde_json::Value| value.as_u64().unwrap_or(0);
-        let (records, entries, bytes) =
-            (number(&done["records"]), number(&done["entries_replayed"]), number(&done["plan"]["bytes"]));
-        let seconds = took.as_secs_f64();
+        let run = ["restore", "run", "--from", url, "--data", &data, "--at", at, "--progress"];
+        let Said { answer: done, stderr } = ask(args, &run)?;
+        let (ms, entries, bytes) =
+            (number(&done["restore_ms"]), number(&done["entries_replayed"]), number(&done["plan"]["bytes"]));
+        let stage = |name: &str| number(&done["stage_ms"][name]);
         println!(
-            "restore of three nodes from {title}: {records} records, {entries} entries replayed, {:.0} MB stored in \
-             {seconds:.1} s: {:.0} MB/s, {:.0} entries/s",
-            bytes as f64 / 1e6,
-            bytes as f64 / 1e6 / seconds,
-            entries as f64 / seconds
+            "restore of three nodes from {title}: {} records, {entries} entries replayed, {:.0} MB stored, in {:.1} s",
+            done["records"],
+            bytes / 1e6,
+            ms / 1e3
+        );
+        println!(
+            "  verify {:.0} ms, {:.0} MB/s; load {:.0} ms; replay {:.0} ms, {:.0} entries/s; all {:.0} MB/s",
+            stage("verify"),
+            bytes / 1e3 / stage("verify").max(1.0),
+            stage("load"),
+            stage("replay"),
+            entries * 1e3 / stage("replay").max(1.0),
+            bytes / 1e3 / ms.max(1.0)
+        );
+        // After the first tenth.
+        let told = stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let errors = told.filter_map(|line| {
+            let (elapsed, eta) = (line["progress"]["elapsed_ms"].as_f64()?, line["progress"]["eta_ms"].as_f64()?);
+            (elapsed >= ms / 10.0).then_some((elapsed + eta - ms) * 100.0 / ms)
+        });
+        let errors: Vec<String> = errors.map(|error| format!("{error:+.0}")).collect();
+        println!(
+            "  time told by the plan: {:+.0} % off; while it ran, from the first tenth on: {} % off",
+            (number(&planned["eta_ms"]) - ms) * 100.0 / ms,
+            if errors.is_empty() { "-".to_owned() } else { errors.join(", ") }
         );
         std::fs::remove_dir_all(&data)?;
     }
