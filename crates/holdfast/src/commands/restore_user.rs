@@ -63,8 +63,8 @@ pub struct UserArgs {
     /// Keep records that the person had not yet at that point, instead of deleting them.
     #[arg(long, conflicts_with = "out")]
     keep_newer: bool,
-    /// Folder for the restored history while this runs; it needs room for everybody's records [default: the system's for
-    /// temporary files].
+    /// Folder for the restored history while this runs; it needs room for everybody's records, and what a run that was killed
+    /// leaves there is called holdfast-restore-… [default: the system's for temporary files].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
