@@ -114,17 +114,16 @@ async fn killed_at_ten_moments_it_ends_as_if_it_had_never_been() {
     }
     assert!(killed >= KILLS / 2, "{killed} of {KILLS} were killed before their end");
     assert!(refused > 0, "no directory was half full");
-    let (code, report, stderr) = holdfast_json(&[
-        "restore",
-        "run",
-        "--from",
-        &from,
-        "--port-base",
-        &port,
-        "--data",
-        &target.display().to_string(),
-    ]);
+    let data = target.display().to_string();
+    let run = ["restore", "run", "--from", &from, "--port-base", &port, "--data", &data, "--progress"];
+    let (code, report, stderr) = holdfast_json(&run);
     assert_eq!((code, report["records"].as_u64()), (0, Some(RECORDS as u64)), "{report}{stderr}");
+    let stages = ["verify", "load", "replay"];
+    assert!(stages.iter().all(|stage| report["stage_ms"][stage].is_u64()), "{report}");
+    // The first line comes at once, and says what there is to do.
+    let line: serde_json::Value = serde_json::from_str(stderr.lines().next().unwrap_or_default()).expect("JSON");
+    let told = &line["progress"];
+    assert!(told["stage"] == "verify" && told["total"].as_u64() > Some(0) && told["elapsed_ms"].is_u64(), "{stderr}");
     for data in data_dirs(&target) {
         assert_eq!(root(&data), roots[0], "{}", data.display());
     }
