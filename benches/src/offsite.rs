@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use holdfast_archive::ship::read_segment;
 use holdfast_archive::{Destination, DestinationConfig, LineageId, ObjectName, find_lineages};
@@ -346,6 +346,26 @@ fn restore(args: &Args, url: &str, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where shipping stands, for whoever has to find out why it does not go on.
+async fn standing(cluster: &Cluster, missing: &Missing) -> String {
+    let mut said = Vec::new();
+    for (place, archive) in missing.iter().enumerate() {
+        let archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, last) = (archive.first_key_value(), archive.last_key_value());
+        let [first, last] = [first, last].map(|one| one.map_or(0, |(index, _)| *index));
+        said.push(format!("archive {place} lacks {} from {first} to {last}", archive.len()));
+    }
+    for place in 0..cluster.nodes.len() {
+        let Some(status) = cluster.status(place).await else { continue };
+        let applied = status.groups.first().map_or(0, |group| group.applied_index);
+        for told in status.destinations {
+            let (name, durable, error) = (told.name, told.durable_index, told.last_error);
+            said.push(format!("node {}, applied {applied}: {name} up to {durable} {error}", place + 1));
+        }
+    }
+    said.join("; ")
+}
+
 /// Checks every byte and chain of an archive by the command that operators use.
 fn verify(args: &Args, url: &str, credentials: &Path) -> anyhow::Result<bool> {
     let mut command = Command::new(&args.holdfast);
@@ -416,7 +436,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     let end = Instant::now() + SHIPPED_WITHIN;
     let is_there = || missing.iter().all(|one| one.lock().unwrap_or_else(PoisonError::into_inner).is_empty());
     while !is_there() {
-        ensure!(Instant::now() < end, "{newest}, which was acknowledged, is not in every archive");
+        if Instant::now() >= end {
+            bail!("{newest}, which was acknowledged, is not in every archive: {}", standing(&cluster, &missing).await);
+        }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
     stop.store(true, Ordering::Release);

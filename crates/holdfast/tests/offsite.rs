@@ -194,3 +194,20 @@ async fn an_archive_says_up_to_when_it_is_complete_while_nothing_is_written() {
     assert!(plan["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with(&name)), "{plan}");
     assert!(plan["newest_good_index"].as_u64() < first["last_index"].as_u64(), "{plan}");
 }
+
+/// What fills a segment waits for nothing: else a destination that was away would never be caught up with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_is_shipped_segment_by_segment_without_a_pause() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let from = url(&dir.path().join("offsite"));
+    let pace = ["--set", "ship.interval_ms=5000", "--set", "ship.segment_bytes=4096"];
+    let cluster = Cluster::start(&dir.path().join("c"), &[&["--offsite", &from][..], &pace].concat());
+    let client = cluster.client();
+    let mut newest = 0;
+    for number in 0..120 {
+        let done = client.put(contact("alice", &format!("c{number}")), "text/plain", vec![number; 1000]).await;
+        newest = done.expect("written").commit_index;
+    }
+    // Forty segments: with a pause for each it would take minutes, and nobody waits that long here.
+    wait_offsite(&cluster, newest).await;
+}

@@ -14,9 +14,11 @@ use indicatif::ProgressBar;
 use crate::progress;
 
 /// Rates on the machine that the estimates began with (`make bench-offsite`: two cores, three directories, records of 1 KiB).
-const VERIFY_BYTES_PER_MS: f64 = 300_000.0;
-const LOAD_BYTES_PER_MS: f64 = 60_000.0;
-const REPLAY_ENTRIES_PER_MS: f64 = 20.0;
+const VERIFY_BYTES_PER_MS: f64 = 900_000.0;
+const LOAD_BYTES_PER_MS: f64 = 300_000.0;
+/// Of the log both count: entries, and bytes of what they write.
+const REPLAY_ENTRIES_PER_MS: f64 = 49.0;
+const REPLAY_BYTES_PER_MS: f64 = 137_000.0;
 /// For one directory to be opened, flushed and seated, with as many at a time as there are processors.
 const DIRECTORY_MS: f64 = 60.0;
 /// From one line for programs to the next.
@@ -31,6 +33,7 @@ const STAGES: [RestoreStage; 3] = [RestoreStage::Verify, RestoreStage::Load, Res
 pub struct Work {
     verify_bytes: f64,
     load_bytes: f64,
+    log_bytes: f64,
     entries: f64,
     /// Directories for each processor.
     rounds: f64,
@@ -39,10 +42,12 @@ pub struct Work {
 impl Work {
     /// Of a plan, into so many directories.
     pub fn of(plan: &RestorePlan, directories: usize) -> Self {
+        let log_bytes: u64 = plan.log.iter().flat_map(|log| &log.segments).map(|segment| segment.bytes).sum();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             verify_bytes: plan.bytes() as f64,
             load_bytes: plan.snapshot.as_ref().map_or(0, holdfast_archive::Manifest::plain_length) as f64,
+            log_bytes: log_bytes as f64,
             entries: plan.last.index.saturating_sub(plan.snapshot_index()) as f64,
             rounds: (directories as f64 / processors as f64).max(1.0),
         }
@@ -53,7 +58,10 @@ impl Work {
         match stage {
             RestoreStage::Verify => self.verify_bytes / VERIFY_BYTES_PER_MS,
             RestoreStage::Load => self.load_bytes * self.rounds / LOAD_BYTES_PER_MS,
-            RestoreStage::Replay => self.entries * self.rounds / REPLAY_ENTRIES_PER_MS + DIRECTORY_MS * self.rounds,
+            RestoreStage::Replay => {
+                let replayed = self.entries / REPLAY_ENTRIES_PER_MS + self.log_bytes / REPLAY_BYTES_PER_MS;
+                (replayed + DIRECTORY_MS) * self.rounds
+            }
         }
     }
 
@@ -203,7 +211,7 @@ pub fn rounded(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    const WORK: Work = Work { verify_bytes: 3e8, load_bytes: 6e8, entries: 20_000.0, rounds: 1.5 };
+    const WORK: Work = Work { verify_bytes: 3e8, load_bytes: 6e8, log_bytes: 1e8, entries: 20_000.0, rounds: 1.5 };
 
     fn at(stage: RestoreStage, share: f64, elapsed_ms: f64, in_stage_ms: f64) -> Option<f64> {
         let ms = |ms: f64| Duration::from_secs_f64(ms / 1000.0);

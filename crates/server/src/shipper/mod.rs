@@ -332,8 +332,7 @@ impl Shipper {
             }
             let since = *waiting_since.get_or_insert_with(Instant::now);
             let entries = self.entries(course.next, applied + 1).await?;
-            let bytes: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
-            if since.elapsed() < self.pace.interval && bytes < self.pace.segment_bytes {
+            if since.elapsed() < self.pace.interval && !self.is_due(&entries, applied) {
                 sleep(IDLE_PAUSE).await;
                 continue;
             }
@@ -350,6 +349,17 @@ impl Shipper {
             self.publish(destination, &course).await;
         }
         Ok(())
+    }
+
+    /// These need not wait for more: they fill a segment, or were committed so long ago that an earlier leader should have
+    /// shipped them.
+    fn is_due(&self, entries: &[StoredEntry], applied: u64) -> bool {
+        let bytes: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
+        // What was read is what fits: behind it there is more.
+        let is_full = entries.last().is_some_and(|last| last.position.index < applied);
+        let oldest = entries.iter().find_map(stamp_to_ship);
+        let waited = oldest.map(|stamp| Duration::from_millis(self.replica.group_now().0.saturating_sub(stamp.0)));
+        is_full || bytes >= self.pace.segment_bytes || waited.is_some_and(|waited| waited >= self.pace.interval)
     }
 
     /// The group's time, if everything that was committed before it is shipped, but for facts of shipping.
