@@ -209,8 +209,15 @@ async fn how_much_was_lost_outlives_the_floor() {
     let mut ledger = Ledger::default();
     ledger.write(&cluster.client(), 20, PAYLOAD_BYTES).await;
     cluster.wait_converged().await;
-    cluster.kill_together(&[0, 1, 2]);
     let data = cluster.nodes[0].data_dir.clone();
+    // It is written a moment after the log, and would be behind it if the node were killed right now.
+    let mut floor = Vec::new();
+    wait_for("a floor that moves no more", async || {
+        let before = std::mem::replace(&mut floor, std::fs::read(data.join("floor-0")).expect("reads"));
+        before == floor
+    })
+    .await;
+    cluster.kill_together(&[0, 1, 2]);
     Spoilt::new(largest(&data.join("raft"), ".log"), |mut bytes| {
         bytes.truncate(bytes.len() / 2);
         Some(bytes)
