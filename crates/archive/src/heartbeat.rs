@@ -46,6 +46,19 @@ impl Heartbeat {
         ObjectName::Heartbeat { group: self.group, at_ms: self.at.0 }
     }
 
+    /// The log, which ends with entry `last`, must reach as far as this says that it did: else objects of its end are gone.
+    ///
+    /// # Errors
+    /// `Missing` names the first.
+    pub fn check_end(&self, lineage: &LineageId, last: u64) -> Result<(), ArchiveError> {
+        if self.last.index <= last {
+            return Ok(());
+        }
+        let (next, through, said) = (last + 1, self.last.index, self.name().path(lineage));
+        let reason = format!("entries {next} to {through} lie in no object, and {said} says that they did");
+        Err(ArchiveError::missing(ObjectName::segment(self.group, next).path(lineage), reason))
+    }
+
     pub(crate) fn seal(&self, lineage: &LineageId, sealing: &Sealing) -> Result<Sealed, ArchiveError> {
         let LogPosition { term, node, index } = self.last;
         let header = pb::ArchiveHeartbeatHeader {

@@ -108,20 +108,9 @@ impl RestorePlan {
         }
     }
 
-    /// The log must reach as far as a heartbeat says that it did: else objects of its end are gone.
-    ///
-    /// # Errors
-    /// `Missing` names the first.
+    /// The log must reach as far as a heartbeat says that it did ([`Heartbeat::check_end`]).
     pub(crate) fn check_end(&self) -> Result<(), ArchiveError> {
-        let Some(heartbeat) = self.heartbeat else { return Ok(()) };
-        let lineage = &self.lineage.id;
-        if heartbeat.last.index > self.last.index {
-            let next = self.last.index + 1;
-            let (said, through) = (heartbeat.name().path(lineage), heartbeat.last.index);
-            let reason = format!("entries {next} to {through} lie in no object, and {said} says that they did");
-            return Err(ArchiveError::missing(ObjectName::segment(self.group, next).path(lineage), reason));
-        }
-        Ok(())
+        self.heartbeat.map_or(Ok(()), |heartbeat| heartbeat.check_end(&self.lineage.id, self.last.index))
     }
 
     /// The newest moment, in milliseconds since the Unix epoch, before which nothing acknowledged is missing: that of its last

@@ -113,8 +113,8 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
 #[derive(Debug, Default)]
 struct Group {
     manifests: BTreeMap<u64, (Manifest, [u8; 32])>,
-    /// Entries that the log reached, with their chains, as the heartbeats of these names say.
-    vouched: BTreeMap<u64, ([u8; 32], String)>,
+    /// Heartbeats by the entry and the chain that they name; of those that say the same, one.
+    vouched: BTreeMap<(u64, [u8; 32]), Heartbeat>,
     /// Where the log has been followed to.
     walk: Option<ChainWalk>,
     /// The segment before could not be read: that is one fault, not one more for what follows it.
@@ -163,7 +163,7 @@ pub async fn verify(
         ObjectName::Segment { .. } | ObjectName::Chunk { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
-    check.compare(&listed, &mut report);
+    check.compare(&listed, &mut report)?;
     report.bad.sort();
     report.bad.dedup();
     Ok(report)
@@ -243,9 +243,8 @@ impl Check<'_> {
                 group.manifests.insert(manifest.applied.index, (manifest, seal));
             }
             Contents::Heartbeat(heartbeat) => {
-                // Of those that name one entry, one is enough.
-                let vouched = (heartbeat.chain, object.to_owned());
-                self.groups.entry(heartbeat.group).or_default().vouched.insert(heartbeat.last.index, vouched);
+                let group = self.groups.entry(heartbeat.group).or_default();
+                group.vouched.insert((heartbeat.last.index, heartbeat.chain), heartbeat);
             }
             Contents::Chunk => {}
             Contents::Keys(generation, hash) => {
@@ -295,8 +294,9 @@ impl Check<'_> {
                 report.fault(snapshot, format!("its entry chain is not that of the log in {object}"));
             }
         }
-        for (index, (chain, heartbeat)) in group.vouched.range(first..=last) {
+        for ((index, chain), heartbeat) in group.vouched.range((first, [0; 32])..=(last, [u8::MAX; 32])) {
             if segment.chain_before(index + 1) != Some(*chain) {
+                let heartbeat = heartbeat.name().path(self.lineage);
                 report.fault(heartbeat, format!("its entry chain is not that of the log in {object}"));
             }
         }
@@ -304,7 +304,7 @@ impl Check<'_> {
     }
 
     /// What manifests name must be there, with the length that they name.
-    fn compare(&self, listed: &[Listed], report: &mut VerifyReport) {
+    fn compare(&self, listed: &[Listed], report: &mut VerifyReport) -> Result<(), ArchiveError> {
         let lengths: BTreeMap<&str, u64> = listed.iter().map(|found| (found.path.as_str(), found.bytes)).collect();
         let mut seen = BTreeSet::new();
         for (manifest, _) in self.groups.values().flat_map(|group| group.manifests.values()) {
@@ -321,15 +321,14 @@ impl Check<'_> {
                 }
             }
         }
-        for (id, group) in &self.groups {
+        for group in self.groups.values() {
             // What was read and does not open may hold it.
-            let end = group.walk.filter(|_| !group.broken).map(|walk| walk.next);
-            if let (Some(end), Some((index, (_, heartbeat)))) = (end, group.vouched.last_key_value())
-                && *index >= end
+            let last = group.walk.filter(|_| !group.broken).and_then(|walk| walk.next.checked_sub(1));
+            let furthest = group.vouched.last_key_value().map(|(_, heartbeat)| heartbeat);
+            if let Some((last, heartbeat)) = last.zip(furthest)
+                && let Err(error) = heartbeat.check_end(self.lineage, last)
             {
-                let object = ObjectName::segment(*id, end).path(self.lineage);
-                let reason = format!("entries {end} to {index} lie in no object, and {heartbeat} says that they did");
-                report.fault(object, reason);
+                report.note(error)?;
             }
         }
         for group in self.groups.values() {
@@ -342,6 +341,7 @@ impl Check<'_> {
                 }
             }
         }
+        Ok(())
     }
 }
 

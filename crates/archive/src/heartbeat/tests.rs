@@ -125,15 +125,18 @@ fn an_end_that_is_gone_is_missed() {
     assert_eq!(there.complete_ms(), there.last_stamp_ms, "it vouched for more than there is");
 }
 
+/// Also where a good one names the same entry.
 #[test]
 fn one_of_another_history_is_named() {
-    let (folder, history) = archive(&[]);
+    let (folder, history) = archive(&[NOW_MS + 7_200_000]);
     let last = history.last().index;
-    let beat = Heartbeat { chain: [9; 32], ..heartbeat(&history, last - 3, NOW_MS) };
-    let object = beat.name().path(&history.facts.id);
-    let sealed = beat.seal(&history.facts.id, &Sealing::default()).expect("seals").bytes;
-    std::fs::create_dir_all(folder.file(&object).parent().expect("a folder")).expect("made");
-    std::fs::write(folder.file(&object), &sealed).expect("writes");
-    let report = run(verify(&folder.destination(), &history.facts.id, Level::Bytes)).expect("looks");
-    assert_eq!(report.bad.iter().map(|(object, _)| object).collect::<Vec<_>>(), [&object], "{:?}", report.bad);
+    for (entry, at) in [(last - 3, NOW_MS), (last, NOW_MS + 3_600_000)] {
+        let beat = Heartbeat { chain: [9; 32], ..heartbeat(&history, entry, at) };
+        let object = beat.name().path(&history.facts.id);
+        let sealed = beat.seal(&history.facts.id, &Sealing::default()).expect("seals").bytes;
+        std::fs::write(folder.file(&object), &sealed).expect("writes");
+        let report = run(verify(&folder.destination(), &history.facts.id, Level::Bytes)).expect("looks");
+        assert_eq!(report.bad.iter().map(|(object, _)| object).collect::<Vec<_>>(), [&object], "{:?}", report.bad);
+        std::fs::remove_file(folder.file(&object)).expect("removes");
+    }
 }

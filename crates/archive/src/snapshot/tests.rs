@@ -44,6 +44,21 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
     assert!(report.bytes > 12_000_000 && report.new_bytes > 10_000_000 && report.chunks > 5, "{report:?}");
 }
 
+/// Only the shortest time is known: a machine may be slower.
+#[test]
+fn a_checkpoint_is_read_no_faster_than_it_may_be() {
+    const RATE: u64 = 8_000_000;
+    let (folder, history, node) = (Folder::new(), large(), Node::new());
+    node.apply(&history.entries);
+    let lineage = run(history.open(&folder.destination()));
+    let began = Instant::now();
+    let report = run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::bytes_per_second(RATE), QUIET));
+    let (took, bytes) = (began.elapsed().as_secs_f64(), report.expect("ships").bytes);
+    // Nothing waits behind the last chunk, which has a quarter of it at most.
+    let owed = bytes as f64 * 0.75 / RATE as f64;
+    assert!(took >= owed, "{bytes} bytes in {took:.2} s, not {owed:.2} s or more");
+}
+
 #[test]
 fn replicas_ship_one_snapshot() {
     let (folder, history) = (Folder::new(), large());

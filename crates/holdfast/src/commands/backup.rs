@@ -9,8 +9,8 @@ use holdfast_archive::ship::{ListedSegment, list_log, read_segment};
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::Level;
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, Keyring, LineageFacts, LineageId, find_lineages, list_snapshots,
-    newest_heartbeat, verify_all,
+    ArchiveError, Destination, DestinationConfig, Fence, Keyring, LineageFacts, LineageId, find_lineages,
+    list_snapshots, newest_heartbeat, verify_all,
 };
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
@@ -279,8 +279,7 @@ async fn lineage(
             locked: false,
         });
     }
-    let (segments, fence) = list_log(destination, &facts.id, GROUP).await?;
-    let (last, complete_ms) = end_of(destination, &facts.id, segments.last(), bad).await?;
+    let LogEnd { segments, fence, last, complete_ms } = end_of(destination, &facts.id, bad).await?;
     Ok(LineageAnswer {
         lineage: facts.id.to_string(),
         cluster_name: facts.cluster_name.clone(),
@@ -297,31 +296,41 @@ async fn lineage(
     })
 }
 
-/// Last entry of the log, and the moment up to which nothing is missing; `None` = not known.
-async fn end_of(
-    destination: &Destination,
-    lineage: &LineageId,
-    newest: Option<&ListedSegment>,
-    bad: &mut Vec<BadObject>,
-) -> anyhow::Result<(Option<u64>, Option<u64>)> {
-    let read = async {
-        let Some(newest) = newest else { return Ok((None, None)) };
-        // What it vouches for was there before it, and the list is older still.
-        let heartbeat = newest_heartbeat(destination, lineage, GROUP).await?;
-        let segment = read_segment(destination, lineage, GROUP, newest.first).await?;
-        let last = segment.last().index;
-        let vouched = heartbeat.filter(|heartbeat| heartbeat.last.index <= last).map_or(0, |heartbeat| heartbeat.at.0);
-        let complete_ms = segment.stamp_ms.max(vouched);
-        Ok((Some(last), Some(complete_ms).filter(|complete_ms| *complete_ms > 0)))
+/// How a history's log ends.
+struct LogEnd {
+    segments: Vec<ListedSegment>,
+    fence: Option<Fence>,
+    /// Last entry; `None` = there is none, or the newest segment does not open.
+    last: Option<u64>,
+    /// Nothing is missing that was acknowledged before this moment; `None` = not known.
+    complete_ms: Option<u64>,
+}
+
+async fn end_of(destination: &Destination, lineage: &LineageId, bad: &mut Vec<BadObject>) -> anyhow::Result<LogEnd> {
+    // Before the log is listed: what it vouches for is there then, and lists only grow.
+    let heartbeat = match newest_heartbeat(destination, lineage, GROUP).await {
+        Err(ArchiveError::NoKey { .. }) => None,
+        heartbeat => heartbeat?,
     };
-    match read.await {
-        Err(ArchiveError::NoKey { .. }) => Ok((None, None)),
-        Err(error) => {
-            bad.push(BadObject::from(&error.fault().ok_or(error)?));
-            Ok((None, None))
+    let (segments, fence) = list_log(destination, lineage, GROUP).await?;
+    let mut end = LogEnd { segments, fence, last: None, complete_ms: None };
+    let Some(newest) = end.segments.last() else { return Ok(end) };
+    match read_segment(destination, lineage, GROUP, newest.first).await {
+        Ok(segment) => {
+            let last = segment.last().index;
+            end.last = Some(last);
+            match heartbeat.map(|heartbeat| heartbeat.check_end(lineage, last).map(|()| heartbeat.at.0)).transpose() {
+                Ok(at) => {
+                    end.complete_ms =
+                        Some(segment.stamp_ms.max(at.unwrap_or(0))).filter(|complete_ms| *complete_ms > 0);
+                }
+                Err(error) => bad.push(BadObject::from(&error.fault().ok_or(error)?)),
+            }
         }
-        Ok(end) => Ok(end),
+        Err(ArchiveError::NoKey { .. }) => {}
+        Err(error) => bad.push(BadObject::from(&error.fault().ok_or(error)?)),
     }
+    Ok(end)
 }
 
 fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyhow::Result<()> {

@@ -9,16 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Subcommand;
 use holdfast_archive::{
-    ArchiveError, At, Choose, Destination, LineageId, Offer, RestorePlan, RestoreReport, RestoreSpec, RestoreStage,
-    RestoreTarget,
+    ArchiveError, At, Choose, Destination, LineageId, Offer, RestorePlan, RestoreReport, RestoreSpec, RestoreTarget,
 };
 use holdfast_model::id::{Incarnation, NodeId};
-use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::clock;
 use crate::commands::backup::{BadObject, FromArgs, GROUP};
-use crate::commands::restore_eta::{Watch, Work, rounded};
+use crate::commands::restore_eta::{Watch, Work, rounded, title};
 use crate::exit::{Exit, failure};
 use crate::launch::{ClusterSpec, DEFAULT_PORT_BASE, Labels, NodeSpec, parse_labels, seat};
 use crate::output::{self, Format};
@@ -158,7 +156,11 @@ async fn plan(format: Format, args: &PlanArgs) -> anyhow::Result<Exit> {
 /// The newest point that can be restored, every object of it read.
 async fn look_for(destination: &Destination, choose: Choose) -> Result<Offer, ArchiveError> {
     let bar = progress::bar(0, "");
-    let shown = |stage, done, total| show(&bar, stage, done, total);
+    let shown = |stage, done, total| {
+        bar.set_message(title(stage));
+        bar.set_length(total);
+        bar.set_position(done);
+    };
     let offer = holdfast_archive::offer(destination, GROUP, choose, &shown).await;
     bar.finish_and_clear();
     offer
@@ -351,16 +353,6 @@ fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
     Ok(bytes)
-}
-
-fn show(bar: &ProgressBar, stage: RestoreStage, done: u64, total: u64) {
-    bar.set_message(match stage {
-        RestoreStage::Verify => "checking every object",
-        RestoreStage::Load => "loading the snapshot",
-        RestoreStage::Replay => "replaying the log",
-    });
-    bar.set_length(total);
-    bar.set_position(done);
 }
 
 /// What a restore would do, as it is printed.

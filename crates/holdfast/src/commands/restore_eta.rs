@@ -189,7 +189,8 @@ impl Watch {
     }
 }
 
-fn title(stage: RestoreStage) -> &'static str {
+/// What a stage does, for people.
+pub fn title(stage: RestoreStage) -> &'static str {
     match stage {
         RestoreStage::Verify => "checking every object",
         RestoreStage::Load => "loading the snapshot",

@@ -22,10 +22,10 @@ use super::restore::{PointArgs, fill_scratch};
 use crate::cli::host_port;
 use crate::clock;
 use crate::commands::backup::GROUP;
-use crate::commands::record::{live_records, sha256_hex, write_all};
+use crate::commands::record::{export_to, live_records, sha256_hex};
 use crate::exit::{Exit, failure};
 use crate::output::{self, Format};
-use crate::portable::{ExportRecord, ExportSet, export_files};
+use crate::portable::ExportRecord;
 use crate::progress;
 
 /// Records and payload bytes in one batch.
@@ -103,30 +103,14 @@ async fn export(
     person: Person,
     out: &std::path::Path,
 ) -> anyhow::Result<Exit> {
-    let records: Vec<ExportRecord> = person.records.into_iter().map(exported).collect();
-    let count = records.len();
-    let ExportSet { files, unparseable } = tokio::task::spawn_blocking(move || export_files(&records)).await?;
-    write_all(out, &files, args.force)?;
-    for one in &unparseable {
-        eprintln!("{one}");
-    }
-    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    let records = person.records.into_iter().map(exported).collect();
+    let exported = export_to(out, records, args.force).await?;
     let value = serde_json::json!({
         "v": 1, "user": args.user, "lineage": plan.lineage.id.to_string(), "last_index": plan.last.index,
-        "last_time": time_of(plan), "head_version": person.head.0, "records": count, "files": names,
-        "unparseable": unparseable,
+        "last_time": time_of(plan), "head_version": person.head.0, "records": exported.records,
+        "files": exported.files, "unparseable": exported.unparseable,
     });
-    output::answer(format, &value, || {
-        let others = names.iter().filter(|name| name.starts_with("files/")).count();
-        let listed: Vec<&str> = names.iter().filter(|name| !name.starts_with("files/")).copied().collect();
-        format!(
-            "{count} records that {} had at index {} in {}: {}, and {others} files under files/",
-            args.user,
-            plan.last.index,
-            out.display(),
-            listed.join(", ")
-        )
-    })?;
+    output::answer(format, &value, || exported.in_words(&format!("{} at index {}", args.user, plan.last.index), out))?;
     Ok(Exit::Ok)
 }
 

@@ -39,28 +39,15 @@ pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
     if records.is_empty() && restoring.is_empty() {
         return Err(failure(Exit::NotFound, format!("user {} has no records", args.user.user)));
     }
-    let count = records.len();
-    let ExportSet { files, unparseable } = tokio::task::spawn_blocking(move || export_files(&records)).await?;
-    write_all(&args.out, &files, args.force)?;
-    for one in &unparseable {
-        eprintln!("{one}");
-    }
+    let exported = export_to(&args.out, records, args.force).await?;
     for one in &restoring {
         eprintln!("collection {one} is still being restored: it is not complete in this export");
     }
-    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     let value = serde_json::json!({
-        "v": 1, "records": count, "files": names, "unparseable": unparseable, "collections_restoring": restoring,
+        "v": 1, "records": exported.records, "files": exported.files, "unparseable": exported.unparseable,
+        "collections_restoring": restoring,
     });
-    output::answer(format, &value, || {
-        let listed = names.iter().filter(|name| !name.starts_with("files/")).copied().collect::<Vec<_>>().join(", ");
-        let others = names.iter().filter(|name| name.starts_with("files/")).count();
-        format!(
-            "{count} records of {} in {}: {listed}, and {others} files under files/",
-            args.user.user,
-            args.out.display()
-        )
-    })?;
+    output::answer(format, &value, || exported.in_words(&args.user.user, &args.out))?;
     Ok(if restoring.is_empty() { Exit::Ok } else { Exit::Partial })
 }
 
@@ -119,8 +106,39 @@ async fn everything(client: &Client, user: &str) -> anyhow::Result<(Vec<ExportRe
     Ok((records.collect(), restoring))
 }
 
+/// What an export wrote.
+pub struct Exported {
+    /// How many records.
+    pub records: usize,
+    /// Names of files below the directory.
+    pub files: Vec<String>,
+    /// What could not go where its content type says.
+    pub unparseable: Vec<String>,
+}
+
+impl Exported {
+    /// `whose`: the person, and the moment if it is not now.
+    pub fn in_words(&self, whose: &str, out: &Path) -> String {
+        let (others, named): (Vec<&str>, Vec<&str>) =
+            self.files.iter().map(String::as_str).partition(|name| name.starts_with("files/"));
+        let (records, listed, others) = (self.records, named.join(", "), others.len());
+        format!("{records} records of {whose} in {}: {listed}, and {others} files under files/", out.display())
+    }
+}
+
+/// Writes records to files that other programs read, and names on stderr what could not go where its content type says.
+pub async fn export_to(out: &Path, records: Vec<ExportRecord>, force: bool) -> anyhow::Result<Exported> {
+    let count = records.len();
+    let ExportSet { files, unparseable } = tokio::task::spawn_blocking(move || export_files(&records)).await?;
+    write_all(out, &files, force)?;
+    for one in &unparseable {
+        eprintln!("{one}");
+    }
+    Ok(Exported { records: count, files: files.into_iter().map(|(name, _)| name).collect(), unparseable })
+}
+
 /// Writes the files of an export; none that is there already, unless `force`.
-pub fn write_all(out: &Path, files: &[(String, Vec<u8>)], force: bool) -> anyhow::Result<()> {
+fn write_all(out: &Path, files: &[(String, Vec<u8>)], force: bool) -> anyhow::Result<()> {
     let there = files.iter().map(|(name, _)| out.join(name)).find(|path| path.symlink_metadata().is_ok());
     if let Some(there) = there.filter(|_| !force) {
         let message = format!(

@@ -6,7 +6,7 @@ mod import;
 mod one;
 mod watch;
 
-pub use self::export::{live_records, write_all};
+pub use self::export::{export_to, live_records};
 use clap::Subcommand;
 use holdfast_client::{RecordRef, v1};
 use serde::Serialize;
