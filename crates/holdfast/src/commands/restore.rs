@@ -147,7 +147,7 @@ async fn plan(format: Format, args: &PlanArgs) -> anyhow::Result<Exit> {
         let began = Instant::now();
         let offer = look_for(&destination, choose).await?;
         let eta = Work::of(&offer.plan, DIRECTORIES_USUAL).estimate(began.elapsed());
-        PlanAnswer { eta_ms: eta.map(|eta| eta.as_millis() as u64), ..PlanAnswer::of(&offer, SystemTime::now()) }
+        PlanAnswer { eta_ms: Some(eta.as_millis() as u64), ..PlanAnswer::of(&offer, SystemTime::now()) }
     };
     output::answer(format, &answer, || answer.in_words())?;
     Ok(if answer.newest_good_index.is_some() { Exit::Integrity } else { Exit::Ok })
