@@ -91,7 +91,7 @@ jepsen: build planted ## Full fault suite before a change counts as done, at mos
 	$(BIN_DIR)/jepsen-tests test-all --profile ci --require --holdfast $(BIN) --planted $(dir $(BIN))holdfast-planted $(JEPSEN_ARGS)
 
 # What once broke Holdfast or systems like it, and the limit that it states.
-jepsen-regressions: build ## Runs of what once broke this or other systems, about eleven minutes (root; REGRESSIONS_ARGS=...)
+jepsen-regressions: build ## Runs of what once broke this or other systems, about twelve minutes (root; REGRESSIONS_ARGS=...)
 	$(BIN_DIR)/jepsen-tests test-all --profile regressions --at-once 2 --require --holdfast $(BIN) $(REGRESSIONS_ARGS)
 
 # Can be stopped at any time: the next call with the same ledger goes on.
