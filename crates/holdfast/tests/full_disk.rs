@@ -321,12 +321,13 @@ async fn a_refusal_comes_early_while_the_logs_end_cannot_be_committed() {
     let full = [(leader + 1) % 3, (leader + 2) % 3];
     let disks = full.map(|place| &all[place]);
 
-    let deadline = Duration::from_secs(4);
-    let alone = Client::builder()
-        .endpoints([cluster.nodes[leader].client.clone()])
-        .attempt_timeout(deadline)
-        .deadline(deadline);
-    let alone = alone.build().expect("client");
+    let alone = |deadline| {
+        let endpoint = cluster.nodes[leader].client.clone();
+        Client::builder().endpoints([endpoint]).attempt_timeout(deadline).deadline(deadline).build().expect("client")
+    };
+    // A refusal asks for five seconds: no sooner than after half of that does a client ask again, this one never.
+    let deadline = Duration::from_millis(2400);
+    let (alone, in_one_attempt) = (alone(Duration::from_secs(4)), alone(deadline));
     let ends =
         |cluster: &Cluster| [LAST_INDEX, "holdfast_raft_committed_index"].map(|name| metric(cluster, leader, name));
     // Some writes are under way when the others die; that none of them got into the log is possible, and rare.
@@ -362,13 +363,13 @@ async fn a_refusal_comes_early_while_the_logs_end_cannot_be_committed() {
     for place in full {
         wait_started(&cluster, place).await;
     }
-    // In one attempt that had four seconds: what is refused is not asked again so soon. It counts once the leader heard both,
-    // and a call that began before that, or while one fell silent, may have waited for other things.
+    // It counts once the leader heard both, and a call that began before that, or while one fell silent, may have waited
+    // for other things.
     let both = full.map(|place| format!("node {} has", cluster.nodes[place].id));
     let mut refused = Vec::new();
     wait_for("three refusals because of both", async || {
         let begin = Instant::now();
-        let error = ledger.try_write(&alone, RECORD_BYTES).await.expect_err("there is no room");
+        let error = ledger.try_write(&in_one_attempt, RECORD_BYTES).await.expect_err("there is no room");
         if error.reason() == "DISK_FULL" && both.iter().all(|one| error.to_string().contains(one)) {
             refused.push(begin.elapsed());
         }

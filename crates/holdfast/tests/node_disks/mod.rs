@@ -89,13 +89,27 @@ impl Ledger {
     pub async fn check_or_refused(&self, client: &Client) -> BTreeMap<String, usize> {
         let mut refused = BTreeMap::new();
         for (id, payload) in &self.acknowledged {
-            match client.get(contact(USER, id)).await {
+            match answer_of(client, id).await {
                 Ok(found) => assert!(found.is_some_and(|found| found.payload == *payload), "{id} is lost or changed"),
                 Err(error) => *refused.entry(error.reason().to_owned()).or_default() += 1,
             }
         }
         refused
     }
+}
+
+/// What a node says of a record. The client's own deadline may be short, and the machine busy: who got no answer from
+/// anybody asks again.
+async fn answer_of(client: &Client, id: &str) -> Result<Option<v1::Record>, Error> {
+    let mut answer = None;
+    wait_for("any answer to a read", async || {
+        let said = client.get(contact(USER, id)).await;
+        let is_said = !matches!(&said, Err(Error::Unavailable { reason, .. }) if reason.is_empty());
+        answer = Some(said);
+        is_said
+    })
+    .await;
+    answer.expect("it was asked")
 }
 
 /// Bytes that no compression hides a flipped bit in, the same for the same seed (xorshift, Marsaglia 2003).
