@@ -9,7 +9,7 @@
 //!   equal states would have unequal roots.
 //! - The name of a chunk is the hash of its plain bytes, checked before a row of it is used.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use holdfast_store::RawRow;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::archive_contents::Kind;
@@ -17,8 +17,9 @@ use holdfast_wire::internal::v1::archive_contents::Kind;
 use crate::error::ArchiveError;
 use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName, hex};
-use crate::manifest::ManifestChunk;
+use crate::manifest::{ChunkRows, ManifestChunk};
 use crate::object::{self, Sealed};
+use crate::rows::{PatchRow, ROW_HEADER_BYTES, check_rows, next_row, put_row};
 use crate::sealing::Sealing;
 
 /// No cut below this many plain bytes, except at the end of a family.
@@ -28,12 +29,10 @@ const CUT_SPREAD_BYTES: u64 = 3 << 20;
 /// A row that would go beyond this many plain bytes starts a new chunk.
 const PLAIN_BYTES_CUT: usize = 8 << 20;
 
-const ROW_HEADER_BYTES: usize = 9;
-
 /// Rows that go into one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlainChunk {
-    /// Family of all rows.
+    /// Family of all rows; of a patch, of the first one.
     pub family: u8,
     /// First key.
     pub first_key: Vec<u8>,
@@ -41,6 +40,19 @@ pub struct PlainChunk {
     pub rows: u64,
     /// Encoded rows.
     pub plain: Vec<u8>,
+}
+
+impl PlainChunk {
+    /// What a manifest says of them.
+    pub(crate) fn chunk_rows(&self) -> ChunkRows {
+        ChunkRows {
+            plain_blake3: *blake3::hash(&self.plain).as_bytes(),
+            plain_length: self.plain.len() as u64,
+            family: self.family,
+            first_key: self.first_key.clone(),
+            rows: self.rows,
+        }
+    }
 }
 
 /// Cuts a canonical stream of rows into chunks.
@@ -55,27 +67,24 @@ impl Chunker {
     ///
     /// # Errors
     /// When the row does not follow the one before it.
-    pub fn push(&mut self, row: &RawRow) -> Result<Option<PlainChunk>, ArchiveError> {
+    pub fn push(&mut self, family: u8, key: &[u8], value: &[u8]) -> Result<Option<PlainChunk>, ArchiveError> {
         if let Some(current) = &self.current
-            && (row.family, &row.key) <= (current.family, &self.last_key)
+            && (family, key) <= (current.family, &self.last_key)
         {
-            let reason = format!("rows of family {} and {} are out of order", current.family, row.family);
+            let reason = format!("rows of family {} and {family} are out of order", current.family);
             return Err(ArchiveError::refused(reason));
         }
-        let ended = self.current.take_if(|current| is_cut(current, row));
+        let ended = self.current.take_if(|current| is_cut(current, family, key, value.len()));
         let current = self.current.get_or_insert_with(|| PlainChunk {
-            family: row.family,
-            first_key: row.key.clone(),
+            family,
+            first_key: key.to_vec(),
             rows: 0,
             plain: Vec::new(),
         });
         current.rows += 1;
-        current.plain.push(row.family);
-        current.plain.extend_from_slice(&(row.key.len() as u32).to_be_bytes());
-        current.plain.extend_from_slice(&(row.value.len() as u32).to_be_bytes());
-        current.plain.extend_from_slice(&row.key);
-        current.plain.extend_from_slice(&row.value);
-        self.last_key.clone_from(&row.key);
+        put_row(&mut current.plain, family, key, Some(value));
+        self.last_key.clear();
+        self.last_key.extend_from_slice(key);
         Ok(ended)
     }
 
@@ -85,15 +94,15 @@ impl Chunker {
     }
 }
 
-/// Whether `row` starts a new chunk.
-fn is_cut(current: &PlainChunk, row: &RawRow) -> bool {
-    let row_bytes = ROW_HEADER_BYTES + row.key.len() + row.value.len();
-    if current.family != row.family || current.plain.len() + row_bytes > PLAIN_BYTES_CUT {
+/// Whether a row starts a new chunk.
+fn is_cut(current: &PlainChunk, family: u8, key: &[u8], value_bytes: usize) -> bool {
+    let row_bytes = ROW_HEADER_BYTES + key.len() + value_bytes;
+    if current.family != family || current.plain.len() + row_bytes > PLAIN_BYTES_CUT {
         return true;
     }
     // One cut is expected every CUT_SPREAD_BYTES, whatever the size of the rows.
     let threshold = (u64::MAX / CUT_SPREAD_BYTES).saturating_mul(row_bytes as u64);
-    current.plain.len() >= PLAIN_BYTES_MIN && key_hash(&row.key) < threshold
+    current.plain.len() >= PLAIN_BYTES_MIN && key_hash(key) < threshold
 }
 
 fn key_hash(key: &[u8]) -> u64 {
@@ -120,9 +129,21 @@ pub(crate) fn seal(
     chunk: &PlainChunk,
 ) -> Result<SealedChunk, ArchiveError> {
     let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows: chunk.rows });
+    seal_as(lineage, generation, sealing, chunk, kind, |name| ObjectName::Chunk { generation, name })
+}
+
+/// Packs rows under the name that their hash gives them.
+pub(crate) fn seal_as(
+    lineage: &LineageId,
+    generation: u32,
+    sealing: &Sealing,
+    chunk: &PlainChunk,
+    kind: Kind,
+    named: impl Fn([u8; 32]) -> ObjectName,
+) -> Result<SealedChunk, ArchiveError> {
     let plain_blake3 = *blake3::hash(&chunk.plain).as_bytes();
     let name = sealing.chunk_name(&plain_blake3);
-    let object = ObjectName::Chunk { generation, name }.path(lineage);
+    let object = named(name).path(lineage);
     let sealed = object::seal(&object, lineage, kind, sealing, &chunk.plain)?;
     let line = ManifestChunk {
         generation,
@@ -138,19 +159,17 @@ pub(crate) fn seal(
     Ok(SealedChunk { line, sealed })
 }
 
-/// Rows of a chunk that was read and checked.
+/// Rows of a chunk that was read, or put together, and checked.
 #[derive(Debug, Clone)]
 pub struct Chunk {
     /// Hash of the plain bytes.
     pub plain_blake3: [u8; 32],
-    /// Hash that ends the object.
-    pub seal: [u8; 32],
     rows: u64,
     plain: Bytes,
 }
 
 impl Chunk {
-    /// Reads a chunk and checks everything that it says about itself.
+    /// Reads a chunk and checks everything that it says about itself; gives its seal too.
     ///
     /// # Errors
     /// Names `object` and what is wrong.
@@ -160,7 +179,7 @@ impl Chunk {
         keys: &Keyring,
         name: &[u8; 32],
         bytes: &Bytes,
-    ) -> Result<Self, ArchiveError> {
+    ) -> Result<(Self, [u8; 32]), ArchiveError> {
         let opened = object::open(object, lineage, keys, bytes)?;
         let Kind::Chunk(header) = opened.kind else {
             return Err(ArchiveError::corrupt(object, "it is no chunk"));
@@ -169,10 +188,20 @@ impl Chunk {
             let reason = format!("its rows hash to {}, not to its name", hex(&opened.chunk_name()));
             return Err(ArchiveError::corrupt(object, reason));
         }
-        let chunk =
-            Self { plain_blake3: opened.plain_blake3, seal: opened.seal, rows: header.rows, plain: opened.plain };
-        chunk.check_rows().map_err(|reason| ArchiveError::corrupt(object, reason))?;
-        Ok(chunk)
+        let chunk = Self { plain_blake3: opened.plain_blake3, rows: header.rows, plain: opened.plain };
+        let is_row = |row: &PatchRow| row.value.is_some();
+        check_rows(&chunk.plain, chunk.rows, |last, row| last.family == row.family && is_row(last) && is_row(row))
+            .map_err(|reason| ArchiveError::corrupt(object, reason))?;
+        if chunk.patch_rows().next().is_some_and(|first| !is_row(&first)) {
+            return Err(ArchiveError::corrupt(object, "a row of it has no value"));
+        }
+        Ok((chunk, opened.seal))
+    }
+
+    /// One whose rows were put together here; `None` = they are not those that a manifest means.
+    pub(crate) fn composed(chunk: PlainChunk, as_said: &ChunkRows) -> Option<Self> {
+        let is_so = chunk.chunk_rows() == *as_said;
+        is_so.then(|| Self { plain_blake3: as_said.plain_blake3, rows: chunk.rows, plain: chunk.plain.into() })
     }
 
     /// Checks that this is the chunk that a manifest means.
@@ -180,11 +209,11 @@ impl Chunk {
     /// # Errors
     /// Names `object` and what differs.
     pub fn check_line(&self, object: &str, line: &ManifestChunk) -> Result<(), ArchiveError> {
-        let first = self.rows().next();
+        let first = self.patch_rows().next();
         let as_said = self.plain_blake3 == line.plain_blake3
             && self.rows == line.rows
             && self.plain.len() as u64 == line.plain_length
-            && first.is_some_and(|row| row.family == line.family && row.key == line.first_key);
+            && first.is_some_and(|row| row.place() == (line.family, &line.first_key));
         if as_said { Ok(()) } else { Err(ArchiveError::corrupt(object, "it is not what the manifest says of it")) }
     }
 
@@ -195,44 +224,18 @@ impl Chunk {
 
     /// The rows in order.
     pub fn rows(&self) -> impl Iterator<Item = RawRow> {
+        self.patch_rows().map(|row| RawRow {
+            family: row.family,
+            key: row.key.to_vec(),
+            value: row.value.unwrap_or_default().to_vec(),
+        })
+    }
+
+    /// The same, without a copy of their bytes.
+    pub(crate) fn patch_rows(&self) -> impl Iterator<Item = PatchRow> + use<> {
         let mut rest = self.plain.clone();
         std::iter::from_fn(move || next_row(&mut rest).ok().flatten())
     }
-
-    fn check_rows(&self) -> Result<(), String> {
-        let mut rest = self.plain.clone();
-        let mut last: Option<RawRow> = None;
-        let mut rows = 0;
-        while let Some(row) = next_row(&mut rest)? {
-            if let Some(last) = last
-                && (last.family != row.family || last.key >= row.key)
-            {
-                return Err(format!("row {rows} is out of order"));
-            }
-            last = Some(row);
-            rows += 1;
-        }
-        if rows == self.rows && rows > 0 { Ok(()) } else { Err(format!("it has {rows} rows, not {}", self.rows)) }
-    }
-}
-
-fn next_row(rest: &mut Bytes) -> Result<Option<RawRow>, String> {
-    if rest.is_empty() {
-        return Ok(None);
-    }
-    let short = || "a row ends beyond the chunk".to_owned();
-    if rest.len() < ROW_HEADER_BYTES {
-        return Err(short());
-    }
-    let family = rest.get_u8();
-    let key_bytes = rest.get_u32() as usize;
-    let value_bytes = rest.get_u32() as usize;
-    if rest.len() < key_bytes.checked_add(value_bytes).ok_or_else(short)? {
-        return Err(short());
-    }
-    let key = rest.split_to(key_bytes).to_vec();
-    let value = rest.split_to(value_bytes).to_vec();
-    Ok(Some(RawRow { family, key, value }))
 }
 
 #[cfg(test)]

@@ -18,8 +18,10 @@ use holdfast_wire::log::{Entry, EntryPayload, encode_entry, encode_proposal, ent
 use crate::destination::{Destination, DestinationConfig};
 use crate::layout::LineageId;
 use crate::lineage::{LineageFacts, OpenLineage};
+use crate::row_index::RowIndexes;
 use crate::sealing::Sealing;
 use crate::ship::SegmentShipper;
+use crate::snapshot::SnapshotOptions;
 
 pub(crate) const GROUP: GroupId = GroupId(0);
 /// 2026-11-22.
@@ -154,6 +156,16 @@ impl History {
         let next = self.entries.len() as u64;
         let mut payload = vec![0; bytes];
         blake3::Hasher::new().update(record.as_bytes()).update(&next.to_be_bytes()).finalize_xof().fill(&mut payload);
+        let content = Content { content_type: "text/vcard".into(), payload: payload.into(), ttl_seconds: 0 };
+        self.write(user, record, Op::Put(content));
+    }
+
+    pub(crate) fn delete(&mut self, user: &str, record: &str) {
+        self.write(user, record, Op::Delete);
+    }
+
+    fn write(&mut self, user: &str, record: &str, op: Op) {
+        let next = self.entries.len() as u64;
         let mut request_id = [0xaa; 16];
         request_id[..8].copy_from_slice(&(u64::from(self.facts.epoch) << 40 | next).to_be_bytes());
         let mutation = Mutation {
@@ -161,7 +173,7 @@ impl History {
                 collection: Collection::new("contacts").expect("known"),
                 record_id: RecordId::new(record).expect("valid"),
             },
-            op: Op::Put(Content { content_type: "text/vcard".into(), payload: payload.into(), ttl_seconds: 0 }),
+            op,
             guard: Guard::None,
         };
         let mut batch = WriteBatch {
@@ -176,6 +188,11 @@ impl History {
         };
         batch.fingerprint = fingerprint(&batch);
         self.propose(Command::WriteBatch(batch));
+    }
+
+    /// Records that stay as they are: what changes later is a small part of all.
+    pub(crate) fn stock(&mut self, records: usize, bytes: usize) {
+        (0..records).for_each(|record| self.put(&format!("user-{}", record % 7), &format!("stock-{record}"), bytes));
     }
 
     /// Several writes, a blank and what the server itself proposes.
@@ -254,6 +271,11 @@ impl Node {
             }
             self.state.commit(batch).expect("commits");
         }
+    }
+
+    /// It remembers what rows the snapshots had that it shipped.
+    pub(crate) fn options(&self) -> SnapshotOptions {
+        SnapshotOptions { indexes: Some(RowIndexes::new(self.dir.path().join("rows"))), ..SnapshotOptions::default() }
     }
 
     pub(crate) fn checkpoint(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 //! <cluster>/<incarnation>/LINEAGE
 //! <cluster>/<incarnation>/gen/<generation:04>/KEYS.age
 //! <cluster>/<incarnation>/gen/<generation:04>/chunk/<blake3 of the rows, keyed where they are encrypted>
+//! <cluster>/<incarnation>/gen/<generation:04>/patch/<the same>
 //! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
 //! <cluster>/<incarnation>/heartbeat/<group>/<at_ms:020>
@@ -56,6 +57,11 @@ impl LineageId {
         format!("{self}/heartbeat/{}", group.0)
     }
 
+    /// Prefix of the chunks and patches of a generation, and of its key.
+    pub fn generation_prefix(&self, generation: u32) -> String {
+        format!("{self}/gen/{generation:04}")
+    }
+
     /// Prefix of a group's manifests.
     pub fn snapshot_prefix(&self, group: GroupId) -> String {
         format!("{self}/snap/{}", group.0)
@@ -81,6 +87,13 @@ pub enum ObjectName {
     /// Rows of the state.
     Chunk {
         /// Generation: without encryption the week of the log's time.
+        generation: u32,
+        /// Hash of the rows; keyed where they are encrypted.
+        name: [u8; 32],
+    },
+    /// Rows that changed from one snapshot to a later one.
+    Patch {
+        /// Generation, as of a chunk.
         generation: u32,
         /// Hash of the rows; keyed where they are encrypted.
         name: [u8; 32],
@@ -122,8 +135,13 @@ impl ObjectName {
             Self::Segment { group, level, first, repair } => {
                 format!("{}/{first:020}.r{repair}", lineage.log_prefix(*group, *level))
             }
-            Self::Keys { generation } => format!("{lineage}/gen/{generation:04}/KEYS.age"),
-            Self::Chunk { generation, name } => format!("{lineage}/gen/{generation:04}/chunk/{}", hex(name)),
+            Self::Keys { generation } => format!("{}/KEYS.age", lineage.generation_prefix(*generation)),
+            Self::Chunk { generation, name } => {
+                format!("{}/chunk/{}", lineage.generation_prefix(*generation), hex(name))
+            }
+            Self::Patch { generation, name } => {
+                format!("{}/patch/{}", lineage.generation_prefix(*generation), hex(name))
+            }
             Self::Manifest { group, index } => format!("{}/{index:020}/MANIFEST", lineage.snapshot_prefix(*group)),
             Self::Heartbeat { group, at_ms } => format!("{}/{at_ms:020}", lineage.heartbeat_prefix(*group)),
         }
@@ -149,6 +167,9 @@ impl ObjectName {
             ["gen", generation, "KEYS.age"] => Self::Keys { generation: generation.parse().ok()? },
             ["gen", generation, "chunk", name] => {
                 Self::Chunk { generation: generation.parse().ok()?, name: unhex(name)? }
+            }
+            ["gen", generation, "patch", name] => {
+                Self::Patch { generation: generation.parse().ok()?, name: unhex(name)? }
             }
             ["snap", group, index, "MANIFEST"] => {
                 Self::Manifest { group: GroupId(group.parse().ok()?), index: index.parse().ok()? }
@@ -210,6 +231,7 @@ mod tests {
             }),
             (0u32..99_999).prop_map(|generation| ObjectName::Keys { generation }),
             (0u32..99_999, any::<[u8; 32]>()).prop_map(|(generation, name)| ObjectName::Chunk { generation, name }),
+            (0u32..99_999, any::<[u8; 32]>()).prop_map(|(generation, name)| ObjectName::Patch { generation, name }),
             (any::<u32>(), any::<u64>())
                 .prop_map(|(group, index)| ObjectName::Manifest { group: GroupId(group), index }),
             (any::<u32>(), any::<u64>())

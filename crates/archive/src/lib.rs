@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chunk;
+pub mod compose;
 pub mod destination;
 pub mod fence;
 pub mod heartbeat;
@@ -19,11 +20,13 @@ pub mod lineage;
 pub mod manifest;
 pub mod marker;
 pub mod offer;
+pub mod patch;
 pub mod person;
 pub mod plan;
 pub mod read_limit;
 pub mod recover;
 pub mod restore;
+pub mod row_index;
 pub mod sealing;
 pub mod segment;
 pub mod ship;
@@ -32,6 +35,7 @@ pub mod verify;
 
 mod error;
 mod object;
+mod rows;
 
 #[cfg(test)]
 mod fixture;
@@ -49,7 +53,8 @@ pub use plan::{At, Choose, RestorePlan, plan, plan_of_what_is_there};
 pub use read_limit::ReadLimit;
 pub use recover::{Joint, Survivor};
 pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, check_targets, restore};
+pub use row_index::RowIndexes;
 pub use sealing::{Compression, GenerationKey, Sealing};
 pub use ship::{SegmentShipper, ShipOutcome, Tail};
-pub use snapshot::{SnapshotReport, list_snapshots, ship_snapshot};
+pub use snapshot::{SnapshotOptions, SnapshotReport, list_snapshots, ship_snapshot};
 pub use verify::{Level, VerifyReport, verify, verify_all};

@@ -1,9 +1,14 @@
 //! Manifests: the commit point of a snapshot. Written last; a snapshot without one does not exist.
 //!
+//! The rows of a snapshot lie in the chunks of its base and, over them, in layers of patches: each says what changed from
+//! one snapshot to a later one. Without layers the base is all of it.
+//!
 //! Invariants, checked before writing and after reading:
-//! - Chunks are ascending by (family, first key); their rows and bytes add up to the totals.
-//! - The root is the hash over the chunks' plain hashes in that order: equal states have equal roots.
-//! - The snapshot before this one, if it is named, has a lower index.
+//! - Chunks, and patches of a layer, are ascending by (family, first key); the rows and bytes of the snapshot add up to the
+//!   totals.
+//! - The root is the hash over the plain hashes of the chunks that the snapshot's rows make, wherever they lie: equal
+//!   states have equal roots.
+//! - The snapshot before this one, if it is named, has a lower index; layers lead from the base's index to this one.
 
 use bytes::Bytes;
 use holdfast_model::id::{GroupId, Millis};
@@ -17,6 +22,9 @@ use crate::layout::{LineageId, ObjectName};
 use crate::object::{self, Sealed, fixed};
 use crate::sealing::Sealing;
 use crate::segment::{log_id, position};
+
+/// Most layers over a base: a restore reads them all side by side.
+pub const LAYERS_MAX: usize = 8;
 
 /// Separates the hash of a root from every other use of BLAKE3 here.
 const ROOT_CONTEXT: &str = "holdfast archive 2026-11-22 snapshot root";
@@ -40,8 +48,14 @@ pub struct Manifest {
     pub now: Millis,
     /// Newest rules seen.
     pub rules: u16,
-    /// Chunks in canonical order.
+    /// Chunks of its base, in canonical order.
     pub chunks: Vec<ManifestChunk>,
+    /// Index of the snapshot whose rows its base is; its own, if it has no layers.
+    pub base_index: u64,
+    /// What changed since, oldest first.
+    pub layers: Vec<Layer>,
+    /// With layers: the chunks that its rows make, in canonical order.
+    pub composed: Vec<ChunkRows>,
     /// Users.
     pub users: u64,
     /// Live records.
@@ -61,7 +75,31 @@ pub struct Previous {
     pub seal: [u8; 32],
 }
 
-/// One chunk of a snapshot.
+/// What changed from the snapshot below to another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Index of the snapshot that it leads to.
+    pub index: u64,
+    /// Its patches, in canonical order.
+    pub patches: Vec<ManifestChunk>,
+}
+
+/// Rows that make a chunk, wherever they lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkRows {
+    /// Hash of the rows.
+    pub plain_blake3: [u8; 32],
+    /// Bytes of the rows.
+    pub plain_length: u64,
+    /// Family of the rows.
+    pub family: u8,
+    /// First key.
+    pub first_key: Vec<u8>,
+    /// Rows.
+    pub rows: u64,
+}
+
+/// One chunk of a snapshot's base, or one patch of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestChunk {
     /// Generation it lies in.
@@ -76,7 +114,7 @@ pub struct ManifestChunk {
     pub stored_length: u64,
     /// Hash that ends the object.
     pub stored_seal: [u8; 32],
-    /// Family of its rows.
+    /// Family of its rows; of a patch, of the first one.
     pub family: u8,
     /// First key.
     pub first_key: Vec<u8>,
@@ -85,9 +123,25 @@ pub struct ManifestChunk {
 }
 
 impl ManifestChunk {
-    /// Name of the object.
+    /// Name of the object, of a chunk.
     pub fn object(&self) -> ObjectName {
         ObjectName::Chunk { generation: self.generation, name: self.name }
+    }
+
+    /// Name of the object, of a patch.
+    pub fn patch_object(&self) -> ObjectName {
+        ObjectName::Patch { generation: self.generation, name: self.name }
+    }
+
+    /// Its rows.
+    pub fn chunk_rows(&self) -> ChunkRows {
+        ChunkRows {
+            plain_blake3: self.plain_blake3,
+            plain_length: self.plain_length,
+            family: self.family,
+            first_key: self.first_key.clone(),
+            rows: self.rows,
+        }
     }
 }
 
@@ -97,28 +151,52 @@ impl Manifest {
         ObjectName::Manifest { group: self.group, index: self.applied.index }
     }
 
-    /// Hash over the plain hashes of the chunks, in order.
+    /// Hash over the plain hashes of the chunks that its rows make, in order.
     pub fn root(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
-        for chunk in &self.chunks {
-            hasher.update(&chunk.plain_blake3);
+        for (plain_blake3, ..) in self.sums() {
+            hasher.update(plain_blake3);
         }
         *hasher.finalize().as_bytes()
     }
 
-    /// Rows of all chunks.
+    /// Rows.
     pub fn rows(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.rows).sum()
+        self.sums().map(|(_, rows, _)| rows).sum()
     }
 
-    /// Plain bytes of all chunks.
+    /// Plain bytes of its rows.
     pub fn plain_length(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.plain_length).sum()
+        self.sums().map(|(.., bytes)| bytes).sum()
     }
 
-    /// Bytes of all its chunks as they are stored.
+    /// Hash, rows and bytes of each chunk that its rows make.
+    fn sums(&self) -> Box<dyn Iterator<Item = (&[u8; 32], u64, u64)> + '_> {
+        match self.layers.is_empty() {
+            true => Box::new(self.chunks.iter().map(|chunk| (&chunk.plain_blake3, chunk.rows, chunk.plain_length))),
+            false => Box::new(self.composed.iter().map(|chunk| (&chunk.plain_blake3, chunk.rows, chunk.plain_length))),
+        }
+    }
+
+    /// How many chunks its rows make.
+    pub fn chunk_count(&self) -> usize {
+        self.sums().count()
+    }
+
+    /// Every object that holds rows of it, with its line.
+    pub fn objects(&self) -> impl Iterator<Item = (ObjectName, &ManifestChunk)> {
+        let patches = self.layers.iter().flat_map(|layer| &layer.patches).map(|line| (line.patch_object(), line));
+        self.chunks.iter().map(|line| (line.object(), line)).chain(patches)
+    }
+
+    /// Bytes of all its objects as they are stored.
     pub fn stored_length(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.stored_length).sum()
+        self.objects().map(|(_, line)| line.stored_length).sum()
+    }
+
+    /// Plain bytes of its layers.
+    pub fn patch_length(&self) -> u64 {
+        self.layers.iter().flat_map(|layer| &layer.patches).map(|line| line.plain_length).sum()
     }
 
     /// The same state at the same place, whoever took it and however its chunks were packed.
@@ -172,9 +250,25 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), String> {
-        let ordered = self.chunks.is_sorted_by(|a, b| (a.family, &a.first_key) < (b.family, &b.first_key));
-        if !ordered {
+        let ordered =
+            |lines: &[ManifestChunk]| lines.is_sorted_by(|a, b| (a.family, &a.first_key) < (b.family, &b.first_key));
+        let composed = self.composed.is_sorted_by(|a, b| (a.family, &a.first_key) < (b.family, &b.first_key));
+        if !ordered(&self.chunks) || !composed {
             return Err("its chunks are out of order".into());
+        }
+        if !self.layers.iter().all(|layer| ordered(&layer.patches)) {
+            return Err("its patches are out of order".into());
+        }
+        let steps = std::iter::once(self.base_index).chain(self.layers.iter().map(|layer| layer.index));
+        let end = self.layers.last().map_or(self.base_index, |layer| layer.index);
+        if !steps.is_sorted_by(|a, b| a < b) || end != self.applied.index {
+            return Err("its layers do not lead from its base to its index".into());
+        }
+        if self.layers.len() > LAYERS_MAX {
+            return Err(format!("it has {} layers, more than {LAYERS_MAX}", self.layers.len()));
+        }
+        if self.layers.is_empty() && !self.composed.is_empty() {
+            return Err("it has no layers, and chunks that are composed of them".into());
         }
         if self.previous.is_some_and(|previous| previous.index >= self.applied.index) {
             return Err("the snapshot before it is not older".into());
@@ -199,8 +293,40 @@ impl Manifest {
             payload_bytes: self.payload_bytes,
             previous_index: self.previous.map_or(0, |previous| previous.index),
             previous_seal: self.previous.map_or(Bytes::new(), |previous| Bytes::copy_from_slice(&previous.seal)),
+            base_index: self.base_index,
+            layers: self.layers.iter().map(layer_to).collect(),
+            composed: self.composed.iter().map(rows_to).collect(),
         }
     }
+}
+
+fn layer_to(layer: &Layer) -> pb::ArchiveManifestLayer {
+    pb::ArchiveManifestLayer { index: layer.index, patches: layer.patches.iter().map(chunk_to).collect() }
+}
+
+fn layer_from(layer: pb::ArchiveManifestLayer) -> Option<Layer> {
+    let patches = layer.patches.into_iter().map(chunk_from).collect::<Option<_>>()?;
+    Some(Layer { index: layer.index, patches })
+}
+
+fn rows_to(rows: &ChunkRows) -> pb::ArchiveManifestRows {
+    pb::ArchiveManifestRows {
+        plain_blake3: Bytes::copy_from_slice(&rows.plain_blake3),
+        plain_length: rows.plain_length,
+        family: rows.family.into(),
+        first_key: Bytes::copy_from_slice(&rows.first_key),
+        rows: rows.rows,
+    }
+}
+
+fn rows_from(rows: pb::ArchiveManifestRows) -> Option<ChunkRows> {
+    Some(ChunkRows {
+        plain_blake3: fixed(&rows.plain_blake3)?,
+        plain_length: rows.plain_length,
+        family: u8::try_from(rows.family).ok()?,
+        first_key: rows.first_key.to_vec(),
+        rows: rows.rows,
+    })
 }
 
 fn chunk_to(chunk: &ManifestChunk) -> pb::ArchiveManifestChunk {
@@ -239,10 +365,19 @@ fn from_message(lineage: LineageId, group: GroupId, message: pb::ArchiveManifest
     let root = hash("root", &message.root)?;
     let chunks: Option<Vec<ManifestChunk>> = message.chunks.into_iter().map(chunk_from).collect();
     let chunks = chunks.ok_or("one of its chunks has no valid name or family")?;
+    let layers: Option<Vec<Layer>> = message.layers.into_iter().map(layer_from).collect();
+    let layers = layers.ok_or("one of its patches has no valid name or family")?;
+    let composed: Option<Vec<ChunkRows>> = message.composed.into_iter().map(rows_from).collect();
+    let composed = composed.ok_or("one of its composed chunks has no valid hash or family")?;
     // Sums that overflow are not those of any state.
-    let sum = |of: fn(&ManifestChunk) -> u64| chunks.iter().try_fold(0u64, |sum, chunk| sum.checked_add(of(chunk)));
-    sum(|chunk| chunk.rows).ok_or("its rows overflow")?;
-    sum(|chunk| chunk.plain_length).ok_or("its plain bytes overflow")?;
+    let patches = || layers.iter().flat_map(|layer| &layer.patches);
+    let sum = |of: fn(&ManifestChunk) -> u64| {
+        chunks.iter().chain(patches()).try_fold(0u64, |sum, chunk| sum.checked_add(of(chunk)))
+    };
+    let sum_composed =
+        |of: fn(&ChunkRows) -> u64| composed.iter().try_fold(0u64, |sum, chunk| sum.checked_add(of(chunk)));
+    sum(|chunk| chunk.rows).and(sum_composed(|chunk| chunk.rows)).ok_or("its rows overflow")?;
+    sum(|chunk| chunk.plain_length).and(sum_composed(|chunk| chunk.plain_length)).ok_or("its plain bytes overflow")?;
     sum(|chunk| chunk.stored_length).ok_or("its stored bytes overflow")?;
     let previous = match message.previous_seal.is_empty() {
         true => None,
@@ -258,6 +393,9 @@ fn from_message(lineage: LineageId, group: GroupId, message: pb::ArchiveManifest
         now: Millis(message.now_ms),
         rules: u16::try_from(message.rules).map_err(|_| "its rules are out of range")?,
         chunks,
+        base_index: message.base_index,
+        layers,
+        composed,
         users: message.users,
         records: message.records,
         payload_bytes: message.payload_bytes,

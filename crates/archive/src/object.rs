@@ -27,7 +27,7 @@ use crate::layout::{LineageId, hex};
 use crate::sealing::{Compression, GenerationKey, Sealing};
 
 /// Newest format that this build writes and reads.
-pub(crate) const FORMAT: u16 = 3;
+pub(crate) const FORMAT: u16 = 4;
 /// Largest object.
 pub(crate) const OBJECT_BYTES_MAX: u64 = 64 << 20;
 /// Largest plain body; bounds what a damaged or hostile header can make a reader allocate.
@@ -459,11 +459,14 @@ pub(crate) mod tests {
         assert!(error.to_string().contains("x/y is damaged: it belongs to 0707"), "{error}");
 
         let mut newer = sealed.bytes[..sealed.bytes.len() - SEAL_BYTES].to_vec();
-        newer[9] = 4;
+        newer[8..10].copy_from_slice(&(FORMAT + 1).to_be_bytes());
         let seal = *blake3::hash(&newer).as_bytes();
         newer.extend_from_slice(&seal);
         let error = open("x/y", &LINEAGE, &Keyring::default(), &newer.into()).expect_err("newer");
-        assert!(matches!(error, ArchiveError::OtherFormat { format: 4, known: 3, .. }), "{error}");
+        assert!(
+            matches!(error, ArchiveError::OtherFormat { format, known: FORMAT, .. } if format == FORMAT + 1),
+            "{error}"
+        );
         assert!(!error.is_integrity());
     }
 }

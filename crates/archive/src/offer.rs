@@ -76,10 +76,10 @@ async fn step(
     let Some((lineage, name)) = ObjectName::parse(object) else { return Ok(None) };
     match name {
         ObjectName::Manifest { index, .. } => Ok(around.snapshots.insert((lineage, index)).then_some(now)),
-        ObjectName::Chunk { .. } => {
+        ObjectName::Chunk { .. } | ObjectName::Patch { .. } => {
             // Every snapshot that names it falls with it; the plan was about to use the newest of them.
             let plan = plan_around(destination, group, now, around).await?;
-            let snapshot = plan.snapshot.filter(|manifest| manifest.chunks.iter().any(|line| line.object() == name));
+            let snapshot = plan.snapshot.filter(|manifest| manifest.objects().any(|(of, _)| of == name));
             let is_new = snapshot.is_some_and(|manifest| around.snapshots.insert((lineage, manifest.applied.index)));
             Ok(is_new.then_some(now))
         }

@@ -18,6 +18,7 @@ use holdfast_store::{DataDir, LogPosition, StoredEntry};
 use tokio::sync::mpsc;
 
 use crate::chunk::Chunk;
+use crate::compose::read_rows;
 use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::ObjectName;
@@ -25,7 +26,6 @@ use crate::manifest::Manifest;
 use crate::marker::{self, Opening, RestoreMark};
 use crate::plan::RestorePlan;
 use crate::ship::read_segment;
-use crate::snapshot::read_chunk;
 
 mod load;
 
@@ -152,14 +152,15 @@ pub async fn check_all(
 ) -> Result<u64, ArchiveError> {
     let (total, mut done) = (plan.bytes(), 0);
     if let Some(manifest) = &plan.snapshot {
-        let reads = manifest.chunks.iter().map(|line| async move {
-            read_chunk(destination, &manifest.lineage, line).await.map(|_| line.stored_length)
-        });
-        let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
-        while let Some(bytes) = reads.try_next().await? {
-            done += bytes;
+        let (stored, plain, mut seen) = (manifest.stored_length(), manifest.plain_length().max(1), 0);
+        let mut rows = read_rows(destination, manifest);
+        while let Some(chunk) = rows.try_next().await? {
+            seen += chunk.plain_length();
+            // Rows of a chunk may lie in several objects; together they have this many bytes.
+            done = (u128::from(stored) * u128::from(seen) / u128::from(plain)) as u64;
             progress(RestoreStage::Verify, done, total);
         }
+        done = stored;
     }
     let mut entries = 0;
     let counted = each_segment(destination, plan, |taken, bytes| {
@@ -221,9 +222,8 @@ async fn feed(
 ) -> Result<(), ArchiveError> {
     if let Some(manifest) = &plan.snapshot {
         let (total, mut done) = (manifest.plain_length(), 0);
-        let reads = manifest.chunks.iter().map(|line| read_chunk(destination, &manifest.lineage, line));
-        let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
-        while let Some(chunk) = reads.try_next().await? {
+        let mut rows = read_rows(destination, manifest);
+        while let Some(chunk) = rows.try_next().await? {
             done += chunk.plain_length();
             send(targets, Part::Rows(chunk)).await?;
             progress(RestoreStage::Load, done, total);

@@ -136,7 +136,7 @@ impl Segment {
         let header = match opened.kind {
             Kind::Segment(header) => header,
             Kind::Fence(header) => return Err(fence::met(object, group, first, &header)),
-            Kind::Lineage(_) | Kind::Chunk(_) | Kind::Manifest(_) | Kind::Heartbeat(_) => {
+            Kind::Lineage(_) | Kind::Chunk(_) | Kind::Patch(_) | Kind::Manifest(_) | Kind::Heartbeat(_) => {
                 return Err(bad("it is no segment".into()));
             }
         };

@@ -1,35 +1,53 @@
 //! Shipping a snapshot: a checkpoint is scanned in canonical order, cut into chunks, and its manifest is written last.
 //!
+//! The first snapshot of a generation is a base: all its chunks are shipped. A later one is a layer of patches over one
+//! whose rows this node still knows ([`RowIndexes`]), as long as that is worth it, and else a new base, of which chunks
+//! that are there already are not shipped again.
+//!
 //! Invariants:
 //! - Position, chains, time and rows all come from inside the checkpoint.
-//! - The manifest is written after every chunk that it names was seen at the destination: whole, if this call wrote it,
+//! - The manifest is written after every object that it names was seen at the destination: whole, if this call wrote it,
 //!   and else with the length it names.
+//! - Base and layers of a snapshot lie in one generation: it is locked, and deleted, as one.
 //! - The state is never in memory whole: a few chunks are under way at any time.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_model::id::{GroupId, Millis};
-use holdfast_model::state::Totals;
-use holdfast_store::{LogPosition, open_checkpoint};
+use holdfast_model::id::GroupId;
 use tokio::sync::mpsc;
 
-use crate::chunk::{self, Chunk, Chunker, PlainChunk, SealedChunk};
+use self::scan::{Below, Checkpoint, Scan, Scanned};
+use crate::chunk::{self, Chunk, SealedChunk};
 use crate::destination::{Destination, Put};
 use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName, week_of};
 use crate::lineage::OpenLineage;
-use crate::manifest::{Manifest, ManifestChunk, Previous};
+use crate::manifest::{ChunkRows, LAYERS_MAX, Layer, Manifest, ManifestChunk, Previous};
+use crate::patch::Patch;
 use crate::read_limit::ReadLimit;
-use crate::sealing::Sealing;
+use crate::row_index::{RowIndexes, RowReader, RowWriter};
+
+mod scan;
 
 /// Chunks between scan and upload, and uploads under way.
 const QUEUED_MAX: usize = 2;
 const UPLOADS_MAX: usize = 4;
+/// Layers over a base that together have more than this part of a snapshot's bytes are not worth what a restore pays for
+/// them.
+const LAYERS_PART: u64 = 4;
+
+/// How a snapshot is taken.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotOptions {
+    /// How fast the checkpoint is read.
+    pub limit: ReadLimit,
+    /// What is known of the rows of earlier snapshots; `None` = nothing, and nothing is kept of this one.
+    pub indexes: Option<RowIndexes>,
+}
 
 /// What shipping a snapshot did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,12 +58,16 @@ pub struct SnapshotReport {
     pub object: String,
     /// Hash over all of it: equal on every replica.
     pub root: [u8; 32],
-    /// Chunks that it names.
+    /// Chunks that its rows make.
     pub chunks: u64,
     /// Plain bytes of all of them.
     pub bytes: u64,
     /// Bytes written by this call.
     pub new_bytes: u64,
+    /// Layers over its base.
+    pub layers: usize,
+    /// Index of the snapshot whose rows its base is; its own, without layers.
+    pub base_index: u64,
     /// Somebody else had shipped the same snapshot.
     pub adopted: bool,
 }
@@ -56,28 +78,7 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 /// Chunks of the snapshot before, by generation and name.
 type Known = BTreeMap<(u32, [u8; 32]), ManifestChunk>;
 
-/// Facts of a checkpoint, from inside it.
-#[derive(Debug, Clone)]
-struct Head {
-    applied: LogPosition,
-    membership: Bytes,
-    entry_chain: [u8; 32],
-    effect_chain: [u8; 32],
-    now: Millis,
-    rules: u16,
-    totals: Totals,
-}
-
-/// What the scan hands over, in order: first the head, then chunks.
-enum Scanned {
-    Head(Head),
-    /// Not in the snapshot before this one.
-    New(SealedChunk),
-    /// In the snapshot before this one, so probably there.
-    Known(PlainChunk, ManifestChunk),
-}
-
-/// Ships the state in `checkpoint` as the snapshot at its applied index, and reads it no faster than `limit`.
+/// Ships the state in `checkpoint` as the snapshot at its applied index.
 ///
 /// # Errors
 /// `LineageFork` when another state lies under the name; `Corrupt` when a chunk there is damaged.
@@ -85,32 +86,31 @@ pub async fn ship_snapshot(
     lineage: &OpenLineage,
     group: GroupId,
     checkpoint: &Path,
-    limit: ReadLimit,
+    options: &SnapshotOptions,
     progress: Progress<'_>,
 ) -> Result<SnapshotReport, ArchiveError> {
-    let previous = previous_of(lineage, group).await?;
-    let lines = previous.iter().flat_map(|(manifest, _)| &manifest.chunks);
-    let known: Known = lines.map(|line| ((line.generation, line.name), line.clone())).collect();
-    let (sender, mut scanned) = mpsc::channel(QUEUED_MAX);
-    let sealing = lineage.sealing().clone();
-    let scan = Scan { checkpoint: checkpoint.to_owned(), lineage: *lineage.id(), sealing, known, limit };
-    let scanning = tokio::task::spawn_blocking(move || scan.run(&sender));
-    let shipped = ship_scanned(lineage, group, &mut scanned, previous, progress).await;
-    // Ends the scan where it is, if shipping failed.
-    drop(scanned);
-    let scan_end = scanning.await.map_err(|_| ArchiveError::Stopped { what: "the scan of a checkpoint" })?;
-    match (shipped, scan_end) {
-        // A scan that failed explains why shipping had nothing more to do.
-        (_, Err(error @ (ArchiveError::Store { .. } | ArchiveError::Refused { .. }))) => Err(error),
-        (shipped, _) => shipped,
+    let path = checkpoint.to_owned();
+    let checkpoint = Arc::new(blocking("opening a checkpoint", move || Checkpoint::open(&path)).await?);
+    let generation = lineage.sealing().generation().unwrap_or_else(|| week_of(checkpoint.now));
+    let mut older = list_snapshots(lineage.destination(), lineage.id(), group).await?;
+    older.retain(|found| found.index < checkpoint.applied.index);
+    let previous = newest_readable(lineage, group, older.last()).await?;
+    let shipping = Shipping { lineage, group, checkpoint, generation, previous, options, progress };
+    if let Some((parent, rows)) = shipping.parent(&older).await?
+        && let Some(report) = shipping.ship_layer(parent, rows).await?
+    {
+        return Ok(report);
     }
+    shipping.ship_base().await
 }
 
-/// The newest snapshot that can be read; a damaged one must not keep new ones from being shipped.
-async fn previous_of(lineage: &OpenLineage, group: GroupId) -> Result<Option<(Manifest, [u8; 32])>, ArchiveError> {
-    let Some(newest) = list_snapshots(lineage.destination(), lineage.id(), group).await?.pop() else {
-        return Ok(None);
-    };
+/// A damaged snapshot must not keep new ones from being shipped.
+async fn newest_readable(
+    lineage: &OpenLineage,
+    group: GroupId,
+    newest: Option<&ListedSnapshot>,
+) -> Result<Option<(Manifest, [u8; 32])>, ArchiveError> {
+    let Some(newest) = newest else { return Ok(None) };
     match read_manifest(lineage.destination(), lineage.id(), group, newest.index).await {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.is_integrity() => {
@@ -121,51 +121,217 @@ async fn previous_of(lineage: &OpenLineage, group: GroupId) -> Result<Option<(Ma
     }
 }
 
-async fn ship_scanned(
-    lineage: &OpenLineage,
-    group: GroupId,
-    scanned: &mut mpsc::Receiver<Scanned>,
-    previous: Option<(Manifest, [u8; 32])>,
-    progress: Progress<'_>,
-) -> Result<SnapshotReport, ArchiveError> {
-    let Some(Scanned::Head(head)) = scanned.recv().await else {
-        return Err(ArchiveError::Stopped { what: "the scan of a checkpoint" });
-    };
-    let previous = previous.filter(|(manifest, _)| manifest.applied.index < head.applied.index);
-    let expected = previous.as_ref().map_or(head.totals.bytes, |(manifest, _)| manifest.plain_length());
-    let chunks = futures::stream::poll_fn(|context| scanned.poll_recv(context));
-    let mut uploads = chunks.map(|chunk| upload(lineage, chunk)).buffered(UPLOADS_MAX);
-    let mut manifest = manifest_of(lineage, group, head, previous.as_ref());
-    let (mut done, mut new_bytes) = (0, 0);
-    while let Some((line, written)) = uploads.try_next().await? {
-        done += line.plain_length;
-        new_bytes += written;
-        manifest.chunks.push(line);
-        progress(done, expected.max(done));
-    }
-    drop(uploads);
-    commit(lineage, manifest, new_bytes).await
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, ArchiveError> + Send + 'static,
+) -> Result<T, ArchiveError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ArchiveError::Stopped { what })?
 }
 
-/// Writes the manifest: from here on the snapshot exists.
-async fn commit(lineage: &OpenLineage, manifest: Manifest, new_bytes: u64) -> Result<SnapshotReport, ArchiveError> {
-    let object = manifest.name().path(lineage.id());
-    let bytes = manifest.seal(lineage.sealing())?.bytes;
-    let destination = lineage.destination();
-    let (manifest, adopted) = match destination.put_checked(&object, &bytes).await? {
-        Put::Created => (manifest, false),
-        Put::Same => (manifest, true),
-        Put::Lost(found) => (same_snapshot(lineage, &object, &manifest, &found)?, true),
-    };
-    Ok(SnapshotReport {
-        index: manifest.applied.index,
-        object,
-        root: manifest.root(),
-        chunks: manifest.chunks.len() as u64,
-        bytes: manifest.plain_length(),
-        new_bytes: if adopted { new_bytes } else { new_bytes + bytes.len() as u64 },
-        adopted,
-    })
+/// One snapshot on its way to one destination.
+struct Shipping<'a> {
+    lineage: &'a OpenLineage,
+    group: GroupId,
+    checkpoint: Arc<Checkpoint>,
+    generation: u32,
+    /// The newest snapshot before this one, and the seal of its manifest.
+    previous: Option<(Manifest, [u8; 32])>,
+    options: &'a SnapshotOptions,
+    progress: Progress<'a>,
+}
+
+/// What became of something scanned.
+enum Shipped {
+    Chunk(ManifestChunk, u64),
+    Patch(ManifestChunk, u64),
+    Rows(ChunkRows),
+    NoLayer(String),
+}
+
+/// What one pass brought there.
+#[derive(Default)]
+struct Pass {
+    chunks: Vec<ManifestChunk>,
+    patches: Vec<ManifestChunk>,
+    composed: Vec<ChunkRows>,
+    new_bytes: u64,
+    /// Why it ended early.
+    no_layer: Option<String>,
+    index: Option<RowWriter>,
+}
+
+impl Shipping<'_> {
+    /// The newest snapshot that a layer can lie over, with its rows: one of this generation, whose objects are all there.
+    async fn parent(&self, older: &[ListedSnapshot]) -> Result<Option<(Manifest, RowReader)>, ArchiveError> {
+        let Some(indexes) = &self.options.indexes else { return Ok(None) };
+        let (destination, id) = (self.lineage.destination(), *self.lineage.id());
+        for found in older.iter().rev().filter(|found| indexes.has(self.group, found.index)) {
+            let manifest = match read_manifest(destination, &id, self.group, found.index).await {
+                Ok((manifest, _)) => manifest,
+                Err(error) if error.is_integrity() => continue,
+                Err(error) => return Err(error),
+            };
+            if manifest.layers.len() >= LAYERS_MAX
+                || manifest.objects().any(|(_, line)| line.generation != self.generation)
+            {
+                continue;
+            }
+            let (indexes, group, index, root) = (indexes.clone(), self.group, found.index, manifest.root());
+            let open = move || Ok(indexes.open(&id, group, index, &root));
+            let Some(rows) = blocking("reading an index of rows", open).await? else { continue };
+            if self.are_there(&manifest).await? {
+                return Ok(Some((manifest, rows)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn are_there(&self, manifest: &Manifest) -> Result<bool, ArchiveError> {
+        let listed = self.lineage.destination().list(&self.lineage.id().generation_prefix(self.generation)).await?;
+        let lengths: BTreeMap<&str, u64> = listed.iter().map(|found| (found.path.as_str(), found.bytes)).collect();
+        let is_there = |(name, line): (ObjectName, &ManifestChunk)| {
+            lengths.get(name.path(self.lineage.id()).as_str()) == Some(&line.stored_length)
+        };
+        Ok(manifest.objects().all(is_there))
+    }
+
+    /// Ships what changed; `None` = it is not worth it, or cannot be told.
+    async fn ship_layer(&self, parent: Manifest, rows: RowReader) -> Result<Option<SnapshotReport>, ArchiveError> {
+        let bytes_max = (parent.plain_length() / LAYERS_PART).saturating_sub(parent.patch_length());
+        let pass = self.pass(Some(Below { rows, bytes_max })).await?;
+        if let Some(reason) = pass.no_layer {
+            let (index, below) = (self.checkpoint.applied.index, parent.applied.index);
+            tracing::info!(event = "backup.new_base", index, below, reason, "no layer: all of it is shipped");
+            return Ok(None);
+        }
+        let mut manifest = self.manifest();
+        (manifest.chunks, manifest.base_index) = (parent.chunks, parent.base_index);
+        manifest.layers = parent.layers;
+        manifest.layers.push(Layer { index: manifest.applied.index, patches: pass.patches });
+        manifest.composed = pass.composed;
+        self.commit(manifest, pass.new_bytes, pass.index).await.map(Some)
+    }
+
+    async fn ship_base(&self) -> Result<SnapshotReport, ArchiveError> {
+        let pass = self.pass(None).await?;
+        let manifest = Manifest { chunks: pass.chunks, ..self.manifest() };
+        self.commit(manifest, pass.new_bytes, pass.index).await
+    }
+
+    async fn pass(&self, below: Option<Below>) -> Result<Pass, ArchiveError> {
+        let lines = self.previous.iter().flat_map(|(manifest, _)| &manifest.chunks);
+        let known: Known = lines.map(|line| ((line.generation, line.name), line.clone())).collect();
+        let (sender, mut scanned) = mpsc::channel(QUEUED_MAX);
+        let scan = Scan {
+            checkpoint: self.checkpoint.clone(),
+            lineage: *self.lineage.id(),
+            group: self.group,
+            generation: self.generation,
+            sealing: self.lineage.sealing().clone(),
+            known,
+            limit: self.options.limit,
+            indexes: self.options.indexes.clone(),
+        };
+        let scanning = tokio::task::spawn_blocking(move || scan.run(below, &sender));
+        let shipped = self.ship_scanned(&mut scanned).await;
+        // Ends the scan where it is, if shipping failed.
+        drop(scanned);
+        let scan_end = scanning.await.map_err(|_| ArchiveError::Stopped { what: "the scan of a checkpoint" })?;
+        match (shipped, scan_end) {
+            // A scan that failed explains why shipping had nothing more to do.
+            (_, Err(error @ (ArchiveError::Store { .. } | ArchiveError::Refused { .. }))) => Err(error),
+            (Ok(pass), Ok(index)) => Ok(Pass { index, ..pass }),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    async fn ship_scanned(&self, scanned: &mut mpsc::Receiver<Scanned>) -> Result<Pass, ArchiveError> {
+        let expected = self.previous.as_ref().map(|(manifest, _)| manifest.plain_length());
+        let expected = expected.unwrap_or(self.checkpoint.totals.bytes);
+        let parts = futures::stream::poll_fn(|context| scanned.poll_recv(context));
+        let mut uploads = parts.map(|part| upload(self.lineage, part)).buffered(UPLOADS_MAX);
+        let (mut pass, mut done) = (Pass::default(), 0);
+        while let Some(shipped) = uploads.try_next().await? {
+            match shipped {
+                Shipped::Chunk(line, written) => {
+                    done += line.plain_length;
+                    pass.new_bytes += written;
+                    pass.chunks.push(line);
+                }
+                Shipped::Patch(line, written) => {
+                    pass.new_bytes += written;
+                    pass.patches.push(line);
+                }
+                Shipped::Rows(rows) => {
+                    done += rows.plain_length;
+                    pass.composed.push(rows);
+                }
+                Shipped::NoLayer(reason) => pass.no_layer = Some(reason),
+            }
+            (self.progress)(done, expected.max(done));
+        }
+        Ok(pass)
+    }
+
+    /// What a manifest says besides where the rows lie.
+    fn manifest(&self) -> Manifest {
+        let head = &self.checkpoint;
+        Manifest {
+            lineage: *self.lineage.id(),
+            group: self.group,
+            applied: head.applied,
+            membership: head.membership.clone(),
+            entry_chain: head.entry_chain,
+            effect_chain: head.effect_chain,
+            now: head.now,
+            rules: head.rules,
+            chunks: Vec::new(),
+            base_index: head.applied.index,
+            layers: Vec::new(),
+            composed: Vec::new(),
+            users: head.totals.users,
+            records: head.totals.records,
+            payload_bytes: head.totals.bytes,
+            previous: self
+                .previous
+                .as_ref()
+                .map(|(manifest, seal)| Previous { index: manifest.applied.index, seal: *seal }),
+        }
+    }
+
+    /// Writes the manifest: from here on the snapshot exists.
+    async fn commit(
+        &self,
+        manifest: Manifest,
+        new_bytes: u64,
+        index: Option<RowWriter>,
+    ) -> Result<SnapshotReport, ArchiveError> {
+        let object = manifest.name().path(self.lineage.id());
+        let bytes = manifest.seal(self.lineage.sealing())?.bytes;
+        let (manifest, adopted) = match self.lineage.destination().put_checked(&object, &bytes).await? {
+            Put::Created => (manifest, false),
+            Put::Same => (manifest, true),
+            Put::Lost(found) => (same_snapshot(self.lineage, &object, &manifest, &found)?, true),
+        };
+        let root = manifest.root();
+        if let Some(index) = index {
+            let finish = move || Ok(index.finish(&root));
+            blocking("writing an index of rows", finish).await?.unwrap_or_else(|error| {
+                scan::not_kept::<()>(&error);
+            });
+        }
+        Ok(SnapshotReport {
+            index: manifest.applied.index,
+            object,
+            root,
+            chunks: manifest.chunk_count() as u64,
+            bytes: manifest.plain_length(),
+            new_bytes: if adopted { new_bytes } else { new_bytes + bytes.len() as u64 },
+            layers: manifest.layers.len(),
+            base_index: manifest.base_index,
+            adopted,
+        })
+    }
 }
 
 fn same_snapshot(
@@ -186,53 +352,58 @@ fn same_snapshot(
     })
 }
 
-fn manifest_of(lineage: &OpenLineage, group: GroupId, head: Head, previous: Option<&(Manifest, [u8; 32])>) -> Manifest {
-    Manifest {
-        lineage: *lineage.id(),
-        group,
-        applied: head.applied,
-        membership: head.membership,
-        entry_chain: head.entry_chain,
-        effect_chain: head.effect_chain,
-        now: head.now,
-        rules: head.rules,
-        chunks: Vec::new(),
-        users: head.totals.users,
-        records: head.totals.records,
-        payload_bytes: head.totals.bytes,
-        previous: previous.map(|(manifest, seal)| Previous { index: manifest.applied.index, seal: *seal }),
-    }
-}
-
-/// Brings one chunk there; gives its line and the bytes written.
-async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<(ManifestChunk, u64), ArchiveError> {
-    let chunk = match scanned {
-        Scanned::Head(_) => return Err(ArchiveError::refused("a scan with two heads")),
-        Scanned::New(chunk) => chunk,
+/// Brings one part there, with the bytes written.
+async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<Shipped, ArchiveError> {
+    match scanned {
+        Scanned::NoLayer(reason) => Ok(Shipped::NoLayer(reason)),
+        Scanned::Rows(rows) => Ok(Shipped::Rows(rows)),
+        Scanned::Patch(patch) => {
+            let name = patch.line.patch_object();
+            let (line, written) = upload_new(lineage, name, patch, |object, line, bytes| {
+                let keys = lineage.destination().keys();
+                Patch::open(object, lineage.id(), keys, &line.name, bytes).map(|(_, seal)| seal)
+            })
+            .await?;
+            Ok(Shipped::Patch(line, written))
+        }
+        Scanned::New(chunk) => upload_chunk(lineage, chunk).await,
         Scanned::Known(plain, line) => {
             let object = line.object().path(lineage.id());
             match lineage.destination().length(&object).await? {
-                Some(length) if length == line.stored_length => return Ok((line, 0)),
+                Some(length) if length == line.stored_length => Ok(Shipped::Chunk(line, 0)),
                 Some(length) => {
                     let reason = format!("it has {length} bytes, not {}", line.stored_length);
-                    return Err(ArchiveError::corrupt(&object, reason));
+                    Err(ArchiveError::corrupt(&object, reason))
                 }
                 None => {
                     let (id, generation, sealing) = (*lineage.id(), line.generation, lineage.sealing().clone());
-                    let packing = tokio::task::spawn_blocking(move || chunk::seal(&id, generation, &sealing, &plain));
-                    packing.await.map_err(|_| ArchiveError::Stopped { what: "packing a chunk" })??
+                    let pack = move || chunk::seal(&id, generation, &sealing, &plain);
+                    upload_chunk(lineage, blocking("packing a chunk", pack).await?).await
                 }
             }
         }
-    };
-    upload_new(lineage, chunk).await
+    }
 }
 
-async fn upload_new(lineage: &OpenLineage, chunk: SealedChunk) -> Result<(ManifestChunk, u64), ArchiveError> {
+async fn upload_chunk(lineage: &OpenLineage, chunk: SealedChunk) -> Result<Shipped, ArchiveError> {
+    let name = chunk.line.object();
+    let (line, written) = upload_new(lineage, name, chunk, |object, line, bytes| {
+        let keys = lineage.destination().keys();
+        Chunk::open(object, lineage.id(), keys, &line.name, bytes).map(|(_, seal)| seal)
+    })
+    .await?;
+    Ok(Shipped::Chunk(line, written))
+}
+
+async fn upload_new(
+    lineage: &OpenLineage,
+    name: ObjectName,
+    chunk: SealedChunk,
+    seal_of: impl FnOnce(&str, &ManifestChunk, &Bytes) -> Result<[u8; 32], ArchiveError>,
+) -> Result<(ManifestChunk, u64), ArchiveError> {
     let SealedChunk { mut line, sealed } = chunk;
-    let object = line.object().path(lineage.id());
-    let destination = lineage.destination();
-    match destination.put_checked(&object, &sealed.bytes).await? {
+    let object = name.path(lineage.id());
+    match lineage.destination().put_checked(&object, &sealed.bytes).await? {
         Put::Created => {
             let written = line.stored_length;
             Ok((line, written))
@@ -240,65 +411,11 @@ async fn upload_new(lineage: &OpenLineage, chunk: SealedChunk) -> Result<(Manife
         Put::Same => Ok((line, 0)),
         Put::Lost(found) => {
             // The same rows, packed by another version of zstd.
-            let theirs = Chunk::open(&object, lineage.id(), destination.keys(), &line.name, &found)?;
+            line.stored_seal = seal_of(&object, &line, &found)?;
             line.stored_length = found.len() as u64;
-            line.stored_seal = theirs.seal;
             Ok((line, 0))
         }
     }
-}
-
-/// The blocking half: reads the checkpoint and packs what is new.
-struct Scan {
-    checkpoint: PathBuf,
-    lineage: LineageId,
-    sealing: Sealing,
-    known: Known,
-    limit: ReadLimit,
-}
-
-impl Scan {
-    fn run(self, out: &mpsc::Sender<Scanned>) -> Result<(), ArchiveError> {
-        let store = open_checkpoint(&self.checkpoint).map_err(ArchiveError::store(&self.checkpoint))?;
-        let (applied, sys) = (store.applied().clone(), store.sys());
-        let position = applied.position.ok_or_else(|| ArchiveError::refused("a checkpoint before the first entry"))?;
-        let generation = self.sealing.generation().unwrap_or_else(|| week_of(sys.now));
-        let head = Head {
-            applied: position,
-            membership: applied.membership,
-            entry_chain: applied.entry_chain,
-            effect_chain: applied.effect_chain,
-            now: sys.now,
-            rules: sys.rules,
-            totals: sys.totals,
-        };
-        send(out, Scanned::Head(head))?;
-        let mut pace = self.limit.begin(Instant::now());
-        let mut chunker = Chunker::default();
-        let scanned = |plain: PlainChunk| {
-            let name = self.sealing.chunk_name(blake3::hash(&plain.plain).as_bytes());
-            match self.known.get(&(generation, name)) {
-                Some(line) => Ok(Scanned::Known(plain, line.clone())),
-                None => chunk::seal(&self.lineage, generation, &self.sealing, &plain).map(Scanned::New),
-            }
-        };
-        for row in store.scan() {
-            let row = row.map_err(ArchiveError::store(&self.checkpoint))?;
-            if let Some(ended) = chunker.push(&row)? {
-                let bytes = ended.plain.len() as u64;
-                send(out, scanned(ended)?)?;
-                std::thread::sleep(pace.passed(bytes, Instant::now()));
-            }
-        }
-        match chunker.finish() {
-            Some(last) => send(out, scanned(last)?),
-            None => Ok(()),
-        }
-    }
-}
-
-fn send(out: &mpsc::Sender<Scanned>, scanned: Scanned) -> Result<(), ArchiveError> {
-    out.blocking_send(scanned).map_err(|_| ArchiveError::Stopped { what: "shipping a snapshot" })
 }
 
 /// A snapshot in a list.
@@ -340,26 +457,6 @@ pub async fn read_manifest(
     let object = ObjectName::Manifest { group, index }.path(lineage);
     let bytes = destination.get(&object).await?;
     Manifest::open(&object, lineage, destination.keys(), group, index, &bytes)
-}
-
-/// Reads and checks a chunk that a manifest names.
-///
-/// # Errors
-/// Names the object and what is wrong.
-pub async fn read_chunk(
-    destination: &Destination,
-    lineage: &LineageId,
-    line: &ManifestChunk,
-) -> Result<Arc<Chunk>, ArchiveError> {
-    let object = line.object().path(lineage);
-    let bytes = destination.get(&object).await?;
-    let (id, line, keys) = (*lineage, line.clone(), destination.shared_keys());
-    let checking = tokio::task::spawn_blocking(move || {
-        let chunk = Chunk::open(&object, &id, &keys, &line.name, &bytes)?;
-        chunk.check_line(&object, &line)?;
-        Ok(Arc::new(chunk))
-    });
-    checking.await.map_err(|_| ArchiveError::Stopped { what: "checking a chunk" })?
 }
 
 #[cfg(test)]

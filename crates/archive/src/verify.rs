@@ -3,17 +3,19 @@
 //! Invariants:
 //! - Nothing stops at the first fault: every object is looked at, and each fault names its object.
 //! - Level 1 reads every byte, follows the entry chain from the first segment to the last, and compares it with the
-//!   chain in each snapshot.
+//!   chain in each snapshot. Of each base, its newest snapshot is put together out of all its layers, and must have the
+//!   rows that its manifest names.
 //! - Without a key, all is checked that can be: hash, owner and length of every object. How many could not be opened is
 //!   told, and what they hold is not vouched for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use holdfast_model::id::GroupId;
 
 use crate::chunk::Chunk;
+use crate::compose::read_rows;
 use crate::destination::{Destination, Listed};
 use crate::error::ArchiveError;
 use crate::heartbeat::Heartbeat;
@@ -22,6 +24,7 @@ use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
 use crate::object;
+use crate::patch::Patch;
 use crate::segment::{ChainWalk, Segment};
 
 const READS_MAX: usize = 4;
@@ -142,6 +145,7 @@ pub async fn verify(
                 ObjectName::Lineage
                 | ObjectName::Keys { .. }
                 | ObjectName::Chunk { .. }
+                | ObjectName::Patch { .. }
                 | ObjectName::Manifest { .. }
                 | ObjectName::Heartbeat { .. },
             )) => {
@@ -160,10 +164,13 @@ pub async fn verify(
     named.sort_by_key(|(name, _)| match name {
         ObjectName::Lineage | ObjectName::Keys { .. } => (0, *name),
         ObjectName::Manifest { .. } | ObjectName::Heartbeat { .. } => (1, *name),
-        ObjectName::Segment { .. } | ObjectName::Chunk { .. } => (2, *name),
+        ObjectName::Segment { .. } | ObjectName::Chunk { .. } | ObjectName::Patch { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
     check.compare(&listed, &mut report)?;
+    if level == Level::Bytes {
+        check.compose(&mut report).await?;
+    }
     report.bad.sort();
     report.bad.dedup();
     Ok(report)
@@ -188,9 +195,10 @@ impl Check<'_> {
         let level = self.level;
         let wanted = named.iter().filter(move |(name, _)| match name {
             ObjectName::Lineage | ObjectName::Keys { .. } | ObjectName::Manifest { .. } => true,
-            ObjectName::Segment { .. } | ObjectName::Chunk { .. } | ObjectName::Heartbeat { .. } => {
-                level >= Level::Bytes
-            }
+            ObjectName::Segment { .. }
+            | ObjectName::Chunk { .. }
+            | ObjectName::Patch { .. }
+            | ObjectName::Heartbeat { .. } => level >= Level::Bytes,
         });
         let (destination, lineage) = (self.destination, *self.lineage);
         let read = |(name, found): &(ObjectName, &Listed)| {
@@ -240,13 +248,13 @@ impl Check<'_> {
             Contents::Facts(facts) => self.facts = Some(facts),
             Contents::Manifest(manifest, seal) => {
                 let group = self.groups.entry(manifest.group).or_default();
-                group.manifests.insert(manifest.applied.index, (manifest, seal));
+                group.manifests.insert(manifest.applied.index, (*manifest, seal));
             }
             Contents::Heartbeat(heartbeat) => {
                 let group = self.groups.entry(heartbeat.group).or_default();
                 group.vouched.insert((heartbeat.last.index, heartbeat.chain), heartbeat);
             }
-            Contents::Chunk => {}
+            Contents::Rows => {}
             Contents::Keys(generation, hash) => {
                 self.keys.insert(generation, hash);
             }
@@ -309,8 +317,8 @@ impl Check<'_> {
         let mut seen = BTreeSet::new();
         for (manifest, _) in self.groups.values().flat_map(|group| group.manifests.values()) {
             let user = manifest.name().path(self.lineage);
-            for line in &manifest.chunks {
-                let object = line.object().path(self.lineage);
+            for (name, line) in manifest.objects() {
+                let object = name.path(self.lineage);
                 match lengths.get(object.as_str()) {
                     _ if !seen.insert(object.clone()) => {}
                     None => report.fault(object, format!("{user} names it and it is missing")),
@@ -343,16 +351,47 @@ impl Check<'_> {
         }
         Ok(())
     }
+
+    /// Puts the newest snapshot over each base together, where no object of it was found to be wrong.
+    async fn compose(&self, report: &mut VerifyReport) -> Result<(), ArchiveError> {
+        if report.locked > 0 {
+            return Ok(());
+        }
+        let bad: BTreeSet<String> = report.bad.iter().map(|(object, _)| object.clone()).collect();
+        for group in self.groups.values() {
+            // Ascending: a later one replaces an earlier one over the same base.
+            let newest: BTreeMap<u64, &Manifest> =
+                group.manifests.values().map(|(manifest, _)| (manifest.base_index, manifest)).collect();
+            for manifest in newest.into_values().filter(|manifest| !manifest.layers.is_empty()) {
+                if manifest.objects().any(|(name, _)| bad.contains(&name.path(self.lineage))) {
+                    continue;
+                }
+                let mut rows = read_rows(self.destination, manifest);
+                loop {
+                    match rows.try_next().await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(error) => {
+                            report.note(error)?;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an object held.
 enum Contents {
     Facts(LineageFacts),
-    Manifest(Manifest, [u8; 32]),
+    Manifest(Box<Manifest>, [u8; 32]),
     Segment(Segment),
     /// The end of a group's log.
     Fence(GroupId, u64),
-    Chunk,
+    /// Of a chunk or a patch.
+    Rows,
     Heartbeat(Heartbeat),
     /// Hash of a generation's KEYS.age.
     Keys(u32, [u8; 32]),
@@ -396,7 +435,7 @@ fn check(
             Ok(Contents::Keys(generation, *blake3::hash(bytes).as_bytes()))
         }
         ObjectName::Manifest { group, index } => Manifest::open(object, lineage, keys, group, index, bytes)
-            .map(|(manifest, seal)| Contents::Manifest(manifest, seal)),
+            .map(|(manifest, seal)| Contents::Manifest(Box::new(manifest), seal)),
         ObjectName::Segment { group, first, .. } => match Segment::open(object, lineage, keys, group, first, bytes) {
             Err(ArchiveError::Fenced { .. }) => Ok(Contents::Fence(group, first)),
             opened => opened.map(Contents::Segment),
@@ -404,7 +443,8 @@ fn check(
         ObjectName::Heartbeat { group, at_ms } => {
             Heartbeat::open(object, lineage, keys, group, at_ms, bytes).map(Contents::Heartbeat)
         }
-        ObjectName::Chunk { name, .. } => Chunk::open(object, lineage, keys, &name, bytes).map(|_| Contents::Chunk),
+        ObjectName::Chunk { name, .. } => Chunk::open(object, lineage, keys, &name, bytes).map(|_| Contents::Rows),
+        ObjectName::Patch { name, .. } => Patch::open(object, lineage, keys, &name, bytes).map(|_| Contents::Rows),
     }
 }
 

@@ -2,11 +2,13 @@
 //! else, and goes on by itself.
 
 mod cluster;
+mod node_disks;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cluster::{Cluster, contact, holdfast, holdfast_json, wait_for, wait_offsite};
+use futures::{StreamExt, TryStreamExt};
 use holdfast_wire::v1;
 use jepsen_tests::disk::corrupt::Part;
 
@@ -210,4 +212,92 @@ async fn a_backlog_is_shipped_segment_by_segment_without_a_pause() {
     }
     // Forty segments: with a pause for each it would take minutes, and nobody waits that long here.
     wait_offsite(&cluster, newest).await;
+}
+
+/// Bytes of all files below.
+fn bytes_below(path: &Path) -> u64 {
+    let Ok(listed) = std::fs::read_dir(path) else { return 0 };
+    let size = |entry: std::fs::DirEntry| match entry.metadata().expect("metadata") {
+        found if found.is_dir() => bytes_below(&entry.path()),
+        found => found.len(),
+    };
+    listed.map(|entry| size(entry.expect("an entry"))).sum()
+}
+
+/// Bytes that snapshots take at a destination: chunks, patches and manifests.
+fn snapshot_bytes(offsite: &Path) -> u64 {
+    let clusters = std::fs::read_dir(offsite).expect("reads").flatten();
+    let histories = clusters.flat_map(|cluster| std::fs::read_dir(cluster.path()).expect("reads").flatten());
+    histories
+        .map(|history| ["gen", "snap"].map(|part| bytes_below(&history.path().join(part))).iter().sum::<u64>())
+        .sum()
+}
+
+/// Records that change lie anywhere: a chunk of every four megabytes would be shipped again, and a restart must not make a
+/// node forget what it shipped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_snapshot_ships_what_changed_and_is_restored_as_any_other() {
+    const RECORDS: usize = 2000;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (offsite, rebuilt) = (dir.path().join("offsite"), dir.path().join("rebuilt"));
+    let from = url(&offsite);
+    let mut cluster = Cluster::start(&dir.path().join("c"), &["--offsite", &from, "--set", "ship.interval_ms=100"]);
+    let client = cluster.client();
+    let id = |number: usize| (format!("user-{}", number % 40), format!("c{number}"));
+    let payload = |number: usize, round: usize| node_disks::incompressible((round * RECORDS + number) as u64, 1500);
+    let write = |numbers: Vec<usize>, round: usize| {
+        let client = &client;
+        async move {
+            let puts = numbers.into_iter().map(|number| {
+                let (user, id) = id(number);
+                async move { client.put(contact(&user, &id), "text/vcard", payload(number, round)).await }
+            });
+            let done: Vec<_> = futures::stream::iter(puts).buffer_unordered(32).try_collect().await.expect("written");
+            done.iter().map(|one| one.commit_index).max().expect("some")
+        }
+    };
+    let shipper = cluster.leader().await;
+    let admin = cluster.nodes[shipper].admin.clone();
+    let snapshot = || {
+        let before = snapshot_bytes(&offsite);
+        let (code, told, stderr) = holdfast(&["backup", "now", "--endpoint", &admin]);
+        assert_eq!(code, 0, "{told}{stderr}");
+        snapshot_bytes(&offsite) - before
+    };
+    write((0..RECORDS).collect(), 0).await;
+    let first = snapshot();
+    cluster.kill(shipper);
+    cluster.restart(shipper);
+    cluster.wait_converged().await;
+    let changed: Vec<usize> = (0..RECORDS / 100).map(|number| number * 97).collect();
+    let last = write(changed.clone(), 1).await;
+    let second = snapshot();
+    assert!(second * 20 <= first, "the first took {first} bytes, the second {second}");
+
+    wait_offsite(&cluster, last).await;
+    let (code, report, stderr) = holdfast(&["backup", "verify", "--from", &from]);
+    assert_eq!(code, 0, "{report}{stderr}");
+    let (_, listed, _) = holdfast_json(&["backup", "ls", "--from", &from]);
+    let layers = |at: usize| listed["lineages"][0]["snapshots"][at]["layers"].as_u64();
+    assert_eq!((layers(0), layers(1)), (Some(0), Some(1)), "{listed}");
+
+    // All nodes are gone; what comes back is every record as it was last written.
+    cluster.kill_together(&[0, 1, 2]);
+    let (data, port) = (rebuilt.display().to_string(), cluster.port_base().to_string());
+    let (_, plan, _) = holdfast_json(&["restore", "plan", "--from", &from]);
+    assert_eq!(plan["snapshot_index"], listed["lineages"][0]["snapshots"][1]["index"], "{plan}");
+    let run = ["restore", "run", "--from", &from, "--data", &data, "--port-base", &port];
+    let (code, told, stderr) = holdfast_json(&run);
+    assert_eq!(code, 0, "{told}{stderr}");
+    let cluster = Cluster::start_after(cluster, &rebuilt, &[]);
+    let client = cluster.client();
+    let reads = (0..RECORDS).map(|number| {
+        let ((user, id), client) = (id(number), &client);
+        async move { client.get(contact(&user, &id)).await.expect("readable").map(|found| found.payload) }
+    });
+    let found: Vec<_> = futures::stream::iter(reads).buffered(32).collect().await;
+    for (number, found) in found.into_iter().enumerate() {
+        let round = usize::from(changed.contains(&number));
+        assert!(found.is_some_and(|found| found == payload(number, round)), "record {number}");
+    }
 }

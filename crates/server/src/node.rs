@@ -165,7 +165,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     tracing::info!(event = "node.starting", node = config.node_id, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let feed = Arc::new(Feed::default());
-    let barriers = Arc::new(Barriers::new(config.data_dir.join("snapshots").join("offsite")));
+    let barriers = Arc::new(Barriers::new(
+        config.data_dir.join("snapshots").join("offsite"),
+        config.data_dir.join("outbox").join("rows"),
+    ));
     let options = Options {
         group: GroupId(0),
         heartbeat_ms: config.heartbeat_ms,

@@ -106,7 +106,7 @@ impl Part {
             Self::Floor => count == 1 && name.starts_with("floor-"),
             Self::Snapshot => words[0] == "snapshots" && ends(&[".sst", ".blob"]),
             Self::Segment => offsite("log"),
-            Self::Chunk => offsite("gen") && words.contains(&"chunk"),
+            Self::Chunk => offsite("gen") && words.iter().any(|word| ["chunk", "patch"].contains(word)),
             Self::SnapshotManifest => offsite("snap") && name == "MANIFEST",
             Self::Lineage => count == 3 && name == "LINEAGE",
             Self::Any => !EMPTY_OF_MEANING.contains(&name),
@@ -343,6 +343,7 @@ mod tests {
             ("snapshots/checkpoint-00000001/000015.sst", Part::Snapshot),
             ("c1/h1/log/0/L0/00000000000000000006", Part::Segment),
             ("c1/h1/gen/2969/chunk/03d3", Part::Chunk),
+            ("c1/h1/gen/2969/patch/03d3", Part::Chunk),
             ("c1/h1/snap/0/00000000000000000067/MANIFEST", Part::SnapshotManifest),
             ("c1/h1/LINEAGE", Part::Lineage),
         ];

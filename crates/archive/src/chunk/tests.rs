@@ -14,14 +14,14 @@ fn cut(rows: impl IntoIterator<Item = RawRow>) -> Vec<PlainChunk> {
     let mut chunker = Chunker::default();
     let mut out = Vec::new();
     for row in rows {
-        out.extend(chunker.push(&row).expect("in order"));
+        out.extend(chunker.push(row.family, &row.key, &row.value).expect("in order"));
     }
     out.extend(chunker.finish());
     out
 }
 
 fn open(chunk: &SealedChunk) -> Chunk {
-    Chunk::open("o", &LINEAGE, &Keyring::default(), &chunk.line.name, &chunk.sealed.bytes).expect("opens")
+    Chunk::open("o", &LINEAGE, &Keyring::default(), &chunk.line.name, &chunk.sealed.bytes).expect("opens").0
 }
 
 /// 40 MiB of rows of 1 KiB.
@@ -64,7 +64,7 @@ proptest! {
         let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows });
         let sealed = object::seal("o", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &body).expect("seals");
         let name = *blake3::hash(&body).as_bytes();
-        if let Ok(chunk) = Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes) {
+        if let Ok((chunk, _)) = Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes) {
             prop_assert_eq!(chunk.rows().count() as u64, rows);
         }
     }
@@ -102,12 +102,27 @@ fn rows_that_are_not_what_the_header_says_are_refused() {
     }
 }
 
+/// Only a patch may say that a row is gone.
+#[test]
+fn rows_without_a_value_are_refused() {
+    for gone in [0, 1] {
+        let mut body = Vec::new();
+        for (at, key) in [b"a", b"b"].into_iter().enumerate() {
+            put_row(&mut body, 1, key, Some(&b"value"[..]).filter(|_| at != gone));
+        }
+        let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows: 2 });
+        let sealed = object::seal("o", &LINEAGE, kind, &Sealing::default(), &body).expect("seals");
+        let name = *blake3::hash(&body).as_bytes();
+        Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes).expect_err("a row is gone");
+    }
+}
+
 #[test]
 fn rows_out_of_order_are_refused() {
     for (first, second) in [((1, "b"), (1, "a")), ((1, "a"), (1, "a")), ((2, "a"), (1, "b"))] {
         let mut chunker = Chunker::default();
-        chunker.push(&row(first.0, first.1, "")).expect("first");
-        assert!(chunker.push(&row(second.0, second.1, "")).is_err(), "{first:?} {second:?}");
+        chunker.push(first.0, first.1.as_bytes(), b"").expect("first");
+        assert!(chunker.push(second.0, second.1.as_bytes(), b"").is_err(), "{first:?} {second:?}");
     }
 }
 

@@ -6,11 +6,10 @@ use crate::fixture::{Folder, GROUP, History, Node, run};
 use crate::lineage::OpenLineage;
 use crate::offer::offer;
 use crate::plan::{Choose, plan};
-use crate::read_limit::ReadLimit;
 use crate::restore::{RestoreSpec, RestoreTarget, restore};
 use crate::sealing::{Compression, Sealing};
 use crate::ship::SegmentShipper;
-use crate::snapshot::ship_snapshot;
+use crate::snapshot::{SnapshotOptions, ship_snapshot};
 use crate::verify::{Level, verify, verify_all};
 
 const GENERATION: u32 = 2945;
@@ -73,7 +72,9 @@ impl Scene {
             history.ship(&lineage, 0, 20).await;
             let node = Node::new();
             node.apply(&history.entries);
-            ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
+            ship_snapshot(&lineage, GROUP, &node.checkpoint(), &SnapshotOptions::default(), &|_, _| {})
+                .await
+                .expect("ships");
             let shipped = history.last().index + 1;
             history.live(20);
             let sealing = custody.sealing(&id, GENERATION + 1, compression);
@@ -281,7 +282,9 @@ fn a_shipper_takes_over_what_another_sealed_in_another_way() {
                 let [one, two] = [&winner, &late].map(|lineage| {
                     let checkpoint = node.checkpoint();
                     async move {
-                        ship_snapshot(lineage, GROUP, &checkpoint, ReadLimit::NONE, &|_, _| {}).await.expect("ships")
+                        ship_snapshot(lineage, GROUP, &checkpoint, &SnapshotOptions::default(), &|_, _| {})
+                            .await
+                            .expect("ships")
                     }
                 });
                 let (one, two) = (one.await, two.await);

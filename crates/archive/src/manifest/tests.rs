@@ -31,10 +31,23 @@ fn manifest() -> Manifest {
         now: Millis(99),
         rules: 1,
         chunks: vec![chunk(1), chunk(2)],
+        base_index: 40,
+        layers: Vec::new(),
+        composed: Vec::new(),
         users: 3,
         records: 4,
         payload_bytes: 5,
         previous: Some(Previous { index: 10, seal: [8; 32] }),
+    }
+}
+
+/// The same at the same index, as two layers over a base.
+fn layered() -> Manifest {
+    Manifest {
+        base_index: 10,
+        layers: vec![Layer { index: 20, patches: Vec::new() }, Layer { index: 40, patches: vec![chunk(3), chunk(4)] }],
+        composed: vec![chunk(1).chunk_rows(), chunk(5).chunk_rows()],
+        ..manifest()
     }
 }
 
@@ -57,6 +70,8 @@ fn manifests_round_trip() {
         let sealed = manifest.seal(&Sealing::default()).expect("seals");
         assert_eq!(open(&sealed.bytes).expect("opens"), (manifest, sealed.seal));
     }
+    let sealed = layered().seal(&Sealing::default()).expect("seals");
+    assert_eq!(open(&sealed.bytes).expect("opens"), (layered(), sealed.seal));
 }
 
 #[test]
@@ -91,6 +106,46 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn layers_that_contradict_themselves_are_refused() {
+    type Break = fn(&mut pb::ArchiveManifest);
+    let breaks: [(&str, Break); 12] = [
+        ("its root does not match", |message| message.composed[0].plain_blake3 = Bytes::from_static(&[0; 32])),
+        ("its totals do not match", |message| message.composed[0].plain_length += 1),
+        ("its rows overflow", |message| message.composed[0].rows = u64::MAX),
+        ("its rows overflow", |message| message.layers[1].patches[0].rows = u64::MAX),
+        ("its chunks are out of order", |message| message.composed[1].first_key = Bytes::from_static(&[0])),
+        ("its patches are out of order", |message| message.layers[1].patches.swap(0, 1)),
+        ("do not lead", |message| message.layers[1].index = 39),
+        ("do not lead", |message| message.layers[0].index = 40),
+        ("do not lead", |message| message.base_index = 20),
+        ("no valid name", |message| message.layers[1].patches[0].name = Bytes::new()),
+        ("no valid hash", |message| message.composed[0].family = 256),
+        ("more than 8", |message| {
+            let layers = (0..9).map(|at| pb::ArchiveManifestLayer { index: 32 + at, patches: Vec::new() });
+            message.layers = layers.collect();
+        }),
+    ];
+    for (expected, change) in breaks {
+        let mut message = layered().to_message();
+        assert!(open(&sealed(&message)).is_ok());
+        change(&mut message);
+        let error = open(&sealed(&message)).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let mut base = manifest().to_message();
+    base.composed = layered().to_message().composed;
+    assert!(open(&sealed(&base)).is_err(), "composed of nothing");
+}
+
+#[test]
+fn a_state_is_the_same_however_its_rows_lie() {
+    let base = Manifest { chunks: vec![chunk(1), chunk(5)], ..manifest() };
+    assert!(layered().same_state(&base));
+    assert_eq!((layered().rows(), layered().plain_length(), layered().chunk_count()), (14, 200, 2));
+    assert_eq!((layered().stored_length(), layered().patch_length(), layered().objects().count()), (200, 200, 4));
+}
+
+#[test]
 fn another_place_is_refused() {
     let bytes = manifest().seal(&Sealing::default()).expect("seals").bytes;
     assert!(Manifest::open("m", &LINEAGE, &Keyring::default(), GROUP, 41, &bytes).is_err());
@@ -120,7 +175,7 @@ proptest! {
 
     #[test]
     fn a_damaged_body_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-        let mut body = holdfast_wire::encode(&manifest().to_message()).to_vec();
+        let mut body = holdfast_wire::encode(&layered().to_message()).to_vec();
         let at = at.index(body.len());
         body[at] = byte;
         let kind = Kind::Manifest(pb::ArchiveManifestHeader { group_id: GROUP.0, index: 40 });

@@ -4,14 +4,13 @@ use holdfast_wire::log::{EntryPayload, decode_entry};
 use super::*;
 use crate::fixture::{Folder, GROUP, History, NOW_MS, Node, rows_of, rows_of_checkpoint, run};
 use crate::plan::plan;
-use crate::read_limit::ReadLimit;
 use crate::restore::{RestoreSpec, RestoreTarget, restore};
 use crate::snapshot::ship_snapshot;
 use crate::{ArchiveError, LineageId};
 
 const QUIET: Progress<'static> = &|_, _, _| {};
 
-/// Two snapshots, and a log before, between and after them in segments of 9.
+/// Two snapshots, the second a layer over the first, and a log before, between and after them in segments of 9.
 struct Archive {
     folder: Folder,
     history: History,
@@ -23,6 +22,7 @@ impl Archive {
     fn new() -> Self {
         let folder = Folder::new();
         let mut history = History::found(5);
+        history.stock(30, 4000);
         let node = Node::new();
         let mut snapshots = [0; 2];
         run(async {
@@ -32,7 +32,7 @@ impl Archive {
                 history.live(30);
                 node.apply(&history.range(applied, u64::MAX));
                 applied = history.last().index + 1;
-                *snapshot = ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {})
+                *snapshot = ship_snapshot(&lineage, GROUP, &node.checkpoint(), &node.options(), &|_, _| {})
                     .await
                     .expect("ships")
                     .index;
@@ -167,6 +167,7 @@ fn whatever_is_damaged_the_newest_point_beside_it_is_offered() {
     let archive = Archive::new();
     let end = archive.history.last().index;
     let id = archive.history.facts.id;
+    assert!(archive.objects().iter().any(|object| object.contains("/patch/")));
     for (number, object) in archive.objects().iter().enumerate() {
         archive.folder.flip(object, number * 104_729 + 3);
         let offer = archive.offer(Choose::default()).expect(object);
@@ -176,7 +177,9 @@ fn whatever_is_damaged_the_newest_point_beside_it_is_offered() {
             ObjectName::Segment { first, .. } if first + 9 <= archive.snapshots[1] + 1 => end,
             ObjectName::Segment { first, .. } => first - 1,
             // Another snapshot and the log lead to the same end; the log names its history.
-            ObjectName::Chunk { .. } | ObjectName::Manifest { .. } | ObjectName::Lineage => end,
+            ObjectName::Chunk { .. } | ObjectName::Patch { .. } | ObjectName::Manifest { .. } | ObjectName::Lineage => {
+                end
+            }
             ObjectName::Keys { .. } | ObjectName::Heartbeat { .. } => {
                 unreachable!("nothing is encrypted, and nobody beat")
             }

@@ -3,9 +3,8 @@ use holdfast_store::RawRow;
 use super::*;
 use crate::fixture::{Folder, GROUP, History, Node, rows_of, rows_of_checkpoint, run};
 use crate::plan::{Choose, plan};
-use crate::read_limit::ReadLimit;
 use crate::sealing::Sealing;
-use crate::snapshot::ship_snapshot;
+use crate::snapshot::{SnapshotOptions, ship_snapshot};
 
 const QUIET: Progress<'static> = &|_, _, _| {};
 
@@ -35,23 +34,29 @@ struct Archive {
 }
 
 impl Archive {
-    /// Log in segments of 9; a snapshot before the last writes, if wanted.
+    /// Log in segments of 9; two snapshots before the last writes, if wanted, the second a layer over the first.
     fn new(snapshot: bool) -> Self {
         let folder = Folder::new();
         let mut history = History::found(5);
-        history.live(60);
+        history.stock(30, 3000);
+        history.live(45);
         let node = Node::new();
         node.apply(&history.entries);
         let middle = history.last().index + 1;
+        history.live(15);
+        let rest = history.last().index + 1;
         run(async {
             let lineage = history.open(&folder.destination()).await;
-            if snapshot {
-                ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
+            for layers in 0..if snapshot { 2 } else { 0 } {
+                let (checkpoint, options) = (node.checkpoint(), node.options());
+                let shipped = ship_snapshot(&lineage, GROUP, &checkpoint, &options, &|_, _| {}).await.expect("ships");
+                assert_eq!(shipped.layers, layers);
+                node.apply(&if layers == 0 { history.range(middle, rest) } else { Vec::new() });
             }
             history.live(40);
             history.ship(&lineage, 0, 9).await;
         });
-        node.apply(&history.range(middle, u64::MAX));
+        node.apply(&history.range(if snapshot { rest } else { middle }, u64::MAX));
         let rows = rows_of_checkpoint(&node.checkpoint());
         Self { folder, history, rows }
     }
@@ -139,7 +144,9 @@ fn a_continued_history_is_restored_through_its_parent_until_it_has_a_snapshot() 
             after.ship(&lineage, first, 9).await;
             let old = Node::new();
             old.apply(&after.entries);
-            ship_snapshot(&lineage, GROUP, &old.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
+            ship_snapshot(&lineage, GROUP, &old.checkpoint(), &SnapshotOptions::default(), &|_, _| {})
+                .await
+                .expect("ships");
             child.ship(&child.open(&destination).await, first, 9).await;
             // Opened, and nothing shipped: adds nothing.
             History::continued(&child, 7).open(&destination).await;
@@ -156,7 +163,8 @@ fn a_continued_history_is_restored_through_its_parent_until_it_has_a_snapshot() 
         assert_eq!(rows_of(&targets[0].path, 1), rows_of_checkpoint(&node.checkpoint()));
 
         let lineage = run(child.open(&archive.folder.destination()));
-        run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {})).expect("ships");
+        run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &SnapshotOptions::default(), &|_, _| {}))
+            .expect("ships");
         assert_eq!(archive.plan().expect("plans").log.len(), 1);
     }
 }

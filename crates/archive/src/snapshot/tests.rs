@@ -1,11 +1,17 @@
 use super::*;
 use crate::destination::tests::{Fault, faulty};
+use std::time::Instant;
+
+use holdfast_store::RawRow;
+
+use crate::compose::{read_chunk, read_rows};
 use crate::fixture::{Folder, GROUP, History, Node, rows_of_checkpoint, run};
+use crate::sealing::{Compression, GenerationKey, Sealing};
 
 const QUIET: Progress<'static> = &|_, _| {};
 
 fn shipped(lineage: &OpenLineage, node: &Node) -> Result<SnapshotReport, ArchiveError> {
-    run(ship_snapshot(lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, QUIET))
+    run(ship_snapshot(lineage, GROUP, &node.checkpoint(), &SnapshotOptions::default(), QUIET))
 }
 
 /// 300 records of 40 KiB.
@@ -23,10 +29,11 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
     node.apply(&history.entries);
     let lineage = run(history.open(&folder.destination()));
     let seen = std::sync::Mutex::new((0, 0));
-    let report = run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|done, total| {
-        *seen.lock().expect("lock") = (done, total);
-    }))
-    .expect("ships");
+    let report =
+        run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &SnapshotOptions::default(), &|done, total| {
+            *seen.lock().expect("lock") = (done, total);
+        }))
+        .expect("ships");
     let destination = folder.destination();
     let (manifest, _) = run(read_manifest(&destination, lineage.id(), GROUP, report.index)).expect("reads");
     assert_eq!((report.root, report.index, report.adopted), (manifest.root(), history.last().index, false));
@@ -44,6 +51,146 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
     assert!(report.bytes > 12_000_000 && report.new_bytes > 10_000_000 && report.chunks > 5, "{report:?}");
 }
 
+/// The rows of a snapshot, as a restore reads them.
+fn rows_at(folder: &Folder, lineage: &OpenLineage, index: u64) -> Vec<RawRow> {
+    run(async {
+        let destination = folder.destination().with_keys(lineage.destination().shared_keys());
+        let (manifest, _) = read_manifest(&destination, lineage.id(), GROUP, index).await.expect("reads");
+        let chunks: Vec<_> = read_rows(&destination, &manifest).try_collect().await.expect("fits together");
+        chunks.iter().flat_map(|chunk| chunk.rows()).collect()
+    })
+}
+
+/// Applies what was added to a history, and ships a snapshot with what the node remembers.
+fn next(lineage: &OpenLineage, history: &History, node: &Node) -> SnapshotReport {
+    let applied = node.state.applied().position.map_or(0, |position| position.index + 1);
+    node.apply(&history.range(applied, u64::MAX));
+    run(ship_snapshot(lineage, GROUP, &node.checkpoint(), &node.options(), QUIET)).expect("ships")
+}
+
+#[test]
+fn a_later_snapshot_of_the_same_node_ships_the_rows_that_changed() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(1000, 4000);
+    let lineage = run(history.open(&folder.destination()));
+    let first = next(&lineage, &history, &node);
+    assert_eq!((first.layers, first.base_index), (0, first.index));
+    // Any ten of a thousand.
+    (0..10).for_each(|n| history.put(&format!("user-{}", n * 97 % 7), &format!("stock-{}", n * 97), 4000));
+    let second = next(&lineage, &history, &node);
+    assert_eq!((second.layers, second.base_index), (1, first.index));
+    assert!(second.new_bytes * 20 <= first.new_bytes, "{} of {}", second.new_bytes, first.new_bytes);
+    assert_eq!(rows_at(&folder, &lineage, second.index), rows_of_checkpoint(&node.checkpoint()));
+
+    // Another node that remembers nothing ships the same state in another way.
+    let other = Node::new();
+    other.apply(&history.entries);
+    let again = shipped(&lineage, &other).expect("adopts");
+    assert_eq!((again.root, again.adopted), (second.root, true));
+}
+
+/// Layers are laid over each other, and then over their base again: there are never more than a restore can bear, and each
+/// snapshot is what its state was.
+#[test]
+fn layers_do_not_pile_up() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(200, 4000);
+    let lineage = run(history.open(&folder.destination()));
+    let base = next(&lineage, &history, &node);
+    let mut depths = Vec::new();
+    let mut states = vec![(base.index, rows_of_checkpoint(&node.checkpoint()))];
+    for round in 0..12 {
+        history.put("user-1", &format!("stock-{}", 1 + 7 * round), 3000);
+        history.put("user-2", &format!("new-{round}"), 100);
+        history.delete("user-1", &format!("stock-{}", 1 + 7 * (round / 2)));
+        let report = next(&lineage, &history, &node);
+        let options = node.options();
+        options.indexes.as_ref().expect("kept").keep(GROUP, &[report.index, report.base_index]).expect("removes");
+        assert_eq!(report.base_index, base.index);
+        depths.push(report.layers);
+        states.push((report.index, rows_of_checkpoint(&node.checkpoint())));
+    }
+    assert_eq!(depths, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4]);
+    for (index, rows) in states {
+        assert_eq!(rows_at(&folder, &lineage, index), rows, "snapshot {index}");
+    }
+}
+
+#[test]
+fn what_cannot_be_a_layer_is_a_new_base() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(200, 4000);
+    let lineage = run(history.open(&folder.destination()));
+    let mut last = next(&lineage, &history, &node);
+    let mut a_little_later = |break_it: &dyn Fn(&SnapshotReport)| {
+        history.put("user-1", "stock-1", 4000);
+        last = next(&lineage, &history, &node);
+        assert_eq!((last.layers, last.base_index == last.index), (1, false), "a layer, if nothing is broken");
+        break_it(&last);
+        history.put("user-1", "stock-1", 4000);
+        last = next(&lineage, &history, &node);
+        assert_eq!((last.layers, last.base_index), (0, last.index));
+        assert_eq!(rows_at(&folder, &lineage, last.index), rows_of_checkpoint(&node.checkpoint()));
+    };
+    let rows = node.dir.path().join("rows");
+    a_little_later(&|_| std::fs::remove_dir_all(&rows).expect("removes"));
+    // One bit of each index.
+    a_little_later(&|_| {
+        for found in std::fs::read_dir(&rows).expect("lists") {
+            let path = found.expect("a file").path();
+            let mut bytes = std::fs::read(&path).expect("reads");
+            bytes[100] ^= 1;
+            std::fs::write(&path, bytes).expect("writes");
+        }
+    });
+    // An object that the layer needs is gone.
+    a_little_later(&|last| {
+        let (manifest, _) = run(read_manifest(&folder.destination(), lineage.id(), GROUP, last.index)).expect("reads");
+        let chunk = manifest.chunks.iter().max_by_key(|line| line.plain_length).expect("a chunk");
+        std::fs::remove_file(folder.file(&chunk.object().path(lineage.id()))).expect("removes");
+    });
+}
+
+#[test]
+fn many_changes_are_a_new_base() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(100, 4000);
+    let lineage = run(history.open(&folder.destination()));
+    let first = next(&lineage, &history, &node);
+    (0..20).for_each(|n| history.put("user-1", &format!("stock-{}", 1 + 7 * (n % 14)), 4000));
+    let second = next(&lineage, &history, &node);
+    assert_eq!((second.layers, second.base_index), (1, first.index), "14 of 100");
+    // Together with what is in the layer it would be more than a quarter.
+    (0..15).for_each(|n| history.put("user-2", &format!("stock-{}", 2 + 7 * (n % 14)), 4000));
+    let third = next(&lineage, &history, &node);
+    assert_eq!((third.layers, third.base_index), (0, third.index));
+    for report in [second, third] {
+        assert!(rows_at(&folder, &lineage, report.index).len() > 100);
+    }
+}
+
+/// All objects of a snapshot are locked and deleted as one.
+#[test]
+fn a_new_generation_begins_with_a_base() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(100, 4000);
+    let sealed = |generation: u32, history: &History| {
+        let key = Arc::new(GenerationKey::derive(&[1; 32], &history.facts.id, generation));
+        let sealing = Sealing::with_key(Compression::Zstd, key, Bytes::from_static(b"age"));
+        let keys = crate::Keyring::new(vec![crate::keys::Secret::of([1; 32])], Vec::new());
+        run(history.open_sealed(&folder.destination().with_keys(Arc::new(keys)), &sealing))
+    };
+    let mut layers = Vec::new();
+    for generation in [1, 1, 2, 2] {
+        history.put("user-1", "stock-1", 4000);
+        let lineage = sealed(generation, &history);
+        let report = next(&lineage, &history, &node);
+        layers.push(report.layers);
+        assert_eq!(rows_at(&folder, &lineage, report.index), rows_of_checkpoint(&node.checkpoint()));
+    }
+    assert_eq!(layers, [0, 1, 0, 1]);
+}
+
 /// Only the shortest time is known: a machine may be slower.
 #[test]
 fn a_checkpoint_is_read_no_faster_than_it_may_be() {
@@ -52,7 +199,8 @@ fn a_checkpoint_is_read_no_faster_than_it_may_be() {
     node.apply(&history.entries);
     let lineage = run(history.open(&folder.destination()));
     let began = Instant::now();
-    let report = run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::bytes_per_second(RATE), QUIET));
+    let options = SnapshotOptions { limit: ReadLimit::bytes_per_second(RATE), indexes: None };
+    let report = run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &options, QUIET));
     let (took, bytes) = (began.elapsed().as_secs_f64(), report.expect("ships").bytes);
     // Nothing waits behind the last chunk, which has a quarter of it at most.
     let owed = bytes as f64 * 0.75 / RATE as f64;
@@ -175,7 +323,8 @@ fn a_checkpoint_that_cannot_be_read_says_so() {
     let (folder, history) = (Folder::new(), History::found(5));
     let lineage = run(history.open(&folder.destination()));
     let nowhere = folder.dir.path().join("nowhere");
-    let error = run(ship_snapshot(&lineage, GROUP, &nowhere, ReadLimit::NONE, QUIET)).expect_err("no checkpoint");
+    let error =
+        run(ship_snapshot(&lineage, GROUP, &nowhere, &SnapshotOptions::default(), QUIET)).expect_err("no checkpoint");
     assert!(matches!(&error, ArchiveError::Store { path, .. } if *path == nowhere), "{error}");
     let empty = Node::new();
     let error = shipped(&lineage, &empty).expect_err("nothing applied");

@@ -1,23 +1,23 @@
 use super::*;
 use crate::fixture::{Folder, GROUP, History, Node, run};
-use crate::read_limit::ReadLimit;
 use crate::sealing::Sealing;
 use crate::snapshot::ship_snapshot;
 
-/// A log in segments of 6, and a snapshot in the middle and one at the end.
+/// A log in segments of 6, and a snapshot in the middle and one at the end, a layer over the first.
 fn archive() -> (Folder, History) {
     let folder = Folder::new();
     let mut history = History::found(5);
+    history.stock(30, 2000);
     history.live(20);
     let node = Node::new();
     run(async {
         let lineage = history.open(&folder.destination()).await;
         node.apply(&history.entries);
-        ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
+        ship_snapshot(&lineage, GROUP, &node.checkpoint(), &node.options(), &|_, _| {}).await.expect("ships");
         let middle = history.last().index + 1;
         history.live(10);
         node.apply(&history.range(middle, u64::MAX));
-        ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {}).await.expect("ships");
+        ship_snapshot(&lineage, GROUP, &node.checkpoint(), &node.options(), &|_, _| {}).await.expect("ships");
         history.ship(&lineage, 0, 6).await;
     });
     (folder, history)
@@ -43,6 +43,24 @@ fn a_whole_archive_is_good() {
         assert_eq!(report.log, log.into_iter().collect());
     }
     assert!(objects(&folder, &history).len() > 15);
+    assert!(objects(&folder, &history).iter().any(|object| object.contains("/patch/")));
+}
+
+/// Every object is whole, and yet what they make together is not the snapshot: only putting it together tells.
+#[test]
+fn layers_that_do_not_make_their_snapshot_are_named() {
+    let (folder, history) = archive();
+    let id = history.facts.id;
+    let newest = run(crate::list_snapshots(&folder.destination(), &id, GROUP)).expect("lists").pop().expect("one");
+    let (mut manifest, _) =
+        run(crate::snapshot::read_manifest(&folder.destination(), &id, GROUP, newest.index)).expect("reads");
+    manifest.composed.last_mut().expect("rows").plain_blake3 = [1; 32];
+    std::fs::write(folder.file(&newest.object), manifest.seal(&Sealing::default()).expect("seals").bytes)
+        .expect("writes");
+    assert!(look(&folder, &history, Level::Presence).is_good());
+    let report = look(&folder, &history, Level::Bytes);
+    let named = |(named, reason): &(String, String)| *named == newest.object && reason.contains("do not make the rows");
+    assert!(report.bad.iter().any(named), "{report:?}");
 }
 
 #[test]
@@ -230,7 +248,7 @@ fn a_log_that_begins_late_needs_a_snapshot_up_to_there() {
     run(history.ship(&lineage, 10, 6));
     let report = look(&folder, &history, Level::Bytes);
     assert!(report.bad.iter().any(|(named, _)| named.ends_with("/L0/00000000000000000000")), "{:?}", report.bad);
-    run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), ReadLimit::NONE, &|_, _| {})).expect("ships");
+    run(ship_snapshot(&lineage, GROUP, &node.checkpoint(), &node.options(), &|_, _| {})).expect("ships");
     let report = look(&folder, &history, Level::Bytes);
     assert_eq!((report.bad, report.log[&GROUP]), (vec![], (10, history.last().index)));
 }

@@ -181,7 +181,11 @@ struct SnapshotAnswer {
     time: String,
     users: u64,
     records: u64,
+    /// Chunks that its rows make.
     chunks: usize,
+    /// Layers of patches over its base; 0 = all of it was shipped with it.
+    layers: usize,
+    /// Stored bytes that a restore of it reads, those that it shares with other snapshots among them.
     bytes: u64,
     /// It is encrypted, and nothing that was given opens it: of all this only its index is known.
     locked: bool,
@@ -199,7 +203,7 @@ pub struct BadObject {
 impl SnapshotAnswer {
     fn locked() -> Self {
         let (object, time) = (String::new(), String::new());
-        Self { index: 0, object, time, users: 0, records: 0, chunks: 0, bytes: 0, locked: true }
+        Self { index: 0, object, time, users: 0, records: 0, chunks: 0, layers: 0, bytes: 0, locked: true }
     }
 
     /// Its line in a table.
@@ -274,7 +278,8 @@ async fn lineage(
             time: clock::rfc3339(manifest.now.0),
             users: manifest.users,
             records: manifest.records,
-            chunks: manifest.chunks.len(),
+            chunks: manifest.chunk_count(),
+            layers: manifest.layers.len(),
             bytes: manifest.stored_length(),
             locked: false,
         });

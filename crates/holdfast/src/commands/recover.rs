@@ -15,7 +15,8 @@ use std::time::{Duration, SystemTime};
 use holdfast_archive::ship::list_log;
 use holdfast_archive::{
     ArchiveError, Choose, Destination, DestinationConfig, Fence, FoundLineages, Joint, Keyring, LineageFacts,
-    LineageId, OpenLineage, ReadLimit, Sealing, SegmentShipper, Survivor, find_lineages, list_snapshots, ship_snapshot,
+    LineageId, OpenLineage, Sealing, SegmentShipper, SnapshotOptions, Survivor, find_lineages, list_snapshots,
+    ship_snapshot,
 };
 use holdfast_store::LogPosition;
 use serde::Serialize;
@@ -403,7 +404,7 @@ async fn scratch_archive(dir: &Path, facts: &LineageFacts, survivor: &Survivor) 
     let beside = scratch_beside(survivor.path())?;
     let checkpoint = beside.path().join("checkpoint");
     if survivor.checkpoint(&checkpoint)? {
-        ship_snapshot(&lineage, GROUP, &checkpoint, ReadLimit::NONE, &|_, _| {}).await?;
+        ship_snapshot(&lineage, GROUP, &checkpoint, &SnapshotOptions::default(), &|_, _| {}).await?;
     }
     let (mut next, mut chain) = survivor.after_state();
     let mut shipper = SegmentShipper::new(lineage, GROUP);

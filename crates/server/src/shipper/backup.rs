@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_archive::ship_snapshot;
+use holdfast_archive::{RowIndexes, SnapshotOptions, ship_snapshot};
 use holdfast_model::command::{Command, SnapshotBarrier};
+use holdfast_replica::DiskLevel;
 use holdfast_store::StateStore;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -17,16 +18,16 @@ use crate::operations::Job;
 type BarrierWaiters = Mutex<BTreeMap<String, oneshot::Sender<Result<PathBuf, String>>>>;
 
 /// Checkpoints at snapshot barriers; filled by the state machine's hook.
-#[derive(Default)]
 pub struct Barriers {
     waiting: BarrierWaiters,
     dir: PathBuf,
+    indexes: RowIndexes,
 }
 
 impl Barriers {
-    /// Checkpoints go below `dir`.
-    pub fn new(dir: PathBuf) -> Self {
-        Self { waiting: Mutex::default(), dir }
+    /// Checkpoints go below `dir`; what rows the shipped ones had is kept below `indexes`.
+    pub fn new(dir: PathBuf, indexes: PathBuf) -> Self {
+        Self { waiting: Mutex::default(), dir, indexes: RowIndexes::new(indexes) }
     }
 
     /// Called right after a barrier was applied: takes the checkpoint if a job of this node waits for one.
@@ -89,7 +90,12 @@ impl Shipper {
     async fn ship_checkpoint(&self, job: &Job, checkpoint: &std::path::Path) -> Result<String, String> {
         let sys = self.replica.sys();
         let history = sys.history.as_ref().ok_or("the cluster is not founded")?;
-        let mut index = 0;
+        let group = self.replica.group_id();
+        // An index is an extra: it must not take the room that entries need.
+        let has_room = self.replica.disk().level == DiskLevel::Ample;
+        let indexes = has_room.then(|| self.barriers.indexes.clone());
+        let options = SnapshotOptions { limit: self.pace.snapshot, indexes };
+        let (mut index, mut new_bytes, mut kept) = (0, 0, Vec::new());
         let total = self.destinations.len() as u64;
         for (done, destination) in self.destinations.iter().enumerate() {
             job.stage(&format!("shipping to {}", destination.name), done as u64, total).await;
@@ -99,7 +105,7 @@ impl Shipper {
             }
             let shipped = async {
                 let lineage = self.open(destination, history).await?;
-                ship_snapshot(&lineage, self.replica.group_id(), checkpoint, self.pace.snapshot, &|_, _| {}).await
+                ship_snapshot(&lineage, group, checkpoint, &options, &|_, _| {}).await
             };
             let report = shipped.await.map_err(|error| format!("{}: {error}", destination.name))?;
             tracing::info!(
@@ -109,10 +115,16 @@ impl Shipper {
                 chunks = report.chunks,
                 bytes = report.bytes,
                 new_bytes = report.new_bytes,
+                layers = report.layers,
                 "snapshot"
             );
-            index = report.index;
+            (index, new_bytes) = (report.index, new_bytes + report.new_bytes);
+            kept.extend([report.index, report.base_index]);
         }
-        Ok(format!("shipped snapshot {index} to {total} destination(s)"))
+        // A later layer can lie over this snapshot, or, once there are too many, over its base.
+        if let Err(error) = self.barriers.indexes.keep(group, &kept) {
+            tracing::warn!(event = "backup.row_index", %error, "indexes of older snapshots are still there");
+        }
+        Ok(format!("shipped snapshot {index} to {total} destination(s), {new_bytes} bytes of it new"))
     }
 }

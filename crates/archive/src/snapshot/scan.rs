@@ -1,0 +1,233 @@
+//! The blocking half of shipping a snapshot: reads the checkpoint, cuts it, and packs what is to be shipped.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use holdfast_model::id::{GroupId, Millis};
+use holdfast_model::state::Totals;
+use holdfast_store::{CheckpointStore, LogPosition, RawRow, open_checkpoint};
+use tokio::sync::mpsc;
+
+use super::Known;
+use crate::chunk::{self, Chunker, PlainChunk, SealedChunk};
+use crate::error::ArchiveError;
+use crate::layout::LineageId;
+use crate::manifest::{ChunkRows, ManifestChunk};
+use crate::patch::{self, Patcher};
+use crate::read_limit::ReadLimit;
+use crate::row_index::{Print, Printed, RowIndexes, RowReader, RowWriter, print};
+use crate::sealing::Sealing;
+
+/// A checkpoint that is open, and its facts, from inside it.
+pub(super) struct Checkpoint {
+    store: CheckpointStore,
+    path: PathBuf,
+    pub(super) applied: LogPosition,
+    pub(super) membership: Bytes,
+    pub(super) entry_chain: [u8; 32],
+    pub(super) effect_chain: [u8; 32],
+    pub(super) now: Millis,
+    pub(super) rules: u16,
+    pub(super) totals: Totals,
+}
+
+impl Checkpoint {
+    pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
+        let store = open_checkpoint(path).map_err(ArchiveError::store(path))?;
+        let (applied, sys) = (store.applied().clone(), store.sys().clone());
+        let position = applied.position.ok_or_else(|| ArchiveError::refused("a checkpoint before the first entry"))?;
+        Ok(Self {
+            store,
+            path: path.to_owned(),
+            applied: position,
+            membership: applied.membership,
+            entry_chain: applied.entry_chain,
+            effect_chain: applied.effect_chain,
+            now: sys.now,
+            rules: sys.rules,
+            totals: sys.totals,
+        })
+    }
+}
+
+/// What the scan hands over, in canonical order.
+pub(super) enum Scanned {
+    /// A chunk of a base that is not in the snapshot before this one.
+    New(SealedChunk),
+    /// One that is, so probably there.
+    Known(PlainChunk, ManifestChunk),
+    /// Rows of the snapshot, as they make a chunk; where they lie is told by patches.
+    Rows(ChunkRows),
+    /// Rows that changed.
+    Patch(SealedChunk),
+    /// A layer is not worth it, or not possible, for this reason.
+    NoLayer(String),
+}
+
+/// What a layer lies over.
+pub(super) struct Below {
+    pub(super) rows: RowReader,
+    /// More plain bytes than these are too many.
+    pub(super) bytes_max: u64,
+}
+
+/// One pass over a checkpoint.
+pub(super) struct Scan {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) lineage: LineageId,
+    pub(super) group: GroupId,
+    pub(super) generation: u32,
+    pub(super) sealing: Sealing,
+    pub(super) known: Known,
+    pub(super) limit: ReadLimit,
+    pub(super) indexes: Option<RowIndexes>,
+}
+
+impl Scan {
+    /// Hands over every chunk, of a base, or what changed since `below`; gives the index of the rows, to be finished.
+    pub(super) fn run(
+        self,
+        below: Option<Below>,
+        out: &mpsc::Sender<Scanned>,
+    ) -> Result<Option<RowWriter>, ArchiveError> {
+        let mut index = Index::new(&self);
+        let mut pace = self.limit.begin(Instant::now());
+        let mut chunker = Chunker::default();
+        let mut layer = match below.map(Changes::new).transpose() {
+            Ok(layer) => layer,
+            Err(error) => return self.no_layer(out, &error),
+        };
+        for row in self.checkpoint.store.scan() {
+            let row = row.map_err(ArchiveError::store(&self.checkpoint.path))?;
+            let row_print = if index.is_on() || layer.is_some() { print(&row.value) } else { Print::default() };
+            index.push(&row, &row_print);
+            if let Some(layer) = &mut layer {
+                match layer.push(&row, &row_print) {
+                    Ok(full) => full.into_iter().try_for_each(|patch| send(out, self.patch(&patch)?))?,
+                    Err(error) => return self.no_layer(out, &error),
+                }
+            }
+            if let Some(ended) = chunker.push(row.family, &row.key, &row.value)? {
+                let bytes = ended.plain.len() as u64;
+                send(out, self.ended(ended, layer.is_some())?)?;
+                std::thread::sleep(pace.passed(bytes, Instant::now()));
+            }
+        }
+        if let Some(last) = chunker.finish() {
+            send(out, self.ended(last, layer.is_some())?)?;
+        }
+        if let Some(layer) = layer {
+            match layer.finish() {
+                Ok(rest) => rest.iter().try_for_each(|patch| send(out, self.patch(patch)?))?,
+                Err(error) => return self.no_layer(out, &error),
+            }
+        }
+        Ok(index.0)
+    }
+
+    fn no_layer(&self, out: &mpsc::Sender<Scanned>, reason: &str) -> Result<Option<RowWriter>, ArchiveError> {
+        send(out, Scanned::NoLayer(reason.to_owned()))?;
+        Ok(None)
+    }
+
+    fn ended(&self, plain: PlainChunk, is_layer: bool) -> Result<Scanned, ArchiveError> {
+        if is_layer {
+            return Ok(Scanned::Rows(plain.chunk_rows()));
+        }
+        let name = self.sealing.chunk_name(blake3::hash(&plain.plain).as_bytes());
+        match self.known.get(&(self.generation, name)) {
+            Some(line) => Ok(Scanned::Known(plain, line.clone())),
+            None => chunk::seal(&self.lineage, self.generation, &self.sealing, &plain).map(Scanned::New),
+        }
+    }
+
+    fn patch(&self, patch: &PlainChunk) -> Result<Scanned, ArchiveError> {
+        patch::seal(&self.lineage, self.generation, &self.sealing, patch).map(Scanned::Patch)
+    }
+}
+
+fn send(out: &mpsc::Sender<Scanned>, scanned: Scanned) -> Result<(), ArchiveError> {
+    out.blocking_send(scanned).map_err(|_| ArchiveError::Stopped { what: "shipping a snapshot" })
+}
+
+/// The index of the rows, as long as it can be written.
+struct Index(Option<RowWriter>);
+
+impl Index {
+    fn new(scan: &Scan) -> Self {
+        let indexes = scan.indexes.as_ref();
+        let index = scan.checkpoint.applied.index;
+        let created = indexes.map(|indexes| indexes.create(&scan.lineage, scan.group, index));
+        Self(created.transpose().unwrap_or_else(|error| not_kept(&error)))
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn push(&mut self, row: &RawRow, print: &Print) {
+        if let Some(Err(error)) = self.0.as_mut().map(|writer| writer.push(row.family, &row.key, print)) {
+            self.0 = not_kept(&error);
+        }
+    }
+}
+
+/// It makes the next snapshot cheaper, and is missed by nobody.
+pub(super) fn not_kept<T>(error: &std::io::Error) -> Option<T> {
+    tracing::warn!(event = "backup.row_index", %error, "not kept: the next snapshot is shipped anew");
+    None
+}
+
+/// What changed from the rows below to those of the scan.
+struct Changes {
+    below: Below,
+    /// The next row below.
+    next: Option<Printed>,
+    patcher: Patcher,
+    bytes: u64,
+}
+
+impl Changes {
+    fn new(mut below: Below) -> Result<Self, String> {
+        let next = below.rows.next().map_err(|error| error.to_string())?;
+        Ok(Self { below, next, patcher: Patcher::default(), bytes: 0 })
+    }
+
+    /// The next row of the scan; gives the patches that are full. An error is the reason why there will be no layer.
+    fn push(&mut self, row: &RawRow, print: &Print) -> Result<Vec<PlainChunk>, String> {
+        let mut full = Vec::new();
+        while let Some(gone) = self.take_below(|below| (below.family, &below.key[..]) < (row.family, &row.key[..]))? {
+            full.extend(self.add(gone.family, &gone.key, None)?);
+        }
+        match self.take_below(|below| (below.family, &below.key) == (row.family, &row.key))? {
+            Some(same) if same.print == *print => {}
+            _ => full.extend(self.add(row.family, &row.key, Some(&row.value))?),
+        }
+        Ok(full)
+    }
+
+    fn finish(mut self) -> Result<Vec<PlainChunk>, String> {
+        let mut full = Vec::new();
+        while let Some(gone) = self.take_below(|_| true)? {
+            full.extend(self.add(gone.family, &gone.key, None)?);
+        }
+        full.extend(self.patcher.finish());
+        Ok(full)
+    }
+
+    fn take_below(&mut self, wanted: impl Fn(&Printed) -> bool) -> Result<Option<Printed>, String> {
+        let Some(taken) = self.next.take_if(|next| wanted(next)) else { return Ok(None) };
+        self.next = self.below.rows.next().map_err(|error| error.to_string())?;
+        Ok(Some(taken))
+    }
+
+    fn add(&mut self, family: u8, key: &[u8], value: Option<&[u8]>) -> Result<Option<PlainChunk>, String> {
+        self.bytes += (key.len() + value.map_or(0, <[u8]>::len)) as u64;
+        if self.bytes > self.below.bytes_max {
+            return Err(format!("more than {} bytes changed", self.below.bytes_max));
+        }
+        Ok(self.patcher.push(family, key, value))
+    }
+}
