@@ -275,8 +275,27 @@ fn ask(args: &Args, words: &[&str]) -> anyhow::Result<Said> {
     Ok(Said { answer: serde_json::from_slice(&output.stdout)?, stderr })
 }
 
-/// A snapshot while people write: what they notice of it.
-async fn snapshot(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::Result<()> {
+/// Stored bytes of all chunks and patches in a folder.
+fn stored(folder: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let is_rows = ["chunk", "patch"].iter().any(|name| folder.ends_with(name));
+            match entry.metadata()? {
+                found if found.is_dir() => folders.push(entry.path()),
+                found if is_rows => bytes += found.len(),
+                _ => {}
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// A snapshot while people write: what they notice of it, and how much it ships to a folder.
+async fn snapshot(title: &str, cluster: &Cluster, args: &Args, missing: &Missing, folder: &Path) -> anyhow::Result<()> {
+    let stored_before = stored(folder)?;
     let load = Load::start(&cluster.client(), args, missing);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let calm = Instant::now();
@@ -287,12 +306,12 @@ async fn snapshot(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::
     let (ended, used) = (Instant::now(), cpu(&cluster.nodes)?.saturating_sub(before));
     let (_, puts) = load.end().await;
     taken?;
-    let mb = (args.records * args.payload_bytes as u64) as f64 / 1e6;
+    let mb = (stored(folder)? - stored_before) as f64 / 1e6;
     let seconds = (ended - began).as_secs_f64();
     let p99 = |from, to| percentile_ms(&within(&puts, from, to), 0.99);
     println!(
-        "a snapshot of {mb:.0} MB and more of payloads to both: {seconds:.1} s, {:.3} cores in that time; p99 of puts beside it \
-         {:.2} ms, in the {} s before it {:.2} ms\n",
+        "{title} snapshot: {mb:.1} MB to the folder and as much to S3: {seconds:.1} s, {:.3} cores in that time; p99 of puts \
+         beside it {:.2} ms, in the {} s before it {:.2} ms",
         used.as_secs_f64() / seconds,
         p99(began, ended),
         args.seconds,
@@ -301,12 +320,15 @@ async fn snapshot(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::
     Ok(())
 }
 
-/// Brings everything back twice, as an operator does: from the snapshot and the log after it, and from the log before it.
+/// Brings everything back, as an operator does: from the newest snapshot with its layers and the log after it, from the first
+/// one, and from the log before it.
 fn restore(args: &Args, url: &str, dir: &Path) -> anyhow::Result<()> {
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(0.0);
-    let plan = ask(args, &["restore", "plan", "--quick", "--from", url])?.answer;
-    let before = (number(&plan["snapshot_index"]) as u64).saturating_sub(1).to_string();
-    for (title, at) in [("snapshot and log", "latest"), ("log alone", before.as_str())] {
+    let listed = ask(args, &["backup", "ls", "--from", url])?.answer;
+    let first = number(&listed["lineages"][0]["snapshots"][0]["index"]) as u64;
+    let (first, before) = (first.to_string(), first.saturating_sub(1).to_string());
+    let points = [("snapshot and log", "latest"), ("first snapshot", first.as_str()), ("log alone", before.as_str())];
+    for (title, at) in points {
         let planned = ask(args, &["restore", "plan", "--from", url, "--at", at])?.answer;
         let data = dir.join(title.replace(' ', "-")).display().to_string();
         let run = ["restore", "run", "--from", url, "--data", &data, "--at", at, "--progress"];
@@ -419,7 +441,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     );
 
     fill(&cluster.client(), &args).await?;
-    snapshot(&cluster, &args, &missing).await?;
+    let folder = dir.path().join("offsite");
+    for title in ["first", "second"] {
+        snapshot(title, &cluster, &args, &missing, &folder).await?;
+    }
+    println!();
 
     let load = Load::start(&cluster.client(), &args, &missing);
     for kill in 1..=args.kills {
