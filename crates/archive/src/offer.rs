@@ -19,6 +19,8 @@ use crate::ship::last_index;
 pub struct Offer {
     /// Sound: every object of it was read.
     pub plan: RestorePlan,
+    /// The work that its replay is ([`crate::restore::replay_weight`]).
+    pub replay_weight: u64,
     /// It ends where it was asked to, and not before.
     pub is_whole: bool,
     /// Objects that are wrong, with the reason, in the order in which they were met.
@@ -41,13 +43,15 @@ pub async fn offer(
     loop {
         let found = match plan_around(destination, group, now, &around).await {
             Ok(plan) => match plan.check_end() {
-                Ok(()) => check_all(destination, &plan, progress).await.map(|_| plan),
+                Ok(()) => check_all(destination, &plan, progress).await.map(|weight| (plan, weight)),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
         };
         let error = match found {
-            Ok(plan) => return Ok(Offer { plan, is_whole: now == choose, bad }),
+            Ok((plan, replay_weight)) => {
+                return Ok(Offer { plan, replay_weight, is_whole: now == choose, bad });
+            }
             Err(error) => error,
         };
         let Some((object, reason)) = error.fault() else { return Err(first.unwrap_or(error)) };

@@ -323,3 +323,18 @@ fn a_plan_says_what_will_be_there() {
         assert_eq!(done, total, "{stage:?}");
     }
 }
+
+/// Many small changes are more work than one large one of as many bytes, in one entry or in many.
+#[test]
+fn the_work_of_a_replay_is_told_by_bytes_entries_and_changes() {
+    let mut history = History::found(5);
+    let before = history.last().index + 1;
+    (0..100).for_each(|record| history.put("user", &format!("record-{record:03}"), 500));
+    let entries = history.range(before, u64::MAX);
+    let bytes: u64 = entries.iter().map(|entry| entry.bytes.len() as u64).sum();
+    assert_eq!(replay_weight(&entries), bytes + 100 * (ENTRY_WEIGHT + CHANGE_WEIGHT));
+    assert_eq!(replay_weight(&entries[..3]) + replay_weight(&entries[3..]), replay_weight(&entries));
+    assert_eq!(replay_weight(&[]), 0);
+    let blank = History::found(6).range(0, 1);
+    assert_eq!(replay_weight(&blank), blank[0].bytes.len() as u64 + ENTRY_WEIGHT, "nobody's change");
+}

@@ -146,7 +146,7 @@ async fn plan(format: Format, args: &PlanArgs) -> anyhow::Result<Exit> {
     } else {
         let began = Instant::now();
         let offer = look_for(&destination, choose).await?;
-        let eta = Work::of(&offer.plan, DIRECTORIES_USUAL).estimate(began.elapsed());
+        let eta = Work::of(&offer.plan, DIRECTORIES_USUAL).replaying(offer.replay_weight).estimate(began.elapsed());
         PlanAnswer { eta_ms: Some(eta.as_millis() as u64), ..PlanAnswer::of(&offer, SystemTime::now()) }
     };
     output::answer(format, &answer, || answer.in_words())?;

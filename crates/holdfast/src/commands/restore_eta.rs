@@ -8,23 +8,34 @@ use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use holdfast_archive::{RestorePlan, RestoreStage};
+use holdfast_archive::{Manifest, RestorePlan, RestoreStage};
 use indicatif::ProgressBar;
 
 use crate::progress;
 
-/// Rates on the machine that the estimates began with (`make bench-offsite`: two cores, three directories, records of 1 KiB).
-const VERIFY_BYTES_PER_MS: f64 = 900_000.0;
-const LOAD_BYTES_PER_MS: f64 = 300_000.0;
-/// Of the log both count: entries, and bytes of what they write.
-const REPLAY_ENTRIES_PER_MS: f64 = 49.0;
-const REPLAY_BYTES_PER_MS: f64 = 137_000.0;
+/// Rates on the machine that the estimates began with (`make bench-offsite`: two cores, three directories, payloads of 1 KiB
+/// and of 20 kB). Reading and checking: stored bytes of chunks, and of the log, whose entries count besides.
+const VERIFY_CHUNK_BYTES_PER_MS: f64 = 1_050_000.0;
+const VERIFY_LOG_BYTES_PER_MS: f64 = 924_000.0;
+const VERIFY_ENTRIES_PER_MS: f64 = 190.0;
+/// Putting base and layers together: plain bytes, and records besides.
+const COMPOSE_BYTES_PER_MS: f64 = 1_770_000.0;
+const COMPOSE_RECORDS_PER_MS: f64 = 2_200.0;
+/// Loading: plain bytes, and records besides.
+const LOAD_BYTES_PER_MS: f64 = 411_000.0;
+const LOAD_RECORDS_PER_MS: f64 = 358.0;
+/// All rows are handed over when this share of the loading is done; the rest of it writes them to disks.
+const LOAD_HANDED_OVER: f64 = 0.75;
+/// Replaying: of what an archive counts ([`holdfast_archive::restore::replay_weight`]).
+const REPLAY_WEIGHT_PER_MS: f64 = 279_000.0;
+/// What an entry of one small change weighs besides its bytes, as long as nothing better is known.
+const ENTRY_WEIGHT: f64 = 7_200.0;
 /// For one directory to be opened, flushed and seated, with as many at a time as there are processors.
 const DIRECTORY_MS: f64 = 60.0;
 /// From one line for programs to the next.
 const LINE_PAUSE: Duration = Duration::from_secs(1);
-/// So much of a stage tells how fast the rest of it goes.
-const TELLING: f64 = 0.1;
+/// What was seen of a stage counts as much as what all before it let expect, once this share of it is done.
+const BELIEVED: f64 = 0.5;
 /// Work for so long, on the machine of the rates, tells how fast this one is. The first calls and the first bytes do not.
 const TELLING_MS: f64 = 20.0;
 
@@ -33,10 +44,15 @@ const STAGES: [RestoreStage; 3] = [RestoreStage::Verify, RestoreStage::Load, Res
 /// What there is to do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    verify_bytes: f64,
+    /// Stored bytes of the snapshot, and its plain ones.
+    chunk_bytes: f64,
     load_bytes: f64,
+    records: f64,
+    /// It has layers.
+    is_composed: bool,
     log_bytes: f64,
     entries: f64,
+    replay_weight: f64,
     /// Directories for each processor.
     rounds: f64,
 }
@@ -46,24 +62,41 @@ impl Work {
     pub fn of(plan: &RestorePlan, directories: usize) -> Self {
         let log_bytes: u64 = plan.log.iter().flat_map(|log| &log.segments).map(|segment| segment.bytes).sum();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let entries = plan.last.index.saturating_sub(plan.snapshot_index()) as f64;
+        let snapshot = plan.snapshot.as_ref();
         Self {
-            verify_bytes: plan.bytes() as f64,
-            load_bytes: plan.snapshot.as_ref().map_or(0, holdfast_archive::Manifest::plain_length) as f64,
+            chunk_bytes: snapshot.map_or(0, Manifest::stored_length) as f64,
+            load_bytes: snapshot.map_or(0, Manifest::plain_length) as f64,
+            records: plan.records() as f64,
+            is_composed: snapshot.is_some_and(|manifest| !manifest.layers.is_empty()),
             log_bytes: log_bytes as f64,
-            entries: plan.last.index.saturating_sub(plan.snapshot_index()) as f64,
+            entries,
+            replay_weight: log_bytes as f64 + entries * ENTRY_WEIGHT,
             rounds: (directories as f64 / processors as f64).max(1.0),
         }
     }
 
+    /// The same, once the log was read.
+    pub fn replaying(self, weight: u64) -> Self {
+        Self { replay_weight: weight as f64, ..self }
+    }
+
     /// What a stage takes on the machine of the constants, in milliseconds.
     fn known_ms(&self, stage: RestoreStage) -> f64 {
+        let composed = match self.is_composed {
+            true => self.load_bytes / COMPOSE_BYTES_PER_MS + self.records / COMPOSE_RECORDS_PER_MS,
+            false => 0.0,
+        };
         match stage {
-            RestoreStage::Verify => self.verify_bytes / VERIFY_BYTES_PER_MS,
-            RestoreStage::Load => self.load_bytes * self.rounds / LOAD_BYTES_PER_MS,
-            RestoreStage::Replay => {
-                let replayed = self.entries / REPLAY_ENTRIES_PER_MS + self.log_bytes / REPLAY_BYTES_PER_MS;
-                (replayed + DIRECTORY_MS) * self.rounds
+            RestoreStage::Verify => {
+                let log = self.log_bytes / VERIFY_LOG_BYTES_PER_MS + self.entries / VERIFY_ENTRIES_PER_MS;
+                self.chunk_bytes / VERIFY_CHUNK_BYTES_PER_MS + composed + log
             }
+            RestoreStage::Load => {
+                let loaded = self.load_bytes / LOAD_BYTES_PER_MS + self.records / LOAD_RECORDS_PER_MS;
+                loaded * self.rounds + composed
+            }
+            RestoreStage::Replay => (self.replay_weight / REPLAY_WEIGHT_PER_MS + DIRECTORY_MS) * self.rounds,
         }
     }
 
@@ -93,13 +126,19 @@ struct Now {
 /// What is left to do, in time.
 fn left(work: &Work, now: Now) -> Duration {
     let at = place(now.stage);
+    let share = if now.stage == RestoreStage::Load { now.share * LOAD_HANDED_OVER } else { now.share };
     let known = STAGES.map(|stage| work.known_ms(stage));
-    let behind: f64 = known[..at].iter().sum::<f64>() + known[at] * now.share;
+    let behind: f64 = known[..at].iter().sum::<f64>() + known[at] * share;
     let slower = times(now.elapsed, behind);
-    // A stage that went on for a while tells itself how fast it goes.
-    let here = if now.share >= TELLING { times(now.in_stage, known[at] * now.share) } else { slower };
+    // The longer a stage goes on, the more it tells itself how fast it goes; its beginning flatters, for caches are empty.
+    let expected = known[at] * BELIEVED;
+    let seen = now.in_stage.as_secs_f64() * 1000.0;
+    let here = match known[at] * share {
+        done if done < TELLING_MS => slower,
+        done => (seen + expected * slower) / (done + expected),
+    };
     let ahead: f64 = known[at + 1..].iter().sum();
-    Duration::from_secs_f64((known[at] * (1.0 - now.share) * here + ahead * slower) / 1000.0)
+    Duration::from_secs_f64((known[at] * (1.0 - share) * here + ahead * slower) / 1000.0)
 }
 
 fn place(stage: RestoreStage) -> usize {
@@ -147,11 +186,12 @@ impl Watch {
         let now = Instant::now();
         let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
         let at = place(stage);
+        if stage == RestoreStage::Replay && done == 0 {
+            course.work = course.work.replaying(total);
+            return;
+        }
         // The reading begins with the restore.
         let began = *course.began[at].get_or_insert(if at == 0 { self.began } else { now });
-        if stage == RestoreStage::Replay {
-            course.work.entries = total as f64;
-        }
         let share = if total == 0 { 1.0 } else { done as f64 / total as f64 };
         let left = left(&course.work, Now { stage, share, elapsed: now - self.began, in_stage: now - began });
         self.bar.set_message(format!("{}, about {} left", title(stage), rounded(left)));
@@ -207,7 +247,26 @@ pub fn rounded(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    const WORK: Work = Work { verify_bytes: 3e8, load_bytes: 6e8, log_bytes: 1e8, entries: 20_000.0, rounds: 1.5 };
+    const WORK: Work = Work {
+        chunk_bytes: 2e8,
+        load_bytes: 6e8,
+        records: 2e5,
+        is_composed: true,
+        log_bytes: 1e8,
+        entries: 20_000.0,
+        replay_weight: 3e8,
+        rounds: 1.5,
+    };
+    const NOTHING: Work = Work {
+        chunk_bytes: 0.0,
+        load_bytes: 0.0,
+        records: 0.0,
+        is_composed: false,
+        log_bytes: 0.0,
+        entries: 0.0,
+        replay_weight: 0.0,
+        rounds: 1.5,
+    };
 
     fn at(stage: RestoreStage, share: f64, elapsed_ms: f64, in_stage_ms: f64) -> f64 {
         let ms = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
@@ -223,7 +282,8 @@ mod tests {
             let mut elapsed = 0.0;
             for (stage, known) in STAGES.into_iter().zip(known) {
                 for share in [0.08, 0.5, 1.0] {
-                    let in_stage = known * share * times;
+                    let done = if stage == RestoreStage::Load { share * LOAD_HANDED_OVER } else { share };
+                    let in_stage = known * done * times;
                     let left = at(stage, share, elapsed + in_stage, in_stage);
                     let expected = total - elapsed - in_stage;
                     assert!((left - expected).abs() < 1.0, "{stage:?} {share}: {left} and not {expected}");
@@ -238,9 +298,16 @@ mod tests {
     #[test]
     fn a_stage_that_is_slower_than_the_others_says_so_itself() {
         let [verify, load, replay] = STAGES.map(|stage| WORK.known_ms(stage));
-        let left = at(RestoreStage::Load, 0.5, verify + load * 1.5, load * 1.5);
+        // It took thrice what it should.
+        let left = at(RestoreStage::Load, 0.5 / LOAD_HANDED_OVER, verify + load * 1.5, load * 1.5);
         let times = (verify + load * 1.5) / (verify + load * 0.5);
-        assert!((left - (load * 1.5 + replay * times)).abs() < 1.0, "{left}");
+        let rest = left - replay * times;
+        assert!(
+            (rest - load * 0.5 * (3.0 + times) / 2.0).abs() < 1.0,
+            "half by what was seen, half by what was before"
+        );
+        let at_end = at(RestoreStage::Load, 1.0, verify + load * 2.25, load * 2.25);
+        assert!(at_end > load * 0.25 * 2.0, "more by what was seen: {at_end}");
     }
 
     #[test]
@@ -250,7 +317,7 @@ mod tests {
         let told = WORK.estimate(Duration::from_secs_f64(verify * 3.0 / 1000.0));
         assert!((told.as_secs_f64() * 1000.0 - total * 3.0).abs() < 1.0);
         // Opening three files takes as long as reading megabytes, and tells nothing of the rest.
-        let small = Work { verify_bytes: 3000.0, load_bytes: 3000.0, log_bytes: 1000.0, entries: 8.0, rounds: 1.5 };
+        let small = Work { chunk_bytes: 2000.0, load_bytes: 3000.0, log_bytes: 1000.0, entries: 8.0, ..NOTHING };
         let told = small.estimate(Duration::from_millis(3));
         assert!(told < Duration::from_millis(200), "{told:?}");
     }
