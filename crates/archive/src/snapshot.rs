@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_model::id::GroupId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::scan::{Below, Checkpoint, Scan, Scanned};
 use crate::chunk::{self, Chunk, SealedChunk};
@@ -128,6 +128,25 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| ArchiveError::Stopped { what })?
 }
 
+/// Least of all, as `nice` counts.
+const NICENESS: i32 = 19;
+
+/// Runs work on a thread of its own that gets what processors have to spare: people are served meanwhile.
+fn in_background<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, ArchiveError> {
+    let (sender, end) = oneshot::channel();
+    let run = move || {
+        // On Linux the niceness is a thread's. Where it cannot be had, the work is done all the same.
+        let _ = rustix::process::nice(NICENESS);
+        // Whoever waited may be gone.
+        let _ = sender.send(work());
+    };
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    started.map(|_| end).map_err(|error| ArchiveError::refused(format!("no thread for a snapshot: {error}")))
+}
+
 /// One snapshot on its way to one destination.
 struct Shipping<'a> {
     lineage: &'a OpenLineage,
@@ -232,7 +251,7 @@ impl Shipping<'_> {
             limit: self.options.limit,
             indexes: self.options.indexes.clone(),
         };
-        let scanning = tokio::task::spawn_blocking(move || scan.run(below, &sender));
+        let scanning = in_background("snapshot-scan", move || scan.run(below, &sender))?;
         let shipped = self.ship_scanned(&mut scanned).await;
         // Ends the scan where it is, if shipping failed.
         drop(scanned);

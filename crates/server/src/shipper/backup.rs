@@ -37,9 +37,16 @@ impl Barriers {
             return;
         }
         let path = self.dir.join(format!("barrier-{index:020}"));
+        let began = Instant::now();
         let taken = std::fs::create_dir_all(&self.dir)
             .map_err(|error| error.to_string())
             .and_then(|()| state.checkpoint(&path).map_err(|error| error.to_string()));
+        tracing::info!(
+            event = "backup.checkpoint",
+            index,
+            took_ms = began.elapsed().as_millis() as u64,
+            "nothing was applied meanwhile"
+        );
         for (_, waiter) in waiting {
             // A job that gave up waits no more.
             let _ = waiter.send(taken.as_ref().map(|_| path.clone()).map_err(Clone::clone));
@@ -71,6 +78,10 @@ impl Shipper {
             return Err(format!("nothing is shipped of a history that forked: {}", fork.evidence));
         }
         job.stage("taking a checkpoint", 0, 0).await;
+        // What memory holds goes to disk now, beside what is applied: at the barrier, applying waits for it.
+        let state = self.replica.state().clone();
+        let flushed = tokio::task::spawn_blocking(move || state.flush()).await;
+        flushed.map_err(|_| "a flush panicked; see the log")?.map_err(|error| error.to_string())?;
         let reached = self.barriers.wait(id);
         let admitted = self.replica.admission().admit_first(256);
         let barrier = Command::SnapshotBarrier(SnapshotBarrier { operation_id: id.to_owned() });
