@@ -52,11 +52,12 @@ impl RowIndexes {
         Self { dir }
     }
 
-    /// Forgets all but those of these snapshots.
+    /// Forgets all but those of these snapshots, and of newer ones: another backup may be under way.
     ///
     /// # Errors
     /// When the folder cannot be listed, or a file in it not removed.
     pub fn keep(&self, group: GroupId, indices: &[u64]) -> std::io::Result<()> {
+        let newest = indices.iter().max().copied().unwrap_or(0);
         let kept: Vec<PathBuf> = indices.iter().map(|index| self.path(group, *index)).collect();
         let listed = match std::fs::read_dir(&self.dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -64,7 +65,9 @@ impl RowIndexes {
         };
         for found in listed {
             let path = found?.path();
-            if !kept.contains(&path) {
+            let name = path.file_stem().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
+            let index = name.and_then(|(_, index)| index.parse::<u64>().ok());
+            if index.is_some_and(|index| index <= newest) && !kept.contains(&path) {
                 std::fs::remove_file(path)?;
             }
         }

@@ -214,6 +214,36 @@ async fn a_backlog_is_shipped_segment_by_segment_without_a_pause() {
     wait_offsite(&cluster, newest).await;
 }
 
+/// Nobody waits for a destination that is not required, and one that fails keeps the snapshot from no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_counts_once_it_is_at_every_required_destination() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let folders = ["gone", "extra", "kept"].map(|name| dir.path().join(name));
+    let urls = folders.each_ref().map(|folder| url(folder));
+    // What is set belongs to the destination named last.
+    let args = ["--offsite", &urls[2], "--offsite", &urls[1], "--set", "offsite.required=false"];
+    let cluster = Cluster::start(&dir.path().join("c"), &args);
+    wait_offsite(&cluster, write(&cluster, "first").await).await;
+    let leader = cluster.leader().await;
+    let now = || holdfast(&["backup", "now", "--endpoint", &cluster.nodes[leader].admin]);
+    let snapshots = |folder: &Path| Part::SnapshotManifest.files(folder).expect("lists").len();
+
+    std::fs::rename(&folders[1], &folders[0]).expect("goes away");
+    let (code, _, stderr) = now();
+    assert_eq!((code, snapshots(&folders[2])), (0, 1), "{stderr}");
+    std::fs::rename(&folders[0], &folders[1]).expect("comes back");
+    let (code, _, stderr) = now();
+    assert_eq!((code, snapshots(&folders[2])), (0, 2), "{stderr}");
+    wait_for("the snapshot where nobody waits for it", async || snapshots(&folders[1]) == 1).await;
+
+    std::fs::rename(&folders[2], &folders[0]).expect("goes away");
+    let (code, _, stderr) = now();
+    assert_ne!(code, 0, "it is required");
+    assert!(stderr.contains(&urls[2]) || stderr.contains("is no folder"), "{stderr}");
+    wait_for("the snapshot at the other one", async || snapshots(&folders[1]) == 2).await;
+    std::fs::rename(&folders[0], &folders[2]).expect("comes back");
+}
+
 /// Bytes of all files below.
 fn bytes_below(path: &Path) -> u64 {
     let Ok(listed) = std::fs::read_dir(path) else { return 0 };

@@ -90,9 +90,13 @@ fn all_but_those_named_are_forgotten() {
     let dir = tempfile::tempdir().expect("directory");
     let indexes = RowIndexes::new(dir.path().join("rows"));
     indexes.keep(GROUP, &[1]).expect("there is no folder yet");
-    [1, 2, 3].into_iter().for_each(|index| written(&indexes, index, &some()));
+    [1, 2, 3, 8].into_iter().for_each(|index| written(&indexes, index, &some()));
     std::fs::write(dir.path().join("rows/0-00000000000000000004.part"), "killed").expect("writes");
     indexes.keep(GROUP, &[1, 3, 7]).expect("removes");
-    assert_eq!([1, 2, 3].map(|index| indexes.has(GROUP, index)), [true, false, true]);
-    assert_eq!(std::fs::read_dir(dir.path().join("rows")).expect("lists").count(), 2);
+    assert_eq!([1, 2, 3, 8].map(|index| indexes.has(GROUP, index)), [true, false, true, true]);
+    assert_eq!(
+        std::fs::read_dir(dir.path().join("rows")).expect("lists").count(),
+        3,
+        "8 is newer than all that was named"
+    );
 }

@@ -27,6 +27,10 @@ pub const KEYS: &[(&str, &str)] = &[
          az://container/prefix?account=…; may be repeated",
     ),
     ("offsite.credentials_file", "credentials of the bucket named last (default: from the environment)"),
+    (
+        "offsite.required",
+        "true: the log is kept and a snapshot waited for until the destination named last has it (default true)",
+    ),
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),

@@ -200,14 +200,16 @@ impl Values {
                 required: true,
                 labels: BTreeMap::new(),
             });
-        } else if key == "offsite.labels" || key == "offsite.credentials_file" {
+        } else if ["offsite.labels", "offsite.credentials_file", "offsite.required"].contains(&key) {
             let last = self.offsite.last_mut();
             let last =
                 last.ok_or_else(|| wrong(key, "comes after the destination that it is of: set offsite first"))?;
-            if key == "offsite.labels" {
-                last.labels = read_labels(key, value)?;
-            } else {
-                last.credentials_file = Some(value.into());
+            match key {
+                "offsite.labels" => last.labels = read_labels(key, value)?,
+                "offsite.required" => {
+                    last.required = value.parse().map_err(|_| wrong(key, "is neither true nor false"))?;
+                }
+                _ => last.credentials_file = Some(value.into()),
             }
         } else if KEYS.iter().any(|(known, _)| *known == key) {
             self.scalars.insert(key.to_owned(), value.to_owned());

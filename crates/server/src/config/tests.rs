@@ -64,6 +64,11 @@ fn a_destination_is_checked_before_anything_starts() {
     let config = load(&sets).expect("valid");
     assert_eq!(config.offsite[1].credentials_file.as_deref(), Some(Path::new("/etc/s3")));
     assert_eq!(config.offsite[0].credentials_file, None);
+    let sets = [("offsite", "file:///a"), ("offsite", "file:///b"), ("offsite.required", "false")];
+    let required = load(&sets).expect("valid").offsite.iter().map(|one| one.required).collect::<Vec<_>>();
+    assert_eq!(required, [true, false]);
+    let error = load(&[("offsite", "file:///a"), ("offsite.required", "no")]).expect_err("refused").to_string();
+    assert!(error.contains("offsite.required") && error.contains("neither true nor false"), "{error}");
     for (url, expected) in
         [("s3://vault?endpiont=h", "unknown ?endpiont="), ("ftp://h/x", "unknown kind"), ("x", "write")]
     {
@@ -137,6 +142,7 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
             "node.labels.<key>" => !all.labels.is_empty(),
             "offsite" => !all.offsite.is_empty(),
             "offsite.credentials_file" => all.offsite.iter().any(|one| one.credentials_file.is_some()),
+            "offsite.required" => all.offsite.iter().any(|one| !one.required),
             "offsite.labels" => all.offsite.iter().any(|one| !one.labels.is_empty()),
             key => all.scalars.contains_key(key),
         };

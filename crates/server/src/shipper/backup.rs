@@ -1,11 +1,11 @@
 //! Snapshots: a checkpoint right behind a barrier in the log, shipped to every destination as a job.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_archive::{RowIndexes, SnapshotOptions, ship_snapshot};
+use holdfast_archive::{RowIndexes, SnapshotOptions, SnapshotReport, ship_snapshot};
 use holdfast_model::command::{Command, SnapshotBarrier};
 use holdfast_replica::DiskLevel;
 use holdfast_store::StateStore;
@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shipper;
+use crate::config::Offsite;
 use crate::operations::Job;
 
 type BarrierWaiters = Mutex<BTreeMap<String, oneshot::Sender<Result<PathBuf, String>>>>;
@@ -61,16 +62,41 @@ impl Barriers {
 }
 
 impl Shipper {
-    /// Takes a snapshot at a barrier and ships it to every destination; runs as a job.
+    /// Takes a snapshot at a barrier and ships it to every destination; runs as a job, which ends once the snapshot is at
+    /// every destination that is required. Nobody waits for the others, unless there are no more than those.
     pub async fn backup(self: Arc<Self>, job: Job, id: String) {
-        let result = self.backup_all(&job, &id).await;
-        if let Err(error) = &result {
-            tracing::warn!(event = "backup.failed", error, "no snapshot was shipped");
+        let checkpoint = match self.take_checkpoint(&job, &id).await {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                tracing::warn!(event = "backup.failed", error, "no snapshot was shipped");
+                return job.end(Err(error)).await;
+            }
+        };
+        let (required, others): (Vec<_>, Vec<_>) = self.destinations.iter().partition(|one| one.required);
+        let (awaited, others) = if required.is_empty() { (others, required) } else { (required, others) };
+        let group = self.replica.group_id();
+        // An index is an extra: it must not take the room that entries need.
+        let has_room = self.replica.disk().level == DiskLevel::Ample;
+        let indexes = has_room.then(|| self.barriers.indexes.clone());
+        let options = SnapshotOptions { limit: self.pace.snapshot, indexes };
+        let mut shipped = Shipped::default();
+        self.ship_to(&awaited, Some(&job), &checkpoint, &options, &mut shipped).await;
+        job.end(shipped.told()).await;
+        self.ship_to(&others, None, &checkpoint, &options, &mut shipped).await;
+        // A later layer can lie over this snapshot, or, once there are too many, over its base. What a destination that failed
+        // holds is not known.
+        if has_room
+            && shipped.failures.is_empty()
+            && let Err(error) = self.barriers.indexes.keep(group, &shipped.indices)
+        {
+            tracing::warn!(event = "backup.row_index", %error, "indexes of older snapshots are still there");
         }
-        job.end(result).await;
+        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
+            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
+        }
     }
 
-    async fn backup_all(&self, job: &Job, id: &str) -> Result<String, String> {
+    async fn take_checkpoint(&self, job: &Job, id: &str) -> Result<PathBuf, String> {
         if self.destinations.is_empty() {
             return Err("no offsite destination is configured; set [[offsite]] and restart the node".into());
         }
@@ -87,55 +113,86 @@ impl Shipper {
         let barrier = Command::SnapshotBarrier(SnapshotBarrier { operation_id: id.to_owned() });
         let deadline = Instant::now() + Duration::from_secs(30);
         self.replica.propose(barrier, admitted, deadline).await.map_err(|error| error.to_string())?;
-        let checkpoint = tokio::time::timeout(Duration::from_secs(120), reached)
+        tokio::time::timeout(Duration::from_secs(120), reached)
             .await
             .map_err(|_| "this node did not reach the barrier in time; try again".to_owned())?
-            .map_err(|_| "the barrier was lost; try again".to_owned())??;
-        let shipped = self.ship_checkpoint(job, &checkpoint).await;
-        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
-            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
-        }
-        shipped
+            .map_err(|_| "the barrier was lost; try again".to_owned())?
     }
 
-    async fn ship_checkpoint(&self, job: &Job, checkpoint: &std::path::Path) -> Result<String, String> {
+    /// Ships to one destination after the other. One that fails does not keep the snapshot from the others.
+    async fn ship_to(
+        &self,
+        destinations: &[&Offsite],
+        job: Option<&Job>,
+        checkpoint: &Path,
+        options: &SnapshotOptions,
+        shipped: &mut Shipped,
+    ) {
+        for (done, destination) in destinations.iter().enumerate() {
+            if let Some(job) = job {
+                let stage = format!("shipping to {}", destination.name);
+                job.stage(&stage, done as u64, destinations.len() as u64).await;
+            }
+            match self.ship_checkpoint(destination, checkpoint, options).await {
+                Ok(report) => {
+                    tracing::info!(
+                        event = "backup.shipped",
+                        destination = destination.name,
+                        index = report.index,
+                        chunks = report.chunks,
+                        bytes = report.bytes,
+                        new_bytes = report.new_bytes,
+                        layers = report.layers,
+                        "snapshot"
+                    );
+                    shipped.count += 1;
+                    shipped.new_bytes += report.new_bytes;
+                    shipped.indices.extend([report.index, report.base_index]);
+                }
+                Err(error) => {
+                    let destination = &destination.name;
+                    tracing::warn!(event = "backup.failed", destination, error, "the snapshot was not shipped there");
+                    shipped.failures.push(format!("{destination}: {error}"));
+                }
+            }
+        }
+    }
+
+    async fn ship_checkpoint(
+        &self,
+        destination: &Offsite,
+        checkpoint: &Path,
+        options: &SnapshotOptions,
+    ) -> Result<SnapshotReport, String> {
         let sys = self.replica.sys();
         let history = sys.history.as_ref().ok_or("the cluster is not founded")?;
-        let group = self.replica.group_id();
-        // An index is an extra: it must not take the room that entries need.
-        let has_room = self.replica.disk().level == DiskLevel::Ample;
-        let indexes = has_room.then(|| self.barriers.indexes.clone());
-        let options = SnapshotOptions { limit: self.pace.snapshot, indexes };
-        let (mut index, mut new_bytes, mut kept) = (0, 0, Vec::new());
-        let total = self.destinations.len() as u64;
-        for (done, destination) in self.destinations.iter().enumerate() {
-            job.stage(&format!("shipping to {}", destination.name), done as u64, total).await;
-            let known = self.replica.integrity_status();
-            if let Some(reason) = known.damage.or(known.doubt) {
-                return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
-            }
-            let shipped = async {
-                let lineage = self.open(destination, history).await?;
-                ship_snapshot(&lineage, group, checkpoint, &options, &|_, _| {}).await
-            };
-            let report = shipped.await.map_err(|error| format!("{}: {error}", destination.name))?;
-            tracing::info!(
-                event = "backup.shipped",
-                destination = destination.name,
-                index = report.index,
-                chunks = report.chunks,
-                bytes = report.bytes,
-                new_bytes = report.new_bytes,
-                layers = report.layers,
-                "snapshot"
-            );
-            (index, new_bytes) = (report.index, new_bytes + report.new_bytes);
-            kept.extend([report.index, report.base_index]);
+        let known = self.replica.integrity_status();
+        if let Some(reason) = known.damage.or(known.doubt) {
+            return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
         }
-        // A later layer can lie over this snapshot, or, once there are too many, over its base.
-        if let Err(error) = self.barriers.indexes.keep(group, &kept) {
-            tracing::warn!(event = "backup.row_index", %error, "indexes of older snapshots are still there");
+        let lineage = self.open(destination, history).await.map_err(|error| error.to_string())?;
+        let shipped = ship_snapshot(&lineage, self.replica.group_id(), checkpoint, options, &|_, _| {}).await;
+        shipped.map_err(|error| error.to_string())
+    }
+}
+
+/// What became of one snapshot so far.
+#[derive(Debug, Default)]
+struct Shipped {
+    count: u64,
+    new_bytes: u64,
+    /// Of the snapshot, and of the bases that it lies over.
+    indices: Vec<u64>,
+    failures: Vec<String>,
+}
+
+impl Shipped {
+    fn told(&self) -> Result<String, String> {
+        if !self.failures.is_empty() {
+            return Err(self.failures.join("; "));
         }
-        Ok(format!("shipped snapshot {index} to {total} destination(s), {new_bytes} bytes of it new"))
+        let index = self.indices.first().copied().unwrap_or(0);
+        let (count, bytes) = (self.count, self.new_bytes);
+        Ok(format!("shipped snapshot {index} to {count} destination(s), {bytes} bytes of it new"))
     }
 }
