@@ -1,7 +1,7 @@
 //! What rows a snapshot had, kept beside the node that shipped it: so much of each as tells whether it is still the same.
 //!
 //! A snapshot taken with the index of an earlier one ships what changed since, and reads nothing back. An index that is
-//! lost, damaged or of another snapshot costs time and bytes, and never rows: all is shipped anew.
+//! lost, damaged or of another snapshot costs time and bytes, and never rows.
 //!
 //! ```text
 //! file:   magic 8 | cluster 16 | incarnation u64 | group u32 | index u64 | row* | END u8 | root 32 | BLAKE3 of all before 32
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use holdfast_model::id::GroupId;
 
 use crate::layout::{LineageId, hex};
+use crate::rows::PatchRow;
 
 const MAGIC: [u8; 8] = *b"HOLDROW1";
 /// In place of a family: no row follows.
@@ -85,7 +86,7 @@ impl RowIndexes {
             Ok(reader) => Some(reader),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                tracing::warn!(event = "backup.row_index", path = %path.display(), %error, "not used: all is shipped anew");
+                tracing::warn!(event = "backup.row_index", path = %path.display(), %error, "not used");
                 None
             }
         }
@@ -145,6 +146,14 @@ impl RowWriter {
         self.last_key.truncate(shared);
         self.last_key.extend_from_slice(rest);
         Ok(())
+    }
+
+    /// Adds rows that have values; rows come in canonical order.
+    pub(crate) fn add(mut self, rows: impl Iterator<Item = PatchRow>) -> std::io::Result<Self> {
+        for row in rows {
+            self.push(row.family, &row.key, &print(&row.value.unwrap_or_default()))?;
+        }
+        Ok(self)
     }
 
     /// Everything was added, and is the state with this root.

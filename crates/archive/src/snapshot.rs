@@ -1,8 +1,8 @@
 //! Shipping a snapshot: a checkpoint is scanned in canonical order, cut into chunks, and its manifest is written last.
 //!
 //! The first snapshot of a generation is a base: all its chunks are shipped. A later one is a layer of patches over one
-//! whose rows this node still knows ([`RowIndexes`]), as long as that is worth it, and else a new base, of which chunks
-//! that are there already are not shipped again.
+//! whose rows this node still knows ([`RowIndexes`]), or reads back because another node shipped it, as long as that is
+//! worth it; and else a new base, of which chunks that are there already are not shipped again.
 //!
 //! Invariants:
 //! - Position, chains, time and rows all come from inside the checkpoint.
@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::scan::{Below, Checkpoint, Scan, Scanned};
 use crate::chunk::{self, Chunk, SealedChunk};
+use crate::compose::read_rows;
 use crate::destination::{Destination, Put};
 use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName, week_of};
@@ -95,8 +97,12 @@ pub async fn ship_snapshot(
     let mut older = list_snapshots(lineage.destination(), lineage.id(), group).await?;
     older.retain(|found| found.index < checkpoint.applied.index);
     let previous = newest_readable(lineage, group, older.last()).await?;
-    let shipping = Shipping { lineage, group, checkpoint, generation, previous, options, progress };
-    if let Some((parent, rows)) = shipping.parent(&older).await?
+    let mut shipping = Shipping { lineage, group, checkpoint, generation, previous, is_sound: true, options, progress };
+    let parent = match shipping.parent(&older).await? {
+        Some(known) => Some(known),
+        None => shipping.read_back().await?,
+    };
+    if let Some((parent, rows)) = parent
         && let Some(report) = shipping.ship_layer(parent, rows).await?
     {
         return Ok(report);
@@ -155,6 +161,8 @@ struct Shipping<'a> {
     generation: u32,
     /// The newest snapshot before this one, and the seal of its manifest.
     previous: Option<(Manifest, [u8; 32])>,
+    /// Nothing is known to be wrong with its objects.
+    is_sound: bool,
     options: &'a SnapshotOptions,
     progress: Progress<'a>,
 }
@@ -190,19 +198,65 @@ impl Shipping<'_> {
                 Err(error) if error.is_integrity() => continue,
                 Err(error) => return Err(error),
             };
-            if manifest.layers.len() >= LAYERS_MAX
-                || manifest.objects().any(|(_, line)| line.generation != self.generation)
+            if self.bears(&manifest)
+                && let Some(rows) = self.known_rows(indexes, &manifest).await?
+                && self.are_there(&manifest).await?
             {
-                continue;
-            }
-            let (indexes, group, index, root) = (indexes.clone(), self.group, found.index, manifest.root());
-            let open = move || Ok(indexes.open(&id, group, index, &root));
-            let Some(rows) = blocking("reading an index of rows", open).await? else { continue };
-            if self.are_there(&manifest).await? {
                 return Ok(Some((manifest, rows)));
             }
         }
         Ok(None)
+    }
+
+    /// A layer may lie over it.
+    fn bears(&self, manifest: &Manifest) -> bool {
+        manifest.layers.len() < LAYERS_MAX && manifest.objects().all(|(_, line)| line.generation == self.generation)
+    }
+
+    async fn known_rows(&self, indexes: &RowIndexes, of: &Manifest) -> Result<Option<RowReader>, ArchiveError> {
+        let (indexes, id, group) = (indexes.clone(), *self.lineage.id(), self.group);
+        let (index, root) = (of.applied.index, of.root());
+        blocking("reading an index of rows", move || Ok(indexes.open(&id, group, index, &root))).await
+    }
+
+    /// The newest snapshot, of whose rows nothing is known here: they are read from the destination, and their index is kept.
+    /// That costs about what a new base would, in the other direction, keeps nothing twice, and finds what is damaged.
+    async fn read_back(&mut self) -> Result<Option<(Manifest, RowReader)>, ArchiveError> {
+        let (Some(indexes), Some((manifest, _))) = (&self.options.indexes, &self.previous) else { return Ok(None) };
+        if !self.bears(manifest) || !self.are_there(manifest).await? {
+            return Ok(None);
+        }
+        let mut writer = match indexes.create(self.lineage.id(), self.group, manifest.applied.index) {
+            Ok(writer) => writer,
+            Err(error) => return Ok(scan::not_kept(&error)),
+        };
+        let mut rows = read_rows(self.lineage.destination(), manifest);
+        let mut pace = self.options.limit.begin(Instant::now());
+        loop {
+            let chunk = match rows.try_next().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) if error.is_integrity() => {
+                    tracing::error!(event = "backup.not_sound", %error, "the snapshot before this one: no layer over it");
+                    self.is_sound = false;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            };
+            let bytes = chunk.plain_length();
+            let add = move || Ok(writer.add(chunk.patch_rows()));
+            writer = match blocking("writing an index of rows", add).await? {
+                Ok(writer) => writer,
+                Err(error) => return Ok(scan::not_kept(&error)),
+            };
+            tokio::time::sleep(pace.passed(bytes, Instant::now())).await;
+        }
+        let root = manifest.root();
+        if let Err(error) = blocking("writing an index of rows", move || Ok(writer.finish(&root))).await? {
+            return Ok(scan::not_kept(&error));
+        }
+        let rows = self.known_rows(indexes, manifest).await?;
+        Ok(rows.map(|rows| (manifest.clone(), rows)))
     }
 
     async fn are_there(&self, manifest: &Manifest) -> Result<bool, ArchiveError> {
@@ -238,7 +292,9 @@ impl Shipping<'_> {
     }
 
     async fn pass(&self, below: Option<Below>) -> Result<Pass, ArchiveError> {
-        let lines = self.previous.iter().flat_map(|(manifest, _)| &manifest.chunks);
+        // Where one object is damaged, each is compared by its bytes.
+        let previous = self.previous.iter().filter(|_| self.is_sound);
+        let lines = previous.flat_map(|(manifest, _)| &manifest.chunks);
         let known: Known = lines.map(|line| ((line.generation, line.name), line.clone())).collect();
         let (sender, mut scanned) = mpsc::channel(QUEUED_MAX);
         let scan = Scan {

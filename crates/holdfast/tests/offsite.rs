@@ -287,35 +287,38 @@ async fn a_second_snapshot_ships_what_changed_and_is_restored_as_any_other() {
         }
     };
     let shipper = cluster.leader().await;
-    let admin = cluster.nodes[shipper].admin.clone();
-    let snapshot = || {
+    let admins: Vec<String> = cluster.nodes.iter().map(|node| node.admin.clone()).collect();
+    let snapshot = |place: usize| {
         let before = snapshot_bytes(&offsite);
-        let (code, told, stderr) = holdfast(&["backup", "now", "--endpoint", &admin]);
+        let (code, told, stderr) = holdfast(&["backup", "now", "--endpoint", &admins[place]]);
         assert_eq!(code, 0, "{told}{stderr}");
         snapshot_bytes(&offsite) - before
     };
     write((0..RECORDS).collect(), 0).await;
-    let first = snapshot();
+    let first = snapshot(shipper);
     cluster.kill(shipper);
     cluster.restart(shipper);
     cluster.wait_converged().await;
     let changed: Vec<usize> = (0..RECORDS / 100).map(|number| number * 97).collect();
     let last = write(changed.clone(), 1).await;
-    let second = snapshot();
+    let second = snapshot(shipper);
     assert!(second * 20 <= first, "the first took {first} bytes, the second {second}");
+    // Another node reads back what it did not ship.
+    let third = snapshot((shipper + 1) % 3);
+    assert!(third * 20 <= first, "the first took {first} bytes, the third {third}");
 
     wait_offsite(&cluster, last).await;
     let (code, report, stderr) = holdfast(&["backup", "verify", "--from", &from]);
     assert_eq!(code, 0, "{report}{stderr}");
     let (_, listed, _) = holdfast_json(&["backup", "ls", "--from", &from]);
     let layers = |at: usize| listed["lineages"][0]["snapshots"][at]["layers"].as_u64();
-    assert_eq!((layers(0), layers(1)), (Some(0), Some(1)), "{listed}");
+    assert_eq!([0, 1, 2].map(layers), [Some(0), Some(1), Some(2)], "{listed}");
 
     // All nodes are gone; what comes back is every record as it was last written.
     cluster.kill_together(&[0, 1, 2]);
     let (data, port) = (rebuilt.display().to_string(), cluster.port_base().to_string());
     let (_, plan, _) = holdfast_json(&["restore", "plan", "--from", &from]);
-    assert_eq!(plan["snapshot_index"], listed["lineages"][0]["snapshots"][1]["index"], "{plan}");
+    assert_eq!(plan["snapshot_index"], listed["lineages"][0]["snapshots"][2]["index"], "{plan}");
     let run = ["restore", "run", "--from", &from, "--data", &data, "--port-base", &port];
     let (code, told, stderr) = holdfast_json(&run);
     assert_eq!(code, 0, "{told}{stderr}");

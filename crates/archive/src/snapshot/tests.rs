@@ -132,23 +132,71 @@ fn what_cannot_be_a_layer_is_a_new_base() {
         assert_eq!((last.layers, last.base_index), (0, last.index));
         assert_eq!(rows_at(&folder, &lineage, last.index), rows_of_checkpoint(&node.checkpoint()));
     };
-    let rows = node.dir.path().join("rows");
-    a_little_later(&|_| std::fs::remove_dir_all(&rows).expect("removes"));
-    // One bit of each index.
-    a_little_later(&|_| {
-        for found in std::fs::read_dir(&rows).expect("lists") {
-            let path = found.expect("a file").path();
-            let mut bytes = std::fs::read(&path).expect("reads");
-            bytes[100] ^= 1;
-            std::fs::write(&path, bytes).expect("writes");
-        }
-    });
     // An object that the layer needs is gone.
     a_little_later(&|last| {
         let (manifest, _) = run(read_manifest(&folder.destination(), lineage.id(), GROUP, last.index)).expect("reads");
         let chunk = manifest.chunks.iter().max_by_key(|line| line.plain_length).expect("a chunk");
         std::fs::remove_file(folder.file(&chunk.object().path(lineage.id()))).expect("removes");
     });
+}
+
+/// Who knows nothing of the rows of a snapshot reads them from where it lies; once.
+#[test]
+fn a_snapshot_of_another_node_is_read_back_and_bears_a_layer() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(200, 4000);
+    let lineage = run(history.open(&folder.destination()));
+    let first = next(&lineage, &history, &node);
+    let other = Node::new();
+    let mut layers = Vec::new();
+    let rows = other.dir.path().join("rows");
+    let spoil = |path: &Path| {
+        let mut bytes = std::fs::read(path).expect("reads");
+        bytes[100] ^= 1;
+        std::fs::write(path, bytes).expect("writes");
+    };
+    for round in 0..4 {
+        history.put("user-1", "stock-1", 4000);
+        history.delete("user-2", &format!("stock-{}", 2 + 7 * round));
+        let report = next(&lineage, &history, &other);
+        assert!(report.new_bytes * 20 <= first.new_bytes, "{} of {}", report.new_bytes, first.new_bytes);
+        assert_eq!(report.base_index, first.index);
+        assert_eq!(rows_at(&folder, &lineage, report.index), rows_of_checkpoint(&other.checkpoint()));
+        layers.push(report.layers);
+        // Known, then lost, then damaged.
+        match round {
+            1 => std::fs::remove_dir_all(&rows).expect("removes"),
+            2 => std::fs::read_dir(&rows).expect("lists").for_each(|found| spoil(&found.expect("a file").path())),
+            _ => {}
+        }
+    }
+    assert_eq!(layers, [1, 2, 3, 4]);
+}
+
+/// What is read back is checked: nothing is laid over a damaged chunk, and none is taken over into a new base.
+#[test]
+fn a_damaged_chunk_that_is_read_back_is_named_and_shipped_again_once_it_is_moved_away() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(200, 4000);
+    let lineage = run(history.open(&folder.destination()));
+    let first = next(&lineage, &history, &node);
+    let (manifest, _) = run(read_manifest(&folder.destination(), lineage.id(), GROUP, first.index)).expect("reads");
+    // The family of user ids does not change with another write of a known user.
+    let line = manifest.chunks.iter().find(|line| line.family == 2).expect("a chunk");
+    let object = line.object().path(lineage.id());
+    folder.flip(&object, 4321);
+    history.put("user-1", "stock-1", 4000);
+    let other = Node::new();
+    other.apply(&history.entries);
+    let shipped = run(ship_snapshot(&lineage, GROUP, &other.checkpoint(), &other.options(), QUIET));
+    let error = shipped.expect_err("its rows are the same, and they are damaged");
+    assert!(matches!(&error, ArchiveError::Corrupt { object: named, .. } if *named == object), "{error}");
+
+    std::fs::remove_file(folder.file(&object)).expect("moved away");
+    let report = run(ship_snapshot(&lineage, GROUP, &other.checkpoint(), &other.options(), QUIET)).expect("ships");
+    assert_eq!((report.layers, report.base_index), (0, report.index));
+    assert_eq!(rows_at(&folder, &lineage, report.index), rows_of_checkpoint(&other.checkpoint()));
+    assert_eq!(rows_at(&folder, &lineage, first.index).len(), manifest.rows() as usize, "the older one is whole again");
 }
 
 #[test]
