@@ -159,7 +159,7 @@ pub(crate) fn seal_as(
     Ok(SealedChunk { line, sealed })
 }
 
-/// Rows of a chunk that was read, or put together, and checked.
+/// Rows of a chunk or a patch that was read, or of a chunk that was put together, and checked.
 #[derive(Debug, Clone)]
 pub struct Chunk {
     /// Hash of the plain bytes.
@@ -169,7 +169,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Reads a chunk and checks everything that it says about itself; gives its seal too.
+    /// Reads the chunk, or the patch, of this name, and checks everything that it says about itself; gives its seal too.
     ///
     /// # Errors
     /// Names `object` and what is wrong.
@@ -177,24 +177,24 @@ impl Chunk {
         object: &str,
         lineage: &LineageId,
         keys: &Keyring,
-        name: &[u8; 32],
+        name: ObjectName,
         bytes: &Bytes,
     ) -> Result<(Self, [u8; 32]), ArchiveError> {
         let opened = object::open(object, lineage, keys, bytes)?;
-        let Kind::Chunk(header) = opened.kind else {
-            return Err(ArchiveError::corrupt(object, "it is no chunk"));
+        let bad = |reason: String| ArchiveError::corrupt(object, reason);
+        let (hash, rows, is_patch) = match (name, &opened.kind) {
+            (ObjectName::Chunk { name, .. }, Kind::Chunk(header)) => (name, header.rows, false),
+            (ObjectName::Patch { name, .. }, Kind::Patch(header)) => (name, header.rows, true),
+            _ => return Err(bad("it is not of the kind that its name says".into())),
         };
-        if opened.chunk_name() != *name {
-            let reason = format!("its rows hash to {}, not to its name", hex(&opened.chunk_name()));
-            return Err(ArchiveError::corrupt(object, reason));
+        if opened.chunk_name() != hash {
+            return Err(bad(format!("its rows hash to {}, not to its name", hex(&opened.chunk_name()))));
         }
-        let chunk = Self { plain_blake3: opened.plain_blake3, rows: header.rows, plain: opened.plain };
-        let is_row = |row: &PatchRow| row.value.is_some();
-        check_rows(&chunk.plain, chunk.rows, |last, row| last.family == row.family && is_row(last) && is_row(row))
-            .map_err(|reason| ArchiveError::corrupt(object, reason))?;
-        if chunk.patch_rows().next().is_some_and(|first| !is_row(&first)) {
-            return Err(ArchiveError::corrupt(object, "a row of it has no value"));
-        }
+        let chunk = Self { plain_blake3: opened.plain_blake3, rows, plain: opened.plain };
+        // A chunk has rows of one family, and all of them: only a patch says that some are gone.
+        let family = chunk.patch_rows().next().map(|row| row.family);
+        let fits = |row: &PatchRow| is_patch || Some(row.family) == family && row.value.is_some();
+        check_rows(&chunk.plain, rows, fits).map_err(bad)?;
         Ok((chunk, opened.seal))
     }
 
@@ -204,7 +204,7 @@ impl Chunk {
         is_so.then(|| Self { plain_blake3: as_said.plain_blake3, rows: chunk.rows, plain: chunk.plain.into() })
     }
 
-    /// Checks that this is the chunk that a manifest means.
+    /// Checks that these are the rows that a manifest means.
     ///
     /// # Errors
     /// Names `object` and what differs.
@@ -222,7 +222,7 @@ impl Chunk {
         self.plain.len() as u64
     }
 
-    /// The rows in order.
+    /// The rows of a chunk in order.
     pub fn rows(&self) -> impl Iterator<Item = RawRow> {
         self.patch_rows().map(|row| RawRow {
             family: row.family,
@@ -231,7 +231,7 @@ impl Chunk {
         })
     }
 
-    /// The same, without a copy of their bytes.
+    /// The rows in order, those that are gone among them, without a copy of their bytes.
     pub(crate) fn patch_rows(&self) -> impl Iterator<Item = PatchRow> + use<> {
         let mut rest = self.plain.clone();
         std::iter::from_fn(move || next_row(&mut rest).ok().flatten())

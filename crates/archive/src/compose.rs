@@ -15,10 +15,8 @@ use tokio::sync::mpsc;
 use crate::chunk::{Chunk, Chunker, PlainChunk};
 use crate::destination::Destination;
 use crate::error::ArchiveError;
-use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
 use crate::manifest::{Manifest, ManifestChunk};
-use crate::patch::Patch;
 use crate::rows::PatchRow;
 
 /// Objects that are read at a time, of the base and of each layer.
@@ -39,7 +37,7 @@ pub fn read_rows<'a>(
     manifest: &'a Manifest,
 ) -> BoxStream<'a, Result<Arc<Chunk>, ArchiveError>> {
     if manifest.layers.is_empty() {
-        let reads = manifest.chunks.iter().map(|line| read_chunk(destination, &manifest.lineage, line));
+        let reads = manifest.objects().map(|(name, line)| read_object(destination, &manifest.lineage, name, line));
         return futures::stream::iter(reads).buffered(READS_MAX).boxed();
     }
     let (out, composed) = mpsc::channel(QUEUED_MAX);
@@ -67,78 +65,42 @@ fn stopped() -> ArchiveError {
     ArchiveError::Stopped { what: "putting a snapshot together" }
 }
 
-/// Reads and checks a chunk that a manifest names.
+/// Reads and checks a chunk or a patch, by the line of a manifest that names it.
 ///
 /// # Errors
 /// Names the object and what is wrong.
-pub async fn read_chunk(
+pub async fn read_object(
     destination: &Destination,
     lineage: &LineageId,
+    name: ObjectName,
     line: &ManifestChunk,
 ) -> Result<Arc<Chunk>, ArchiveError> {
-    let checked = move |object: &str, lineage: &LineageId, keys: &Keyring, line: &ManifestChunk, bytes: &_| {
-        let (chunk, _) = Chunk::open(object, lineage, keys, &line.name, bytes)?;
-        chunk.check_line(object, line)?;
-        Ok(Arc::new(chunk))
-    };
-    read(destination, *lineage, line.object(), line.clone(), checked).await
-}
-
-/// Reads and checks a patch that a manifest names.
-///
-/// # Errors
-/// Names the object and what is wrong.
-pub async fn read_patch(
-    destination: &Destination,
-    lineage: &LineageId,
-    line: &ManifestChunk,
-) -> Result<Arc<Patch>, ArchiveError> {
-    let checked = move |object: &str, lineage: &LineageId, keys: &Keyring, line: &ManifestChunk, bytes: &_| {
-        let (patch, _) = Patch::open(object, lineage, keys, &line.name, bytes)?;
-        patch.check_line(object, line)?;
-        Ok(Arc::new(patch))
-    };
-    read(destination, *lineage, line.patch_object(), line.clone(), checked).await
-}
-
-async fn read<T: Send + 'static>(
-    destination: &Destination,
-    lineage: LineageId,
-    name: ObjectName,
-    line: ManifestChunk,
-    check: impl FnOnce(&str, &LineageId, &Keyring, &ManifestChunk, &bytes::Bytes) -> Result<T, ArchiveError>
-    + Send
-    + 'static,
-) -> Result<T, ArchiveError> {
-    let object = name.path(&lineage);
+    let object = name.path(lineage);
     let bytes = destination.get(&object).await?;
-    let keys = destination.shared_keys();
-    let checking = tokio::task::spawn_blocking(move || check(&object, &lineage, &keys, &line, &bytes));
+    let (lineage, line, keys) = (*lineage, line.clone(), destination.shared_keys());
+    let checking = tokio::task::spawn_blocking(move || {
+        let (chunk, _) = Chunk::open(&object, &lineage, &keys, name, &bytes)?;
+        chunk.check_line(&object, &line)?;
+        Ok(Arc::new(chunk))
+    });
     checking.await.map_err(|_| ArchiveError::Stopped { what: "checking an object" })?
 }
 
 /// Base and layers, oldest first, read ahead.
 fn sources(destination: &Destination, manifest: &Manifest) -> Vec<Source> {
-    let lineage = manifest.lineage;
-    let of_base = |line: ManifestChunk| {
-        let from = destination.clone();
+    let read = |name: ObjectName, line: &ManifestChunk| {
+        let (from, lineage, line) = (destination.clone(), manifest.lineage, line.clone());
         async move {
-            let chunk = read_chunk(&from, &lineage, &line).await?;
+            let chunk = read_object(&from, &lineage, name, &line).await?;
             Ok(Box::new(chunk.patch_rows()) as RowsOf)
         }
     };
-    let of_layer = |line: ManifestChunk| {
-        let from = destination.clone();
-        async move {
-            let patch = read_patch(&from, &lineage, &line).await?;
-            Ok(Box::new(patch.rows()) as RowsOf)
-        }
-    };
-    let base = Source::read(manifest.chunks.iter().cloned().map(of_base).collect(), READS_MAX);
-    let layers = manifest.layers.iter();
-    let layers =
-        layers.map(|layer| Source::read(layer.patches.iter().cloned().map(of_layer).collect(), PATCH_READS_MAX));
-    std::iter::once(base).chain(layers).collect()
+    let base = manifest.chunks.iter().map(|line| read(line.object(), line)).collect();
+    let layers = manifest.layers.iter().map(|layer| {
+        let patches = layer.patches.iter().map(|line| read(line.patch_object(), line)).collect();
+        Source::read(patches, PATCH_READS_MAX)
+    });
+    std::iter::once(Source::read(base, READS_MAX)).chain(layers).collect()
 }
 
 /// Base, or one layer: its objects as they arrive, and its next row.

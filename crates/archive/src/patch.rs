@@ -7,17 +7,13 @@
 //! - Rows are strictly ascending by (family, key), within a patch and over the patches of a layer.
 //! - The name of a patch is the hash of its plain bytes, keyed where they are encrypted, checked before a row is used.
 
-use bytes::Bytes;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::archive_contents::Kind;
 
 use crate::chunk::{PlainChunk, SealedChunk, seal_as};
 use crate::error::ArchiveError;
-use crate::keys::Keyring;
-use crate::layout::{LineageId, ObjectName, hex};
-use crate::manifest::ManifestChunk;
-use crate::object;
-use crate::rows::{PatchRow, check_rows, next_row, put_row};
+use crate::layout::{LineageId, ObjectName};
+use crate::rows::put_row;
 use crate::sealing::Sealing;
 
 /// A patch ends with the row that brings it to this many plain bytes.
@@ -55,59 +51,6 @@ pub(crate) fn seal(
 ) -> Result<SealedChunk, ArchiveError> {
     let kind = Kind::Patch(pb::ArchivePatchHeader { rows: patch.rows });
     seal_as(lineage, generation, sealing, patch, kind, |name| ObjectName::Patch { generation, name })
-}
-
-/// A patch that was read and checked.
-#[derive(Debug, Clone)]
-pub struct Patch {
-    plain_blake3: [u8; 32],
-    rows: u64,
-    plain: Bytes,
-}
-
-impl Patch {
-    /// Reads a patch and checks everything that it says about itself; gives its seal too.
-    ///
-    /// # Errors
-    /// Names `object` and what is wrong.
-    pub fn open(
-        object: &str,
-        lineage: &LineageId,
-        keys: &Keyring,
-        name: &[u8; 32],
-        bytes: &Bytes,
-    ) -> Result<(Self, [u8; 32]), ArchiveError> {
-        let opened = object::open(object, lineage, keys, bytes)?;
-        let Kind::Patch(header) = opened.kind else {
-            return Err(ArchiveError::corrupt(object, "it is no patch"));
-        };
-        if opened.chunk_name() != *name {
-            let reason = format!("its rows hash to {}, not to its name", hex(&opened.chunk_name()));
-            return Err(ArchiveError::corrupt(object, reason));
-        }
-        let patch = Self { plain_blake3: opened.plain_blake3, rows: header.rows, plain: opened.plain };
-        check_rows(&patch.plain, patch.rows, |_, _| true).map_err(|reason| ArchiveError::corrupt(object, reason))?;
-        Ok((patch, opened.seal))
-    }
-
-    /// Checks that this is the patch that a manifest means.
-    ///
-    /// # Errors
-    /// Names `object` and what differs.
-    pub fn check_line(&self, object: &str, line: &ManifestChunk) -> Result<(), ArchiveError> {
-        let first = self.rows().next();
-        let as_said = self.plain_blake3 == line.plain_blake3
-            && self.rows == line.rows
-            && self.plain.len() as u64 == line.plain_length
-            && first.is_some_and(|row| row.place() == (line.family, &line.first_key));
-        if as_said { Ok(()) } else { Err(ArchiveError::corrupt(object, "it is not what the manifest says of it")) }
-    }
-
-    /// The rows in order.
-    pub fn rows(&self) -> impl Iterator<Item = PatchRow> + use<> {
-        let mut rest = self.plain.clone();
-        std::iter::from_fn(move || next_row(&mut rest).ok().flatten())
-    }
 }
 
 #[cfg(test)]

@@ -60,21 +60,20 @@ pub(crate) fn next_row(rest: &mut Bytes) -> Result<Option<PatchRow>, String> {
     Ok(Some(PatchRow { family, key, value }))
 }
 
-/// Checks that the rows are as many as was said, at least one, and strictly ascending.
+/// Checks that the rows are as many as was said, at least one, strictly ascending, and such as fit.
 ///
 /// # Errors
 /// Says which row is wrong.
-pub(crate) fn check_rows(
-    plain: &Bytes,
-    rows: u64,
-    may_follow: impl Fn(&PatchRow, &PatchRow) -> bool,
-) -> Result<(), String> {
+pub(crate) fn check_rows(plain: &Bytes, rows: u64, fits: impl Fn(&PatchRow) -> bool) -> Result<(), String> {
     let mut rest = plain.clone();
     let mut last: Option<PatchRow> = None;
     let mut found = 0;
     while let Some(row) = next_row(&mut rest)? {
-        if last.is_some_and(|last| last.place() >= row.place() || !may_follow(&last, &row)) {
+        if last.is_some_and(|last| last.place() >= row.place()) {
             return Err(format!("row {found} is out of order"));
+        }
+        if !fits(&row) {
+            return Err(format!("row {found} does not belong into it"));
         }
         last = Some(row);
         found += 1;

@@ -29,7 +29,6 @@ use crate::error::ArchiveError;
 use crate::layout::{LineageId, ObjectName, week_of};
 use crate::lineage::OpenLineage;
 use crate::manifest::{ChunkRows, LAYERS_MAX, Layer, Manifest, ManifestChunk, Previous};
-use crate::patch::Patch;
 use crate::read_limit::ReadLimit;
 use crate::row_index::{RowIndexes, RowReader, RowWriter};
 
@@ -191,12 +190,16 @@ impl Shipping<'_> {
     /// The newest snapshot that a layer can lie over, with its rows: one of this generation, whose objects are all there.
     async fn parent(&self, older: &[ListedSnapshot]) -> Result<Option<(Manifest, RowReader)>, ArchiveError> {
         let Some(indexes) = &self.options.indexes else { return Ok(None) };
-        let (destination, id) = (self.lineage.destination(), *self.lineage.id());
         for found in older.iter().rev().filter(|found| indexes.has(self.group, found.index)) {
-            let manifest = match read_manifest(destination, &id, self.group, found.index).await {
-                Ok((manifest, _)) => manifest,
-                Err(error) if error.is_integrity() => continue,
-                Err(error) => return Err(error),
+            let manifest = match &self.previous {
+                Some((newest, _)) if newest.applied.index == found.index => newest.clone(),
+                _ => {
+                    match read_manifest(self.lineage.destination(), self.lineage.id(), self.group, found.index).await {
+                        Ok((manifest, _)) => manifest,
+                        Err(error) if error.is_integrity() => continue,
+                        Err(error) => return Err(error),
+                    }
+                }
             };
             if self.bears(&manifest)
                 && let Some(rows) = self.known_rows(indexes, &manifest).await?
@@ -292,8 +295,8 @@ impl Shipping<'_> {
     }
 
     async fn pass(&self, below: Option<Below>) -> Result<Pass, ArchiveError> {
-        // Where one object is damaged, each is compared by its bytes.
-        let previous = self.previous.iter().filter(|_| self.is_sound);
+        // A layer takes over all chunks as they are. Where one object is damaged, each is compared by its bytes.
+        let previous = self.previous.iter().filter(|_| self.is_sound && below.is_none());
         let lines = previous.flat_map(|(manifest, _)| &manifest.chunks);
         let known: Known = lines.map(|line| ((line.generation, line.name), line.clone())).collect();
         let (sender, mut scanned) = mpsc::channel(QUEUED_MAX);
@@ -434,12 +437,7 @@ async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<Shipped, Arch
         Scanned::Rows(rows) => Ok(Shipped::Rows(rows)),
         Scanned::Patch(patch) => {
             let name = patch.line.patch_object();
-            let (line, written) = upload_new(lineage, name, patch, |object, line, bytes| {
-                let keys = lineage.destination().keys();
-                Patch::open(object, lineage.id(), keys, &line.name, bytes).map(|(_, seal)| seal)
-            })
-            .await?;
-            Ok(Shipped::Patch(line, written))
+            upload_new(lineage, name, patch).await.map(|(line, written)| Shipped::Patch(line, written))
         }
         Scanned::New(chunk) => upload_chunk(lineage, chunk).await,
         Scanned::Known(plain, line) => {
@@ -462,19 +460,13 @@ async fn upload(lineage: &OpenLineage, scanned: Scanned) -> Result<Shipped, Arch
 
 async fn upload_chunk(lineage: &OpenLineage, chunk: SealedChunk) -> Result<Shipped, ArchiveError> {
     let name = chunk.line.object();
-    let (line, written) = upload_new(lineage, name, chunk, |object, line, bytes| {
-        let keys = lineage.destination().keys();
-        Chunk::open(object, lineage.id(), keys, &line.name, bytes).map(|(_, seal)| seal)
-    })
-    .await?;
-    Ok(Shipped::Chunk(line, written))
+    upload_new(lineage, name, chunk).await.map(|(line, written)| Shipped::Chunk(line, written))
 }
 
 async fn upload_new(
     lineage: &OpenLineage,
     name: ObjectName,
     chunk: SealedChunk,
-    seal_of: impl FnOnce(&str, &ManifestChunk, &Bytes) -> Result<[u8; 32], ArchiveError>,
 ) -> Result<(ManifestChunk, u64), ArchiveError> {
     let SealedChunk { mut line, sealed } = chunk;
     let object = name.path(lineage.id());
@@ -486,7 +478,7 @@ async fn upload_new(
         Put::Same => Ok((line, 0)),
         Put::Lost(found) => {
             // The same rows, packed by another version of zstd.
-            line.stored_seal = seal_of(&object, &line, &found)?;
+            (_, line.stored_seal) = Chunk::open(&object, lineage.id(), lineage.destination().keys(), name, &found)?;
             line.stored_length = found.len() as u64;
             Ok((line, 0))
         }

@@ -24,7 +24,6 @@ use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
 use crate::object;
-use crate::patch::Patch;
 use crate::segment::{ChainWalk, Segment};
 
 const READS_MAX: usize = 4;
@@ -443,8 +442,9 @@ fn check(
         ObjectName::Heartbeat { group, at_ms } => {
             Heartbeat::open(object, lineage, keys, group, at_ms, bytes).map(Contents::Heartbeat)
         }
-        ObjectName::Chunk { name, .. } => Chunk::open(object, lineage, keys, &name, bytes).map(|_| Contents::Rows),
-        ObjectName::Patch { name, .. } => Patch::open(object, lineage, keys, &name, bytes).map(|_| Contents::Rows),
+        ObjectName::Chunk { .. } | ObjectName::Patch { .. } => {
+            Chunk::open(object, lineage, keys, name, bytes).map(|_| Contents::Rows)
+        }
     }
 }
 

@@ -21,7 +21,7 @@ fn cut(rows: impl IntoIterator<Item = RawRow>) -> Vec<PlainChunk> {
 }
 
 fn open(chunk: &SealedChunk) -> Chunk {
-    Chunk::open("o", &LINEAGE, &Keyring::default(), &chunk.line.name, &chunk.sealed.bytes).expect("opens").0
+    Chunk::open("o", &LINEAGE, &Keyring::default(), chunk.line.object(), &chunk.sealed.bytes).expect("opens").0
 }
 
 /// 40 MiB of rows of 1 KiB.
@@ -64,7 +64,7 @@ proptest! {
         let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows });
         let sealed = object::seal("o", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &body).expect("seals");
         let name = *blake3::hash(&body).as_bytes();
-        if let Ok((chunk, _)) = Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes) {
+        if let Ok((chunk, _)) = Chunk::open("o", &LINEAGE, &Keyring::default(), ObjectName::Chunk { generation: 1, name }, &sealed.bytes) {
             prop_assert_eq!(chunk.rows().count() as u64, rows);
         }
     }
@@ -75,7 +75,7 @@ fn every_flipped_bit_is_found() {
     let chunk = cut([row(1, "a", "one"), row(1, "b", "two")]).remove(0);
     let sealed = seal(&LINEAGE, 1, &Sealing::default(), &chunk).expect("seals");
     every_flip_is_found(&sealed.sealed.bytes, |object, bytes| {
-        Chunk::open(object, &LINEAGE, &Keyring::default(), &sealed.line.name, bytes).map(drop)
+        Chunk::open(object, &LINEAGE, &Keyring::default(), sealed.line.object(), bytes).map(drop)
     });
 }
 
@@ -84,7 +84,7 @@ fn another_chunk_under_the_name_is_found() {
     let [one, two] = ["one", "two"]
         .map(|value| seal(&LINEAGE, 1, &Sealing::default(), &cut([row(1, "a", value)]).remove(0)).expect("seals"));
     let error =
-        Chunk::open("x", &LINEAGE, &Keyring::default(), &one.line.name, &two.sealed.bytes).expect_err("swapped");
+        Chunk::open("x", &LINEAGE, &Keyring::default(), one.line.object(), &two.sealed.bytes).expect_err("swapped");
     assert!(error.to_string().contains("not to its name"), "{error}");
     let other = ManifestChunk { first_key: b"b".to_vec(), ..one.line.clone() };
     assert!(open(&one).check_line("x", &other).is_err());
@@ -98,7 +98,12 @@ fn rows_that_are_not_what_the_header_says_are_refused() {
         let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows });
         let sealed = object::seal("o", &LINEAGE, kind, &Sealing::open_to_all(Compression::Zstd), body).expect("seals");
         let name = *blake3::hash(body).as_bytes();
-        assert_eq!(Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes).is_ok(), good, "{rows}");
+        assert_eq!(
+            Chunk::open("o", &LINEAGE, &Keyring::default(), ObjectName::Chunk { generation: 1, name }, &sealed.bytes)
+                .is_ok(),
+            good,
+            "{rows}"
+        );
     }
 }
 
@@ -113,7 +118,8 @@ fn rows_without_a_value_are_refused() {
         let kind = Kind::Chunk(pb::ArchiveChunkHeader { rows: 2 });
         let sealed = object::seal("o", &LINEAGE, kind, &Sealing::default(), &body).expect("seals");
         let name = *blake3::hash(&body).as_bytes();
-        Chunk::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes).expect_err("a row is gone");
+        Chunk::open("o", &LINEAGE, &Keyring::default(), ObjectName::Chunk { generation: 1, name }, &sealed.bytes)
+            .expect_err("a row is gone");
     }
 }
 

@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::chunk::Chunk;
+use crate::keys::Keyring;
+use crate::manifest::ManifestChunk;
+use crate::object;
 use crate::object::tests::{LINEAGE, every_flip_is_found};
 use crate::sealing::Compression;
 
@@ -14,8 +18,8 @@ fn gather(rows: &[Given]) -> Vec<PlainChunk> {
     patches
 }
 
-fn open(sealed: &SealedChunk) -> Patch {
-    Patch::open("o", &LINEAGE, &Keyring::default(), &sealed.line.name, &sealed.sealed.bytes).expect("opens").0
+fn open(sealed: &SealedChunk) -> Chunk {
+    Chunk::open("o", &LINEAGE, &Keyring::default(), sealed.line.patch_object(), &sealed.sealed.bytes).expect("opens").0
 }
 
 proptest! {
@@ -33,7 +37,7 @@ proptest! {
         let sealed = seal(&LINEAGE, 1, &Sealing::default(), &patches[0]).expect("seals");
         let opened = open(&sealed);
         opened.check_line("o", &sealed.line).expect("as said");
-        let back = opened.rows().map(|row| (row.family, row.key.to_vec(), row.value.map(|value| value.to_vec())));
+        let back = opened.patch_rows().map(|row| (row.family, row.key.to_vec(), row.value.map(|value| value.to_vec())));
         prop_assert_eq!(back.collect::<Vec<_>>(), rows);
     }
 
@@ -42,8 +46,8 @@ proptest! {
         let kind = Kind::Patch(pb::ArchivePatchHeader { rows });
         let sealed = object::seal("o", &LINEAGE, kind, &Sealing::open_to_all(Compression::None), &body).expect("seals");
         let name = *blake3::hash(&body).as_bytes();
-        if let Ok((patch, _)) = Patch::open("o", &LINEAGE, &Keyring::default(), &name, &sealed.bytes) {
-            prop_assert_eq!(patch.rows().count() as u64, rows);
+        if let Ok((patch, _)) = Chunk::open("o", &LINEAGE, &Keyring::default(), ObjectName::Patch { generation: 1, name }, &sealed.bytes) {
+            prop_assert_eq!(patch.patch_rows().count() as u64, rows);
         }
     }
 }
@@ -53,7 +57,7 @@ fn every_flipped_bit_is_found() {
     let patch = gather(&[(1, b"a".to_vec(), Some(b"one".to_vec())), (2, b"a".to_vec(), None)]).remove(0);
     let sealed = seal(&LINEAGE, 1, &Sealing::default(), &patch).expect("seals");
     every_flip_is_found(&sealed.sealed.bytes, |object, bytes| {
-        Patch::open(object, &LINEAGE, &Keyring::default(), &sealed.line.name, bytes).map(drop)
+        Chunk::open(object, &LINEAGE, &Keyring::default(), sealed.line.patch_object(), bytes).map(drop)
     });
     let other = ManifestChunk { rows: 1, ..sealed.line.clone() };
     assert!(open(&sealed).check_line("x", &other).is_err());
@@ -64,9 +68,9 @@ fn every_flipped_bit_is_found() {
 fn a_chunk_is_no_patch() {
     let plain = gather(&[(1, b"a".to_vec(), Some(b"one".to_vec()))]).remove(0);
     let chunk = crate::chunk::seal(&LINEAGE, 1, &Sealing::default(), &plain).expect("seals");
-    let error =
-        Patch::open("o", &LINEAGE, &Keyring::default(), &chunk.line.name, &chunk.sealed.bytes).expect_err("kind");
-    assert!(error.to_string().contains("it is no patch"), "{error}");
+    let error = Chunk::open("o", &LINEAGE, &Keyring::default(), chunk.line.patch_object(), &chunk.sealed.bytes)
+        .expect_err("kind");
+    assert!(error.to_string().contains("not of the kind that its name says"), "{error}");
 }
 
 #[test]

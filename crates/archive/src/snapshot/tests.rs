@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use holdfast_store::RawRow;
 
-use crate::compose::{read_chunk, read_rows};
+use crate::compose::{read_object, read_rows};
 use crate::fixture::{Folder, GROUP, History, Node, rows_of_checkpoint, run};
 use crate::sealing::{Compression, GenerationKey, Sealing};
 
@@ -42,11 +42,11 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
     assert_eq!(*seen.lock().expect("lock"), (report.bytes, report.bytes));
     let mut rows = Vec::new();
     for line in &manifest.chunks {
-        rows.extend(run(read_chunk(&destination, lineage.id(), line)).expect("reads").rows());
+        rows.extend(run(read_object(&destination, lineage.id(), line.object(), line)).expect("reads").rows());
     }
     assert_eq!(rows, rows_of_checkpoint(&node.checkpoint()));
     let other = ManifestChunk { first_key: b"another".to_vec(), ..manifest.chunks[0].clone() };
-    let error = run(read_chunk(&destination, lineage.id(), &other)).expect_err("not as said");
+    let error = run(read_object(&destination, lineage.id(), other.object(), &other)).expect_err("not as said");
     assert!(error.to_string().contains("what the manifest says"), "{error}");
     assert!(report.bytes > 12_000_000 && report.new_bytes > 10_000_000 && report.chunks > 5, "{report:?}");
 }

@@ -83,10 +83,10 @@ impl Shipper {
         self.ship_to(&awaited, Some(&job), &checkpoint, &options, &mut shipped).await;
         job.end(shipped.told()).await;
         self.ship_to(&others, None, &checkpoint, &options, &mut shipped).await;
-        // A later layer can lie over this snapshot, or, once there are too many, over its base. What a destination that failed
-        // holds is not known.
-        if has_room
-            && shipped.failures.is_empty()
+        // A later layer can lie over this snapshot, or, once there are too many, over its base. What lies where it failed is read
+        // back when it is needed: one that always fails must not fill the disk.
+        if shipped.count > 0
+            && has_room
             && let Err(error) = self.barriers.indexes.keep(group, &shipped.indices)
         {
             tracing::warn!(event = "backup.row_index", %error, "indexes of older snapshots are still there");
