@@ -221,6 +221,36 @@ async fn a_flipped_table_of_the_state_is_never_served_and_the_state_is_reinstall
     ledger.check(&cluster.client_of(place)).await;
 }
 
+/// The snapshot that a node keeps for those who lag is read again and again: what is damaged in it alone, because the state
+/// has long replaced that file, goes to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_is_said_and_replaced() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let set = ["--set", "raft.snapshot_entries=40", "--set", "raft.keep_entries=10", "--set", "integrity.interval_ms=500"];
+    let cluster = Cluster::start(&dir.path().join("c"), &set);
+    let mut ledger = Ledger::default();
+    ledger.write(&cluster.client(), 60, PAYLOAD_BYTES).await;
+    let place = cluster.leader().await;
+    let snapshots = cluster.nodes[place].data_dir.join("snapshots");
+    let kept = || {
+        let entries = std::fs::read_dir(&snapshots).expect("listed").map(|entry| entry.expect("entry").path());
+        entries.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"))).max()
+    };
+    wait_for("a snapshot", async || kept().is_some_and(|path| path.join("CURRENT").exists())).await;
+    cluster.wait_converged().await;
+    let damaged = kept().expect("a snapshot");
+    let table = largest(&damaged, ".sst");
+    let bytes = flip(200, 0x10)(std::fs::read(&table).expect("read")).expect("spoilt");
+    // A file of its own: the state's is as it was.
+    std::fs::remove_file(&table).expect("removed");
+    std::fs::write(&table, bytes).expect("written");
+    wait_for("the node to say so", async || said(&cluster, place).contains("integrity.snapshot_damaged")).await;
+    wait_for("another snapshot", async || !damaged.exists() && kept().is_some()).await;
+    let told = said(&cluster, place);
+    assert!(told.contains("integrity.snapshot_replaced") && !told.contains("integrity.diverged"), "{told}");
+    ledger.check(&cluster.client_of(place)).await;
+}
+
 /// A damaged log loses no node: it is set aside, and the leader fills it up again. The node says so, and keeps the
 /// damaged bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,8 @@
 //! Snapshots between nodes: checkpoints by file, verified by BLAKE3, resumed file by file.
 //!
 //! Invariants: a file counts as received only when its length and hash are right; a checkpoint directory disappears
-//! with its last user; `incoming-*` directories survive a broken transfer so that the next one resumes.
+//! with its last user; `incoming-*` directories survive a broken transfer so that the next one resumes; what is offered
+//! was read in whole after it was hashed, so that what its disk damaged is not passed on.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use holdfast_store::{Applied, StateStore, StoreError};
+use holdfast_store::{Applied, StateStore, StoreError, open_checkpoint};
 use holdfast_wire::internal::v1 as pb;
 
 /// A checkpoint on this node's disk; removed when the last handle goes.
@@ -20,6 +21,13 @@ struct Inner {
     path: PathBuf,
     applied: Applied,
     files: OnceLock<Vec<pb::SnapshotFile>>,
+    damage: OnceLock<String>,
+}
+
+impl Inner {
+    fn new(path: PathBuf, applied: Applied) -> Self {
+        Self { path, applied, files: OnceLock::new(), damage: OnceLock::new() }
+    }
 }
 
 impl Drop for Inner {
@@ -41,12 +49,12 @@ impl SnapshotDir {
             source,
         })?;
         let info = state.checkpoint(&path)?;
-        Ok(Self(Arc::new(Inner { path, applied: info.applied, files: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner::new(path, info.applied))))
     }
 
     /// A received, verified checkpoint.
     pub fn received(path: PathBuf, applied: Applied) -> Self {
-        Self(Arc::new(Inner { path, applied, files: OnceLock::new() }))
+        Self(Arc::new(Inner::new(path, applied)))
     }
 
     /// Where it lies.
@@ -59,7 +67,10 @@ impl SnapshotDir {
         &self.0.applied
     }
 
-    /// Its files with length and hash; hashed once.
+    /// Its files with length and hash, and every row read after they were hashed; once.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or its rows are damaged: [`SnapshotDir::damage`] says so from then on.
     pub fn files(&self) -> io::Result<&[pb::SnapshotFile]> {
         if let Some(files) = self.0.files.get() {
             return Ok(files);
@@ -67,14 +78,45 @@ impl SnapshotDir {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.0.path)? {
             let entry = entry?;
-            if entry.file_type()?.is_file() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Whoever reads a checkpoint leaves an info log, which is no part of the state.
+            if entry.file_type()?.is_file() && !name.starts_with("LOG") && name != "LOCK" {
                 let (length, hash) = hash_file(&entry.path())?;
-                let name = entry.file_name().to_string_lossy().into_owned();
                 files.push(pb::SnapshotFile { name, length, blake3: hash.to_vec().into() });
             }
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
+        self.read(&mut |_| true)?;
         Ok(self.0.files.get_or_init(|| files))
+    }
+
+    /// Reads every row, with checksums verified, and compares them with the digests in it. `pace` as in
+    /// [`holdfast_store::View::scrub_at`].
+    ///
+    /// # Errors
+    /// As [`SnapshotDir::files`].
+    pub fn read(&self, pace: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
+        let read = open_checkpoint(&self.0.path).and_then(|checkpoint| checkpoint.view().scrub_at(pace));
+        let damage = match read {
+            Ok(report) => {
+                let fault = report.and_then(|report| report.faults.into_iter().next());
+                fault.map(|fault| format!("its rows do not agree with its digests: {}", fault.what))
+            }
+            Err(error) if error.is_unreadable_state() => Some(error.to_string()),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let Some(damage) = damage else { return Ok(()) };
+        let error = io::Error::new(io::ErrorKind::InvalidData, damage.clone());
+        if self.0.damage.set(damage).is_ok() {
+            let (path, reason) = (self.0.path.display(), &error);
+            tracing::error!(event = "integrity.snapshot_damaged", %path, %reason, "this snapshot goes to nobody");
+        }
+        Err(error)
+    }
+
+    /// What was found to be wrong with it.
+    pub fn damage(&self) -> Option<&str> {
+        self.0.damage.get().map(String::as_str)
     }
 }
 
@@ -200,6 +242,11 @@ fn is_plain_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_model::command::Operation;
+    use holdfast_model::id::GroupId;
+    use holdfast_model::state::{Effect, Effects};
+    use holdfast_store::{DataDir, LogPosition};
+
     use super::*;
 
     fn file(name: &str, bytes: &[u8]) -> pb::SnapshotFile {
@@ -226,6 +273,40 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("snapshots")).expect("mkdir");
         let sealed = incoming.seal(&files, &dir.path().join("snapshots")).expect("seal");
         assert_eq!(std::fs::read(sealed.join("b.sst")).expect("read"), b"second");
+    }
+
+    /// What the disk did to a snapshot after it was taken is not passed on as a whole file with a right hash.
+    #[test]
+    fn a_damaged_snapshot_is_not_offered() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = DataDir::open_or_create(&dir.path().join("data"), 1, [7; 16]).expect("a directory");
+        let state = StateStore::open(&data, GroupId(0)).expect("a state");
+        let mut batch = state.begin();
+        let job = Operation { id: "long".into(), error: "x".repeat(10_000), ..Operation::default() };
+        let effects = Effects { rows: vec![Effect::PutOperation(job)], ..Effects::default() };
+        batch.apply_effects(&effects).expect("applied");
+        let position = Some(LogPosition { term: 1, node: 1, index: 5 });
+        batch.set_applied(Applied { position, ..Applied::default() });
+        state.commit(batch).expect("committed");
+        let take = || SnapshotDir::checkpoint(&state, &dir.path().join("snapshots")).expect("taken");
+        let (whole, spoilt) = (take(), take());
+        let table = |snapshot: &SnapshotDir| {
+            let files = std::fs::read_dir(snapshot.path()).expect("listed").map(|entry| entry.expect("entry").path());
+            files.filter(|path| path.extension().is_some_and(|ending| ending == "sst")).max().expect("a table")
+        };
+        let path = table(&spoilt);
+        let mut bytes = std::fs::read(&path).expect("read");
+        bytes[100] ^= 1;
+        // A file of its own: the state's is as it was.
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, bytes).expect("written");
+        let refused = spoilt.files().expect_err("it is damaged");
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        assert!(spoilt.damage().is_some_and(|why| why.contains("orrupt")), "{refused}");
+        let names: Vec<&str> = whole.files().expect("whole").iter().map(|file| &file.name[..]).collect();
+        assert!(names.iter().any(|name| name.ends_with(".sst")) && names.contains(&"CURRENT"), "{names:?}");
+        assert!(!names.iter().any(|name| name.starts_with("LOG") || *name == "LOCK"), "{names:?}");
+        assert_eq!(whole.damage(), None);
     }
 
     #[test]

@@ -86,6 +86,14 @@ pub(crate) async fn open(
         let path = path.display();
         tracing::warn!(event = "log.floor_missing", %path, "there was no floor file; it was made from the log");
     }
+    if let Some(path) = &report.floor_spoilt {
+        let path = path.display();
+        tracing::warn!(
+            event = "log.floor_spoilt",
+            %path,
+            "one of its two slots is not whole: a crash tore it, or the disk damages what it holds; the other was used"
+        );
+    }
     Ok(Opened { log, state, recovering })
 }
 

@@ -1,6 +1,9 @@
 //! One damaged file on one node: a flipped bit, a missing end, or pieces that changed places, in each part of its directory
 //! in turn. The node refuses to start and says why, or sets the damage aside and is filled up again, or meets it later and
-//! repairs it; it never serves it.
+//! repairs it; it never serves it, and it says so.
+//!
+//! A node is killed first, and started over the damage; but the snapshot that it keeps for those who lag it deletes when it
+//! starts, so that one is damaged under the running node.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -27,15 +30,26 @@ const PARTS: &[Part] = &[
     Part::StatePointer,
 ];
 /// What it says when it found something: events, and the words of an error that ends it.
-const SAID: &[&str] = &["log.recovering", "log.quarantined", "log.floor_missing", "integrity.", "holdfast: "];
+const SAID: &[&str] =
+    &["log.recovering", "log.quarantined", "log.torn", "log.floor_missing", "log.floor_spoilt", "integrity.", "holdfast: "];
 
 /// A file as it was before.
 #[derive(Debug)]
 pub(super) struct Whole {
+    part: Part,
     path: PathBuf,
     bytes: Vec<u8>,
+    damaged: Vec<u8>,
     /// Length of the node's log before it met the damage.
     said: u64,
+}
+
+impl Whole {
+    /// Nobody can meet the damage any more: the file was replaced, or its damaged bytes written anew. The floor is read at
+    /// every start, in whole, before it is written.
+    fn is_gone(&self) -> bool {
+        self.part != Part::Floor && std::fs::read(&self.path).map_or(true, |bytes| !bytes.starts_with(&self.damaged))
+    }
 }
 
 /// Kills a node, damages a file, and starts it.
@@ -47,30 +61,33 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
         Fault::Swap => Damage::Swap,
         _ => Damage::Flip,
     };
-    let mut struck = world.begin(fault, places, Harm::Taken, "SIGKILL, one damaged file, started again");
-    world.cluster.kill(place);
-    let data = world.cluster.nodes[place].data_dir.clone();
+    let mut struck = world.begin(fault, places, Harm::Taken, "one damaged file of one node");
+    let mut running = true;
     let mut hit = None;
     for _ in PARTS {
         let turn = world.damaged.entry(fault).or_default();
         let part = PARTS[*turn % PARTS.len()];
         *turn += 1;
-        let Some(file) = part.any_file(&data, chance)? else { continue };
-        let before = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-        // A file may have no two pieces that differ.
-        if let Ok(done) = damage.strike(&file, None, chance) {
-            hit = Some((part, file, before, done));
+        if part != Part::Snapshot && running {
+            world.cluster.kill(place);
+            running = false;
+        } else if part == Part::Snapshot && !running {
+            continue;
+        }
+        hit = strike_part(world, place, part, damage, chance)?;
+        if hit.is_some() {
             break;
         }
     }
-    let (part, file, before, done) = hit.with_context(|| format!("{} holds nothing to damage", data.display()))?;
-    let after = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    struck.installed = before != after;
-    let said = std::fs::metadata(world.cluster.log(place)).map_or(0, |log| log.len());
-    world.cluster.restart(place);
-    let name = file.strip_prefix(&data).unwrap_or(&file).display().to_string();
-    let length = before.len();
-    world.whole.insert(struck.round, Whole { path: file, bytes: before, said });
+    let data = world.cluster.nodes[place].data_dir.clone();
+    let (whole, at) = hit.with_context(|| format!("{} holds nothing to damage", data.display()))?;
+    struck.installed = whole.bytes != whole.damaged;
+    if !running {
+        world.cluster.restart(place);
+    }
+    let name = whole.path.strip_prefix(&data).unwrap_or(&whole.path).display().to_string();
+    let (part, said, length) = (whole.part, whole.said, whole.bytes.len());
+    world.whole.insert(struck.round, whole);
     let mut ended = None;
     let decided = comes_true(RECOVER_WITHIN, async || {
         ended = world.cluster.ended(place);
@@ -79,6 +96,7 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
     let decided = decided.await;
     let end = match ended {
         Some(status) => format!("it refused: {status}"),
+        None if running => "it runs".to_owned(),
         None if decided => "it started".to_owned(),
         None => "it neither answers nor ends".to_owned(),
     };
@@ -92,8 +110,29 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
     } else {
         ended.and_then(|status| unsaid(id, status, told.as_deref()))
     };
-    struck.detail = format!("{part:?}: byte {} of {} in {name}; {end}; {}", done.at, length, shown(told.as_deref()));
+    struck.detail = format!("{part:?}: byte {at} of {length} in {name}; {end}; {}", shown(told.as_deref()));
     Ok(Some(struck))
+}
+
+/// Damages a file of this part, if there is one that has two pieces that differ, and that is still there afterwards.
+fn strike_part(
+    world: &World,
+    place: usize,
+    part: Part,
+    damage: Damage,
+    chance: &mut Chance,
+) -> anyhow::Result<Option<(Whole, u64)>> {
+    let said = std::fs::metadata(world.cluster.log(place)).map_or(0, |log| log.len());
+    let file = match part.any_file(&world.cluster.nodes[place].data_dir, chance) {
+        // A running node may delete a folder while it is listed.
+        Err(_) if part == Part::Snapshot => None,
+        file => file?,
+    };
+    let Some(path) = file else { return Ok(None) };
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(None) };
+    let Ok(done) = damage.strike(&path, None, chance) else { return Ok(None) };
+    let Ok(damaged) = std::fs::read(&path) else { return Ok(None) };
+    Ok(Some((Whole { part, path, bytes, damaged, said }, done.at)))
 }
 
 /// Does what the node said is to be done, if it refused, and starts it.
@@ -101,7 +140,14 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
     let place = struck.places[0];
     let whole = world.whole.remove(&struck.round).context("a fault that was made")?;
     struck.detail = match world.cluster.ended(place) {
-        None => format!("it runs; {}", shown(told(world, place, whole.said).as_deref())),
+        None => {
+            let heard = async || told(world, place, whole.said).is_some() || whole.is_gone();
+            if !comes_true(RECOVER_WITHIN, heard).await {
+                let id = world.cluster.nodes[place].id;
+                struck.missed = Some(format!("node {id} runs on over a damaged file, and says nothing of it"));
+            }
+            format!("it runs; {}", shown(told(world, place, whole.said).as_deref()))
+        }
         Some(status) => {
             world.cluster.kill(place);
             let told = told(world, place, whole.said);

@@ -17,6 +17,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod examine;
+mod kept;
 pub(crate) mod offers;
 pub(crate) mod pace;
 pub(crate) mod repair;
@@ -35,6 +36,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::handle::Replica;
 use crate::integrity::examine::{Exams, Findings, Question, Stage};
+use crate::integrity::kept::Kept;
 use crate::integrity::offers::Offers;
 use crate::integrity::pace::Pacer;
 use crate::rooms::DiskLevel;
@@ -293,6 +295,7 @@ pub(crate) fn start(replica: &Replica) {
             compared: None,
             reading: None,
             repairing: None,
+            kept: Kept::default(),
             tries: 0,
             was_low: false,
         };
@@ -316,6 +319,7 @@ struct Watcher {
     compared: Option<Instant>,
     reading: Option<JoinHandle<()>>,
     repairing: Option<JoinHandle<()>>,
+    kept: Kept,
     /// Attempts to hand over the leadership.
     tries: usize,
     /// The disk was nearly full when it was last looked at.
@@ -337,6 +341,7 @@ impl Watcher {
         self.was_low = is_low;
         if self.started.elapsed() >= FIRST_AFTER && replica.is_opened(&replica.sys()) {
             self.examine(replica, status.is_leader);
+            self.kept.step(replica);
         }
         if !integrity.is_damaged() && !integrity.is_fenced() {
             return;

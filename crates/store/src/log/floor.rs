@@ -50,6 +50,7 @@ pub(crate) struct FloorFile {
     owner: Owner,
     sequence: u64,
     floor: Floor,
+    spoilt: bool,
 }
 
 /// Whose floor it is.
@@ -93,9 +94,10 @@ impl FloorFile {
         let file = File::options().read(true).write(true).open(&path).map_err(StoreError::io("open", &path))?;
         let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
         let slots = [0, SLOT_STRIDE].map(|at| bytes.get(at..at + SLOT_BYTES).and_then(decode));
+        let spoilt = is_spoilt(&bytes, slots.map(|slot| slot.map(|(_, sequence, _)| sequence)));
         let newest = slots.into_iter().flatten().max_by_key(|(_, sequence, _)| *sequence);
         let Some((found, sequence, floor)) = newest else {
-            let this = Self { file, path, owner, sequence: 0, floor: Floor::default() };
+            let this = Self { file, path, owner, sequence: 0, floor: Floor::default(), spoilt };
             return Ok((this, Found::Damaged));
         };
         if found != owner {
@@ -109,13 +111,20 @@ impl FloorFile {
                 hint: "give each node its own floor_dir; remove the file only if its node was replaced",
             });
         }
-        let this = Self { file, path, owner, sequence, floor };
+        let this = Self { file, path, owner, sequence, floor, spoilt };
         Ok((this, if missing { Found::Missing } else { Found::Floor }))
     }
 
     /// Where it lies.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Something was found in it that no write leaves there: a slot that is neither empty nor whole, or bytes beside the
+    /// slots. A crash while a slot was written tears it so, and then the slot says nothing that anybody was told; a disk
+    /// that damages its bytes may have taken the newer one, and the other is older than what was fsynced.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        self.spoilt
     }
 
     /// What it says.
@@ -126,7 +135,7 @@ impl FloorFile {
     /// Writes the older slot and waits for the disk.
     pub(crate) fn write(&mut self, floor: Floor) -> Result<(), StoreError> {
         let sequence = self.sequence + 1;
-        let at = (sequence as usize + 1) % 2 * SLOT_STRIDE;
+        let at = place_of(sequence) * SLOT_STRIDE;
         let slot = encode(&self.owner, sequence, &floor);
         let written = self.file.write_all_at(&slot, at as u64).and_then(|()| self.file.sync_data());
         written.map_err(StoreError::io("write the floor", &self.path))?;
@@ -223,6 +232,20 @@ impl FloorKeeper {
     fn signal(&self) -> MutexGuard<'_, Signal> {
         self.signal.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which of the two slots.
+fn place_of(sequence: u64) -> usize {
+    usize::from(sequence.is_multiple_of(2))
+}
+
+fn is_spoilt(bytes: &[u8], sequences: [Option<u64>; 2]) -> bool {
+    let is_page_spoilt = |(place, page): (usize, &[u8])| {
+        let sequence = sequences.get(place).copied().flatten();
+        let used = if sequence.is_some() { SLOT_BYTES } else { 0 };
+        sequence.is_some_and(|sequence| place_of(sequence) != place) || page[used..].iter().any(|byte| *byte != 0)
+    };
+    bytes.len() != 2 * SLOT_STRIDE || bytes.chunks(SLOT_STRIDE).enumerate().any(is_page_spoilt)
 }
 
 fn encode(owner: &Owner, sequence: u64, floor: &Floor) -> Vec<u8> {

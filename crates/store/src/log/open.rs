@@ -118,6 +118,9 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
     if found == Found::Missing && walked.last.position.is_some() {
         report.floor_missing = Some(floor_file.path().to_owned());
     }
+    if found == Found::Floor && floor_file.is_spoilt() {
+        report.floor_spoilt = Some(floor_file.path().to_owned());
+    }
     let floor = floor_file.floor().position;
     if walked.last.position < floor {
         reasons.push(format!("the log ends at {:?}, the floor says {floor:?} was fsynced", walked.last.position));

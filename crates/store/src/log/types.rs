@@ -102,6 +102,9 @@ pub struct LogReport {
     pub quarantined: Option<PathBuf>,
     /// Where a floor file was made beside a log with entries: it had been removed, or `floor_dir` was changed.
     pub floor_missing: Option<PathBuf>,
+    /// A floor file with a slot that is neither empty nor whole, torn by a crash or damaged by its disk; the other one was
+    /// used.
+    pub floor_spoilt: Option<PathBuf>,
 }
 
 /// Upper bounds of the fsync histogram, in microseconds; one more bucket follows for what is slower.

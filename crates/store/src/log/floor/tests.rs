@@ -48,12 +48,46 @@ fn a_torn_slot_leaves_the_one_before() {
         std::fs::write(&path, &torn).expect("written");
         let (file, found) = open(dir.path());
         assert_eq!((found, file.floor()), (Found::Floor, older), "byte {byte}");
+        assert!(file.is_spoilt(), "byte {byte} goes unsaid");
     }
     let mut gone = whole;
     gone[0] ^= 1;
     gone[SLOT_STRIDE] ^= 1;
     std::fs::write(&path, &gone).expect("written");
     assert_eq!(open(dir.path()).1, Found::Damaged);
+}
+
+/// Torn by a crash or damaged by the disk, also where nothing was ever written: it is known until the slot is written anew.
+#[test]
+fn a_byte_that_no_write_leaves_is_noticed() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (mut file, _) = open(dir.path());
+    let path = dir.path().join("floor-0");
+    let is_spoilt = || open(dir.path()).0.is_spoilt();
+    assert!(!is_spoilt(), "one slot is still empty");
+    let floor = Floor { position: at(1, 10), vote: vote(1) };
+    for writes in 0..2 {
+        let whole = std::fs::read(&path).expect("read");
+        for byte in [0, SLOT_BYTES - 1, SLOT_BYTES, SLOT_STRIDE - 1, SLOT_STRIDE, 2 * SLOT_STRIDE - 1] {
+            // Without its first slot there is no floor in a fresh file at all.
+            if writes == 0 && byte < SLOT_BYTES {
+                continue;
+            }
+            let mut spoilt = whole.clone();
+            spoilt[byte] ^= 8;
+            std::fs::write(&path, &spoilt).expect("written");
+            assert!(is_spoilt(), "byte {byte} after {writes} writes");
+        }
+        std::fs::write(&path, &whole[..whole.len() - 1]).expect("written");
+        assert!(is_spoilt(), "its end is missing");
+        std::fs::write(&path, &whole).expect("written");
+        file.write(floor).expect("written");
+        assert!(!is_spoilt());
+    }
+    let mut swapped = std::fs::read(&path).expect("read");
+    swapped.rotate_left(SLOT_STRIDE);
+    std::fs::write(&path, &swapped).expect("written");
+    assert!(is_spoilt(), "two whole slots, each in the other's place");
 }
 
 #[test]
