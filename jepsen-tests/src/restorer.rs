@@ -1,5 +1,7 @@
 //! Restores the archive of a running cluster into new ones, again and again while clients write, and once more at the
-//! end: what comes back is written down, and others judge it. Every second restore is killed half way and run again.
+//! end: what comes back is written down, and others judge it. Every second restore is killed half way and run again; before
+//! every other, the cluster is asked for a snapshot, so that some begin with one or with the layers over it, and some have
+//! a longer piece of log behind it.
 
 mod device;
 
@@ -14,7 +16,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
 use crate::chance::Chance;
-use crate::cluster::{Cluster, RestoreFailed, comes_true, plan};
+use crate::cluster::{Cluster, RestoreFailed, backup, comes_true, plan};
 use crate::history::calls::{Level, Point, Read, Restored, RestoredUser};
 use crate::history::{Action, Failure, Named, Process, Recorder, Stage};
 use crate::restorer::device::Device;
@@ -27,6 +29,8 @@ const POLL: Duration = Duration::from_millis(50);
 const SHIPPED_WITHIN: Duration = Duration::from_secs(10);
 /// What a destination's last error begins with, when the archive holds another history.
 const FORK: &str = "LINEAGE_FORK";
+/// For a snapshot to be at all destinations.
+const BACKUP_WITHIN: Duration = Duration::from_secs(10);
 /// For one read of a restored cluster, and for its nodes to be equal.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
@@ -50,6 +54,8 @@ pub struct Source {
     pub users: Users,
     /// Of the cluster whose archive it is.
     pub old: Client,
+    /// Where its nodes listen for operators.
+    pub admins: Vec<String>,
 }
 
 /// Restores in the background.
@@ -131,9 +137,21 @@ async fn again_and_again(source: Source, stop: Arc<AtomicBool>) -> Done {
             Some(device) => device.write(&source.old).await,
             None => None,
         };
+        if done.rounds.is_multiple_of(2) {
+            back_up(&source).await;
+        }
         one(&source, &mut done, device, false).await;
     }
     done
+}
+
+/// A snapshot that does not come about is no fault: restores begin without it.
+async fn back_up(source: &Source) {
+    let (binary, admins, complaints) = (source.binary.clone(), source.admins.clone(), source.dir.join("backup.log"));
+    let taken = spawn_blocking(move || backup(&binary, &admins, BACKUP_WITHIN, &complaints)).await;
+    if !matches!(taken, Ok(Ok(true))) {
+        println!("no snapshot: see backup.log");
+    }
 }
 
 /// Whether the archive reaches so far; 0 = nobody can say.
@@ -159,6 +177,7 @@ async fn one(source: &Source, done: &mut Done, device: Option<Device>, last: boo
         at: None,
         began: None,
         loss_window_ms: None,
+        snapshot: 0,
         killed: false,
         users: Vec::new(),
         device: None,
@@ -226,8 +245,8 @@ async fn restore(
     .await?
     .context("remove a restored cluster")?;
     let at = Some(Point { incarnation: source.shared.incarnation, group, index: said.index });
-    let (loss_window_ms, killed) = (said.loss_window_ms, said.killed);
-    Ok((Restored { at, began, loss_window_ms, killed, users, device, digests, ..none.clone() }, said.took))
+    let (loss_window_ms, snapshot, killed) = (said.loss_window_ms, said.snapshot, said.killed);
+    Ok((Restored { at, began, loss_window_ms, snapshot, killed, users, device, digests, ..none.clone() }, said.took))
 }
 
 /// How many nodes have the digest of the first one at its index, that one included; 0 = it does not answer.

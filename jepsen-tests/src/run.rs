@@ -331,6 +331,7 @@ async fn drive(world: &mut World, options: &Options, expected: &Expected) -> any
             shared: shared.clone(),
             users: load.users(),
             old: old.clone(),
+            admins: world.cluster.nodes.iter().map(|node| node.admin.clone()).collect(),
         })
     });
     let restorer = restorer.transpose()?;

@@ -226,7 +226,8 @@ async fn a_flipped_table_of_the_state_is_never_served_and_the_state_is_reinstall
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_snapshot_is_said_and_replaced() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let set = ["--set", "raft.snapshot_entries=40", "--set", "raft.keep_entries=10", "--set", "integrity.interval_ms=500"];
+    let set =
+        ["--set", "raft.snapshot_entries=40", "--set", "raft.keep_entries=10", "--set", "integrity.interval_ms=500"];
     let cluster = Cluster::start(&dir.path().join("c"), &set);
     let mut ledger = Ledger::default();
     ledger.write(&cluster.client(), 60, PAYLOAD_BYTES).await;
@@ -234,7 +235,9 @@ async fn a_damaged_snapshot_is_said_and_replaced() {
     let snapshots = cluster.nodes[place].data_dir.join("snapshots");
     let kept = || {
         let entries = std::fs::read_dir(&snapshots).expect("listed").map(|entry| entry.expect("entry").path());
-        entries.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"))).max()
+        entries
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-")))
+            .max()
     };
     wait_for("a snapshot", async || kept().is_some_and(|path| path.join("CURRENT").exists())).await;
     cluster.wait_converged().await;

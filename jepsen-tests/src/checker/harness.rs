@@ -440,6 +440,21 @@ mod tests {
     }
 
     #[test]
+    fn a_fork_that_no_fault_explains_has_a_row_of_its_own() {
+        let mut ops = valid();
+        let mut failed = write(1, 700);
+        (failed.stage, failed.reply) = (Stage::Fail, None);
+        failed.error = Some(Failure { reason: "LINEAGE_FORK".into(), message: String::new() });
+        ops.push(failed);
+        let report = check(&ops, &logs(), &EXPECTED);
+        assert_eq!(report.broken(), ["writes refused because the archive holds what the voters do not"]);
+        let blind = Expected { faults: vec!["rollback-blind".into()], ..EXPECTED };
+        let row =
+            check(&ops, &logs(), &blind).row("writes refused because the archive holds what the voters do not").verdict;
+        assert_eq!(row, Verdict::Valid, "a disk forgot it");
+    }
+
+    #[test]
     fn a_panic_in_a_log_is_invalid_and_a_missing_log_unknown() {
         let mut spoilt = logs();
         spoilt[1].text.push_str("thread 'main' panicked at src/main.rs:1:1\n");

@@ -123,6 +123,8 @@ pub fn check(calls: &Calls<'_>, history: &History<'_>, told_time: bool, erring: 
     report.at_least("restores after everything was shipped", at_the_end, 1);
     let killed = calls.restored.iter().filter(|call| call.what.killed).count();
     report.at_least("restores that were killed half way, and run again", killed, usize::from(during + at_the_end > 2));
+    let snapshots: BTreeSet<u64> = calls.restored.iter().map(|call| call.what.snapshot).filter(|at| *at > 0).collect();
+    report.at_least("snapshots that restores began with", snapshots.len(), usize::from(during + at_the_end > 2));
     report.at_least("acknowledged writes that a restore must show", covered, 1);
     report.figure("restores that were refused while the object store erred", refused);
     report.figure("acknowledged writes that were not shipped yet", beyond);

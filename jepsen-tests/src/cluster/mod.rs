@@ -30,7 +30,7 @@ pub(crate) use process::Orphan;
 pub use process::is_alive;
 use process::signal_group;
 pub(crate) use process::spawn;
-pub(crate) use restored::{RestoreFailed, plan};
+pub(crate) use restored::{RestoreFailed, backup, plan};
 
 /// Starts a child that the kernel kills when this process ends.
 #[cfg(test)]

@@ -24,6 +24,7 @@ struct Answer {
 #[derive(Debug, Deserialize)]
 struct Plan {
     loss_window_ms: Option<u64>,
+    snapshot_index: u64,
 }
 
 /// What a restore says of itself.
@@ -33,6 +34,8 @@ pub(crate) struct Said {
     pub index: u64,
     /// Age of the newest write that came back, in milliseconds; `None` = it did not say.
     pub loss_window_ms: Option<u64>,
+    /// Up to where the snapshot reaches that it began with; 0 = it began with none.
+    pub snapshot: u64,
     /// It was killed half way, and run again.
     pub killed: bool,
     /// How long the command that came to its end took.
@@ -65,6 +68,18 @@ pub(crate) fn plan(binary: &Path, from: &str, complaints: &Path) -> anyhow::Resu
     let text = std::fs::read_to_string(&said)?;
     let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore plan said {text:?}"))?;
     Ok(Some(answer.last_index))
+}
+
+/// Has one of these nodes take a snapshot and ship it; false: it did not come about in time, as it may not where nobody
+/// leads or the object store errs.
+///
+/// # Errors
+/// When the program cannot be started.
+pub(crate) fn backup(binary: &Path, admins: &[String], within: Duration, complaints: &Path) -> anyhow::Result<bool> {
+    let mut command = Command::new(binary);
+    command.args(["backup", "now", "--endpoint", &admins.join(","), "--wait", &within.as_secs().to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(complaints)?);
+    Ok(process::spawn(command, Orphan::Killed)?.wait()?.success())
 }
 
 impl Cluster {
@@ -111,8 +126,9 @@ impl Cluster {
         }
         let text = std::fs::read_to_string(&said)?;
         let answer: Answer = serde_json::from_str(&text).with_context(|| format!("restore run said {text:?}"))?;
-        let loss_window_ms = answer.plan.and_then(|plan| plan.loss_window_ms);
-        let said = Said { index: answer.last_index, loss_window_ms, killed, took };
+        let (loss_window_ms, snapshot) =
+            answer.plan.map_or((None, 0), |plan| (plan.loss_window_ms, plan.snapshot_index));
+        let said = Said { index: answer.last_index, loss_window_ms, snapshot, killed, took };
         Ok((Self::start_on(ports, binary, dir, &[])?, said))
     }
 }

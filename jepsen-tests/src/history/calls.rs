@@ -266,6 +266,9 @@ pub struct Restored {
     /// lost, and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_window_ms: Option<u64>,
+    /// Up to where the snapshot reaches that it began with; 0 = it began with none.
+    #[serde(default)]
+    pub snapshot: u64,
     /// The command was killed half way, and run again.
     #[serde(default)]
     pub killed: bool,

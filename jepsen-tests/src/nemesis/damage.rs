@@ -30,8 +30,15 @@ const PARTS: &[Part] = &[
     Part::StatePointer,
 ];
 /// What it says when it found something: events, and the words of an error that ends it.
-const SAID: &[&str] =
-    &["log.recovering", "log.quarantined", "log.torn", "log.floor_missing", "log.floor_spoilt", "integrity.", "holdfast: "];
+const SAID: &[&str] = &[
+    "log.recovering",
+    "log.quarantined",
+    "log.torn",
+    "log.floor_missing",
+    "log.floor_spoilt",
+    "integrity.",
+    "holdfast: ",
+];
 
 /// A file as it was before.
 #[derive(Debug)]
@@ -146,7 +153,11 @@ pub(super) async fn heal(world: &mut World, struck: &mut Struck) -> anyhow::Resu
                 let id = world.cluster.nodes[place].id;
                 struck.missed = Some(format!("node {id} runs on over a damaged file, and says nothing of it"));
             }
-            format!("it runs; {}", shown(told(world, place, whole.said).as_deref()))
+            let told = told(world, place, whole.said);
+            match told {
+                None if whole.is_gone() => "it runs; the damaged file is gone, and nobody met it".to_owned(),
+                told => format!("it runs; {}", shown(told.as_deref())),
+            }
         }
         Some(status) => {
             world.cluster.kill(place);

@@ -49,7 +49,8 @@ fn current(replica: &Replica) -> Option<SnapshotDir> {
 
 async fn is_found_damaged(replica: &Replica, dir: SnapshotDir) -> bool {
     let mut pace = replica.integrity().exams.pacer().pace(Arc::default());
-    let read = tokio::task::spawn_blocking(move || dir.read(&mut pace).map_err(|error| (dir.damage().is_some(), error)));
+    let read =
+        tokio::task::spawn_blocking(move || dir.read(&mut pace).map_err(|error| (dir.damage().is_some(), error)));
     match read.await {
         Ok(Ok(())) => false,
         Ok(Err((true, _))) => true,

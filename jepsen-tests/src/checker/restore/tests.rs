@@ -48,6 +48,7 @@ fn restored(simulation: &Simulation, round: u32, last: bool, index: u64, of: u64
         at,
         began,
         loss_window_ms: None,
+        snapshot: 0,
         killed: last,
         users,
         device: Some(device(index)),
