@@ -4,7 +4,8 @@
 //! one row leaves the chunks away from it as they were, and a later snapshot need not ship them again.
 //!
 //! Invariants:
-//! - Rows are strictly ascending by (family, key), within a chunk and over all of them; a chunk has rows of one family.
+//! - Rows are strictly ascending by (family, key), within a chunk and over all of them; a chunk has rows of one family, and
+//!   payloads of one stage.
 //! - The same rows give the same chunks on every replica. The constants below are part of the format: with others,
 //!   equal states would have unequal roots.
 //! - The name of a chunk is the hash of its plain bytes, checked before a row of it is used.
@@ -19,6 +20,7 @@ use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName, hex};
 use crate::manifest::{ChunkRows, ManifestChunk};
 use crate::object::{self, Sealed};
+use crate::payloads::Section;
 use crate::rows::{PatchRow, ROW_HEADER_BYTES, check_rows, next_row, put_row};
 use crate::sealing::Sealing;
 
@@ -97,7 +99,11 @@ impl Chunker {
 /// Whether a row starts a new chunk.
 fn is_cut(current: &PlainChunk, family: u8, key: &[u8], value_bytes: usize) -> bool {
     let row_bytes = ROW_HEADER_BYTES + key.len() + value_bytes;
-    if current.family != family || current.plain.len() + row_bytes > PLAIN_BYTES_CUT {
+    let section = Section::of(current.family, &current.first_key);
+    if current.family != family
+        || section != Section::of(family, key)
+        || current.plain.len() + row_bytes > PLAIN_BYTES_CUT
+    {
         return true;
     }
     // One cut is expected every CUT_SPREAD_BYTES, whatever the size of the rows.

@@ -9,6 +9,7 @@ use holdfast_model::command::{
 };
 use holdfast_model::digest::fingerprint;
 use holdfast_model::id::{Collection, GroupId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId};
+use holdfast_store::keyspace::Family;
 use holdfast_store::{
     DataDir, LogPosition, RawRow, StateLoader, StateStore, StoredEntry, apply_entry, open_checkpoint,
 };
@@ -18,6 +19,7 @@ use holdfast_wire::log::{Entry, EntryPayload, encode_entry, encode_proposal, ent
 use crate::destination::{Destination, DestinationConfig};
 use crate::layout::LineageId;
 use crate::lineage::{LineageFacts, OpenLineage};
+use crate::payloads;
 use crate::row_index::RowIndexes;
 use crate::sealing::Sealing;
 use crate::ship::SegmentShipper;
@@ -131,6 +133,7 @@ impl History {
             epoch: facts.epoch,
             parent: facts.parent,
             members: vec![NodeId(1)],
+            restoring: Vec::new(),
         }));
     }
 
@@ -151,7 +154,7 @@ impl History {
         self.push(EntryPayload::Proposal(proposal));
     }
 
-    /// A write of `bytes` pseudo-random bytes.
+    /// A write of `bytes` pseudo-random bytes. `record` may begin with a collection and a slash.
     pub(crate) fn put(&mut self, user: &str, record: &str, bytes: usize) {
         let next = self.entries.len() as u64;
         let mut payload = vec![0; bytes];
@@ -168,9 +171,10 @@ impl History {
         let next = self.entries.len() as u64;
         let mut request_id = [0xaa; 16];
         request_id[..8].copy_from_slice(&(u64::from(self.facts.epoch) << 40 | next).to_be_bytes());
+        let (collection, record) = record.split_once('/').unwrap_or(("contacts", record));
         let mutation = Mutation {
             key: RecordKey {
-                collection: Collection::new("contacts").expect("known"),
+                collection: Collection::new(collection).expect("known"),
                 record_id: RecordId::new(record).expect("valid"),
             },
             op,
@@ -288,6 +292,21 @@ impl Node {
 
 pub(crate) fn rows_of_checkpoint(path: &Path) -> Vec<RawRow> {
     open_checkpoint(path).expect("opens").scan().collect::<Result<_, _>>().expect("scans")
+}
+
+/// The rows of a state, out of those of a snapshot: each payload that lies apart is with its record.
+pub(crate) fn joined(rows: impl IntoIterator<Item = RawRow>) -> Vec<RawRow> {
+    let mut joined: Vec<RawRow> = Vec::new();
+    for row in rows {
+        if row.family != payloads::FAMILY {
+            joined.push(row);
+            continue;
+        }
+        let record = payloads::record_of(&row.key);
+        let head = joined.iter_mut().find(|head| head.family == Family::Rec.tag() && head.key == record);
+        head.expect("the record of a payload").value.extend(row.value);
+    }
+    joined
 }
 
 /// Rows of a data directory whose node does not run.

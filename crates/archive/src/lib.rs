@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod marker;
 pub mod offer;
 pub mod patch;
+pub mod payloads;
 pub mod person;
 pub mod plan;
 pub mod read_limit;

@@ -11,7 +11,7 @@
 //! - The snapshot before this one, if it is named, has a lower index; layers lead from the base's index to this one.
 
 use bytes::Bytes;
-use holdfast_model::id::{GroupId, Millis};
+use holdfast_model::id::{GroupId, Millis, Stage};
 use holdfast_store::LogPosition;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::archive_contents::Kind;
@@ -20,6 +20,7 @@ use crate::error::ArchiveError;
 use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
 use crate::object::{self, Sealed, fixed};
+use crate::payloads::Section;
 use crate::sealing::Sealing;
 use crate::segment::{log_id, position};
 
@@ -122,7 +123,19 @@ pub struct ManifestChunk {
     pub rows: u64,
 }
 
+impl ChunkRows {
+    /// Where it begins in canonical order.
+    pub(crate) fn place(&self) -> (u8, &[u8]) {
+        (self.family, &self.first_key)
+    }
+}
+
 impl ManifestChunk {
+    /// Where it begins in canonical order.
+    pub(crate) fn place(&self) -> (u8, &[u8]) {
+        (self.family, &self.first_key)
+    }
+
     /// Name of the object, of a chunk.
     pub fn object(&self) -> ObjectName {
         ObjectName::Chunk { generation: self.generation, name: self.name }
@@ -176,6 +189,24 @@ impl Manifest {
             true => Box::new(self.chunks.iter().map(|chunk| (&chunk.plain_blake3, chunk.rows, chunk.plain_length))),
             false => Box::new(self.composed.iter().map(|chunk| (&chunk.plain_blake3, chunk.rows, chunk.plain_length))),
         }
+    }
+
+    /// It has large payloads of this stage, or had in its base.
+    pub fn has_payloads(&self, stage: Stage) -> bool {
+        self.objects().any(|(_, line)| Section::of(line.family, &line.first_key) == Section::Payloads(stage))
+    }
+
+    /// What it says of some sections alone, for reading them: it is no manifest of a snapshot any more, and has another root.
+    #[must_use]
+    pub fn only(&self, wanted: impl Fn(Section) -> bool) -> Self {
+        let is_wanted = |(family, key): (u8, &[u8])| wanted(Section::of(family, key));
+        let mut part = self.clone();
+        part.chunks.retain(|line| is_wanted(line.place()));
+        part.composed.retain(|rows| is_wanted(rows.place()));
+        for layer in &mut part.layers {
+            layer.patches.retain(|line| is_wanted(line.place()));
+        }
+        part
     }
 
     /// How many chunks its rows make.
@@ -250,9 +281,8 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), String> {
-        let ordered =
-            |lines: &[ManifestChunk]| lines.is_sorted_by(|a, b| (a.family, &a.first_key) < (b.family, &b.first_key));
-        let composed = self.composed.is_sorted_by(|a, b| (a.family, &a.first_key) < (b.family, &b.first_key));
+        let ordered = |lines: &[ManifestChunk]| lines.is_sorted_by(|a, b| a.place() < b.place());
+        let composed = self.composed.is_sorted_by(|a, b| a.place() < b.place());
         if !ordered(&self.chunks) || !composed {
             return Err("its chunks are out of order".into());
         }

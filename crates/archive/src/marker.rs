@@ -165,6 +165,7 @@ mod tests {
             epoch: 2,
             parent: None,
             members: vec![NodeId(1)],
+            restoring: Vec::new(),
         };
         RestoreMark {
             node_id: 2,

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_model::id::GroupId;
+use holdfast_model::id::{GroupId, Stage};
 use holdfast_store::LogPosition;
 
 use crate::destination::Destination;
@@ -18,6 +18,7 @@ use crate::heartbeat::{Heartbeat, newest_heartbeat};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::manifest::Manifest;
+use crate::payloads::Section;
 use crate::segment::{ChainWalk, Segment, stamp_of_entry};
 use crate::ship::{ListedSegment, last_index, list_log, list_segments, read_segment};
 use crate::snapshot::{list_snapshots, read_manifest};
@@ -128,6 +129,19 @@ impl RestorePlan {
     /// Live records in the snapshot; those of the log come on top.
     pub fn records(&self) -> u64 {
         self.snapshot.as_ref().map_or(0, |manifest| manifest.records)
+    }
+
+    /// Its snapshot has large payloads of this stage.
+    pub fn has_payloads(&self, stage: Stage) -> bool {
+        self.snapshot.as_ref().is_some_and(|manifest| manifest.has_payloads(stage))
+    }
+
+    /// The same, but for the large payloads of these stages.
+    #[must_use]
+    pub fn without_payloads(&self, stages: &[Stage]) -> Self {
+        let is_wanted = |section| !stages.iter().any(|stage| section == Section::Payloads(*stage));
+        let snapshot = self.snapshot.as_ref().map(|manifest| manifest.only(is_wanted));
+        Self { snapshot, ..self.clone() }
     }
 
     /// Stored bytes to read.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use holdfast_model::command::{Command, Genesis, Parent};
-use holdfast_model::id::{GroupId, Incarnation, NodeId};
+use holdfast_model::id::{GroupId, Incarnation, NodeId, Stage};
 use holdfast_store::{DataDir, LogPosition, StoredEntry};
 use holdfast_wire::log::{Entry, EntryPayload, decode_entry, decode_proposal};
 use tokio::sync::mpsc;
@@ -57,6 +57,8 @@ pub struct RestoreSpec {
     pub incarnation: Incarnation,
     /// Its first members.
     pub members: Vec<NodeId>,
+    /// Stages whose large payloads are left for later ([`crate::payloads`]), in the order in which they are to come.
+    pub held_back: Vec<Stage>,
 }
 
 /// Where a restore is.
@@ -114,6 +116,8 @@ pub struct RestoreReport {
     pub entries: u64,
     /// Live records now.
     pub records: u64,
+    /// Records whose payloads are left for later.
+    pub held_back: u64,
     /// To be proposed as the first entry of the new history.
     pub genesis: Genesis,
 }
@@ -132,6 +136,8 @@ pub async fn restore(
     if targets.is_empty() {
         return Err(ArchiveError::refused("a restore without a data directory"));
     }
+    let left: Vec<Stage> = spec.held_back.iter().copied().filter(|stage| plan.has_payloads(*stage)).collect();
+    let plan = &plan.without_payloads(&left);
     let weight = check_all(destination, plan, progress).await?;
     progress(RestoreStage::Replay, 0, weight);
     let opened = open_targets(plan, targets).await?;
@@ -157,7 +163,7 @@ pub async fn restore(
     match (fed, failed) {
         (_, Some(error)) if !matches!(error, ArchiveError::Stopped { .. }) => Err(error),
         (Err(error), _) | (Ok(()), Some(error)) => Err(error),
-        (Ok(()), None) => finish(plan, &filled, spec),
+        (Ok(()), None) => finish(plan, &filled, spec, &left),
     }
 }
 
@@ -364,6 +370,7 @@ fn finish(
     plan: &RestorePlan,
     filled: &[(load::Filled, &RestoreTarget)],
     spec: &RestoreSpec,
+    left: &[Stage],
 ) -> Result<RestoreReport, ArchiveError> {
     let Some(((first, _), rest)) = filled.split_first() else {
         return Err(ArchiveError::refused("a restore without a data directory"));
@@ -371,6 +378,10 @@ fn finish(
     if let Some((_, target)) = rest.iter().find(|(other, _)| other != first) {
         let reason = "it differs from the others after the same entries; check its disk and restore again".into();
         return Err(ArchiveError::Target { path: target.path.clone(), reason });
+    }
+    if left.is_empty() && first.held_back > 0 {
+        let reason = format!("{} records of the snapshot came without the payloads that they name", first.held_back);
+        return Err(ArchiveError::refused(reason));
     }
     let Some(history) = &first.history else {
         let reason = "what it holds was never opened by a Genesis entry; there is nobody's data in it".into();
@@ -389,6 +400,7 @@ fn finish(
             chain: plan.chain,
         }),
         members: spec.members.clone(),
+        restoring: left.to_vec(),
     };
     for (_, target) in filled {
         let opening = Some(Opening { effect_chain: first.effect_chain, genesis: genesis.clone() });
@@ -401,6 +413,7 @@ fn finish(
         rows: first.rows,
         entries: first.entries,
         records: first.records,
+        held_back: first.held_back,
         genesis,
     })
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! file:   magic 8 | cluster 16 | incarnation u64 | group u32 | index u64 | row* | END u8 | root 32 | BLAKE3 of all before 32
-//! row:    family u8 | bytes of the key before this one that it begins with u16 | length of the rest u32 | rest | print 16
+//! row:    family u8, 128 more where the payload lies apart | bytes of the key before this one that it begins with u16 | length of the rest u32 | rest | print 16
 //! ```
 //! The print of a row is half of the BLAKE3 of its value: 128 bits, so that no change that ever happens goes unseen.
 //!
@@ -20,11 +20,15 @@ use std::path::{Path, PathBuf};
 use holdfast_model::id::GroupId;
 
 use crate::layout::{LineageId, hex};
+use crate::payloads;
 use crate::rows::PatchRow;
 
-const MAGIC: [u8; 8] = *b"HOLDROW1";
+const MAGIC: [u8; 8] = *b"HOLDROW2";
 /// In place of a family: no row follows.
 const END: u8 = u8::MAX;
+/// Added to the family of a record whose payload lies apart. Payloads have no rows here: a record's row tells when they
+/// change.
+const APART: u8 = 1 << 7;
 const HEADER_BYTES: usize = 8 + 16 + 8 + 4 + 8;
 const FOOTER_BYTES: u64 = 1 + 32 + 32;
 const BUFFER_BYTES: usize = 1 << 18;
@@ -134,10 +138,10 @@ impl RowWriter {
     }
 
     /// Adds a row; rows come in canonical order.
-    pub(crate) fn push(&mut self, family: u8, key: &[u8], print: &Print) -> std::io::Result<()> {
+    pub(crate) fn push(&mut self, family: u8, apart: bool, key: &[u8], print: &Print) -> std::io::Result<()> {
         let shared = key.iter().zip(&self.last_key).take(u16::MAX.into()).take_while(|(a, b)| a == b).count();
         let rest = &key[shared..];
-        let mut head = [family; 7];
+        let mut head = [if apart { family | APART } else { family }; 7];
         head[1..3].copy_from_slice(&(shared as u16).to_be_bytes());
         head[3..].copy_from_slice(&(rest.len() as u32).to_be_bytes());
         self.put(&head)?;
@@ -148,10 +152,11 @@ impl RowWriter {
         Ok(())
     }
 
-    /// Adds rows that have values; rows come in canonical order.
+    /// Adds rows that have values; rows come in canonical order. Payloads are left out.
     pub(crate) fn add(mut self, rows: impl Iterator<Item = PatchRow>) -> std::io::Result<Self> {
-        for row in rows {
-            self.push(row.family, &row.key, &print(&row.value.unwrap_or_default()))?;
+        for row in rows.filter(|row| row.family != payloads::FAMILY) {
+            let apart = payloads::lies_apart(&row);
+            self.push(row.family, apart, &row.key, &print(&row.value.unwrap_or_default()))?;
         }
         Ok(self)
     }
@@ -187,6 +192,8 @@ impl Drop for RowWriter {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Printed {
     pub(crate) family: u8,
+    /// Its payload lies apart.
+    pub(crate) apart: bool,
     pub(crate) key: Vec<u8>,
     pub(crate) print: Print,
 }
@@ -248,7 +255,8 @@ impl RowReader {
         self.rows.read_exact(&mut self.last_key[shared..])?;
         let mut print = [0; 16];
         self.rows.read_exact(&mut print)?;
-        Ok(Some(Printed { family: family[0], key: self.last_key.clone(), print }))
+        let (family, apart) = (family[0] & !APART, family[0] & APART != 0);
+        Ok(Some(Printed { family, apart, key: self.last_key.clone(), print }))
     }
 }
 

@@ -348,6 +348,10 @@ impl Shipping<'_> {
             }
             (self.progress)(done, expected.max(done));
         }
+        // Sections end in turn; the manifest has one after the other.
+        pass.chunks.sort_by(|a, b| a.place().cmp(&b.place()));
+        pass.patches.sort_by(|a, b| a.place().cmp(&b.place()));
+        pass.composed.sort_by(|a, b| a.place().cmp(&b.place()));
         Ok(pass)
     }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::id::{DeviceId, Incarnation, Millis, NodeId, RecordKey, RequestId, UserId, Version};
+use crate::id::{DeviceId, Incarnation, Millis, NodeId, RecordKey, RequestId, Stage, UserId, Version};
 use crate::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
+use crate::state::UserRef;
 
 /// The newest rules this build knows. An entry carries the rules it was proposed under; `transition` dispatches on it.
 pub const RULES: u16 = 1;
@@ -48,6 +49,8 @@ pub enum Command {
     /// An offsite destination holds another history than this log: nothing is written any more.
     /// Boxed: it is rare, and would make every command as large.
     LineageFork(Box<LineageFork>),
+    /// Payloads that a restore held back.
+    FillPayloads(FillPayloads),
 }
 
 /// Writes of one user that commit together or not at all.
@@ -144,6 +147,8 @@ pub struct Genesis {
     pub parent: Option<Parent>,
     /// Members that this history was opened with.
     pub members: Vec<NodeId>,
+    /// Stages whose large payloads were held back, in the order in which they come; empty = everything is there.
+    pub restoring: Vec<Stage>,
 }
 
 /// The history that a restore continues, and where it was cut.
@@ -159,6 +164,32 @@ pub struct Parent {
     pub index: u64,
     /// Entry chain at that index.
     pub chain: [u8; 32],
+}
+
+/// Payloads that a restore held back, as the archive has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FillPayloads {
+    /// History that the restore began.
+    pub incarnation: Incarnation,
+    /// Stage that all of them are of: the first that is left.
+    pub stage: Stage,
+    /// The payloads. One that is not what its record names changes nothing.
+    pub fills: Vec<Fill>,
+    /// Where these end, in the archive's order of keys: fills that end here or before it were given already.
+    pub through: Bytes,
+    /// Nothing of the stage is left after these.
+    pub ends: bool,
+}
+
+/// The payload of one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fill {
+    /// Owner.
+    pub user: UserRef,
+    /// Which record.
+    pub key: RecordKey,
+    /// Its payload.
+    pub payload: Bytes,
 }
 
 /// How far an offsite destination holds the log.

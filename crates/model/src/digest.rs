@@ -3,9 +3,11 @@
 //! They find faults (a lost row, a flipped bit, a replica that went its own way); they are not forgery-proof.
 //! Invariant: a digest kept incrementally equals the one computed over the rows themselves.
 
+use bytes::Bytes;
+
 use crate::command::{Content, Guard, Mutation, Op, RestoreGuard, WriteBatch};
 use crate::id::{ContentHash, RecordId, RecordKey, Uid, Version};
-use crate::state::{CollectionDigest, Fork, Places, UserRow};
+use crate::state::{CollectionDigest, Fork, Places, RecordRow, UserRow};
 
 /// A sum modulo 2^256, kept as big-endian bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +60,17 @@ pub fn content_hash(content: &Content) -> ContentHash {
     let mut out = [0; 16];
     out.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     ContentHash(out)
+}
+
+/// The content of a live record, out of its row and a payload; `None` = its row names another payload.
+pub fn content_of(row: &RecordRow, payload: &Bytes) -> Option<Content> {
+    // The hash covers the TTL, which the row keeps as a moment.
+    let ttl_ms = row.expire_time.map_or(0, |at| at.0.saturating_sub(row.update_time.0));
+    let ttl_seconds = u32::try_from(ttl_ms / 1000).unwrap_or(u32::MAX);
+    let content = Content { content_type: row.content_type.clone(), payload: payload.clone(), ttl_seconds };
+    let is_named =
+        row.is_live() && row.payload_len == payload.len() as u64 && content_hash(&content) == row.content_hash;
+    is_named.then_some(content)
 }
 
 /// What one user row adds to the group's digest: BLAKE3 of these, numbers as u64 big-endian, texts length-prefixed as

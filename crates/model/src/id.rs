@@ -108,9 +108,45 @@ impl Collection {
         &self.0
     }
 
-    /// Place in the order of restore: well-known collections first, then custom ones.
-    pub fn restore_rank(&self) -> usize {
-        Self::WELL_KNOWN.iter().position(|name| *name == self.as_str()).unwrap_or(Self::WELL_KNOWN.len())
+    /// Its stage of a restore.
+    pub fn stage(&self) -> Stage {
+        let place = Self::WELL_KNOWN.iter().position(|name| *name == self.as_str());
+        Stage(place.unwrap_or(Self::WELL_KNOWN.len()) as u8)
+    }
+}
+
+/// A stage of a restore: a well-known collection, or all custom ones together. Ordered as they are restored unless somebody
+/// says otherwise: what people miss first comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stage(u8);
+
+impl Stage {
+    /// All custom collections, by this name.
+    const CUSTOM: &'static str = "x-*";
+
+    /// All, in order.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        (0..=Collection::WELL_KNOWN.len() as u8).map(Self)
+    }
+
+    /// By its number.
+    pub fn of_number(number: u8) -> Option<Self> {
+        (usize::from(number) <= Collection::WELL_KNOWN.len()).then_some(Self(number))
+    }
+
+    /// By its name: that of a well-known collection, or `x-*`.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::all().find(|stage| stage.name() == name)
+    }
+
+    /// Stable number; the order of stages is that of their numbers.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Collection::WELL_KNOWN.get(usize::from(self.0)).copied().unwrap_or(Self::CUSTOM)
     }
 }
 

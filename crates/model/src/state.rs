@@ -6,9 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::command::{ArchiveKeys, Content, LineageFork, OffsiteFact, Operation, Parent, Policy};
 use crate::digest::Sum;
-use crate::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordKey, RequestId, Uid, UserId, Version};
+use crate::id::{
+    Collection, ContentHash, DeviceId, Incarnation, Millis, RecordKey, RequestId, Stage, Uid, UserId, Version,
+};
 use crate::outcome::{MutationResult, Usage};
 
 /// Facts of the whole group. Small; rewritten whole whenever it changes.
@@ -39,9 +43,33 @@ pub struct Sys {
     pub archive_keys: Option<Arc<ArchiveKeys>>,
     /// The first fork that was seen between this history and an archive of it; `None` = none. A new history has none.
     pub lineage_fork: Option<Arc<LineageFork>>,
+    /// What the restore that began this history still holds back; `None` = nothing. What it restores is told by the parent of
+    /// the history.
+    pub restoring: Option<Arc<Restoring>>,
+}
+
+/// Large payloads that are not there yet, of records that are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restoring {
+    /// Stages that they are of, in the order in which they come; never empty.
+    pub left: Vec<Stage>,
+    /// Up to here those of the first stage came, in the archive's order of keys; empty = none came.
+    pub through: Bytes,
+}
+
+impl Restoring {
+    /// A restore that holds back these; `None` = it holds nothing back.
+    pub fn of(left: &[Stage]) -> Option<Arc<Self>> {
+        (!left.is_empty()).then(|| Arc::new(Self { left: left.to_vec(), through: Bytes::new() }))
+    }
 }
 
 impl Sys {
+    /// Large payloads of this collection may be missing.
+    pub fn is_restoring(&self, collection: &Collection) -> bool {
+        self.restoring.as_ref().is_some_and(|restoring| restoring.left.contains(&collection.stage()))
+    }
+
     /// Every entry up to here is in some copy outside the cluster: a destination's, or that which this history was
     /// restored from.
     pub fn offsite_index(&self) -> u64 {

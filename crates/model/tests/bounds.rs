@@ -20,6 +20,7 @@ fn founded() -> MemoryState {
         epoch: 1,
         parent: None,
         members: vec![],
+        restoring: Vec::new(),
     };
     assert_eq!(apply(&mut state, 0, Command::Genesis(genesis)), Outcome::Done);
     state

@@ -53,6 +53,7 @@ fn genesis(incarnation: u64, epoch: u16, parent: Option<u64>) -> Command {
             chain: [0; 32],
         }),
         members: vec![NodeId(1)],
+        restoring: Vec::new(),
     })
 }
 

@@ -45,6 +45,7 @@ scripts!(
     dedup_window,
     devices,
     expire,
+    fill,
     genesis,
     guards,
     lineage_fork,

@@ -66,6 +66,7 @@ enum Local {
 pub(crate) fn weight_of(command: &Command) -> Weight {
     match command {
         Command::WriteBatch(batch) if batch.mutations.iter().any(|one| matches!(one.op, Op::Put(_))) => Weight::Adds,
+        Command::FillPayloads(_) => Weight::Adds,
         Command::WriteBatch(_) | Command::AckCursor(_) | Command::DropDevice(_) => Weight::Frees,
         Command::Genesis(_)
         | Command::OffsiteFact(_)

@@ -1,14 +1,18 @@
 //! Building a state out of rows: how a restore writes.
 //!
 //! Invariants: the rows become the state as a whole when [`StateLoader::finish`] switches to them; a loader that was
-//! dropped or killed leaves a directory that the next open deletes.
+//! dropped or killed leaves a directory that the next open deletes; a payload that comes apart from its record is the one
+//! that the record names.
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
+use holdfast_model::digest::content_of;
 use holdfast_model::id::GroupId;
 use holdfast_model::state::Sys;
-use holdfast_wire::{DecodeError, durable};
-use rocksdb::WriteBatch;
+use holdfast_wire::DecodeError;
+use holdfast_wire::durable::{self, Payload};
+use rocksdb::{ReadOptions, WriteBatch};
 
 use crate::error::StoreError;
 use crate::generation::{Generation, GroupDir};
@@ -36,6 +40,10 @@ pub struct StateLoader {
     number: u64,
     generation: Generation,
     batch: WriteBatch,
+    /// Records whose payloads did not come.
+    held_back: u64,
+    /// Some of their rows are gathered, and cannot be read yet.
+    heads_gathered: bool,
 }
 
 impl StateLoader {
@@ -45,7 +53,7 @@ impl StateLoader {
         dir.recover()?;
         let (number, building) = dir.next()?;
         let generation = Generation::open(&building, group)?;
-        Ok(Self { dir, number, generation, batch: WriteBatch::default() })
+        Ok(Self { dir, number, generation, batch: WriteBatch::default(), held_back: 0, heads_gathered: false })
     }
 
     /// Adds a row, in any order; the last one of a key counts. Rows that no build would write are refused.
@@ -55,7 +63,31 @@ impl StateLoader {
         if family == Family::Sys && row.key == sys::GROUP {
             return Ok(());
         }
+        if family == Family::Rec && is_held_back(&row.value).map_err(|error| self.foreign(error.to_string()))? {
+            self.held_back += 1;
+            self.heads_gathered = true;
+        }
         self.write(family, &row.key, &row.value)
+    }
+
+    /// Adds the payload of the record under `key`, whose row came without it.
+    pub fn put_payload(&mut self, key: &[u8], payload: &Bytes) -> Result<(), StoreError> {
+        if self.heads_gathered {
+            self.write_out()?;
+        }
+        let head = self.generation.get(Family::Rec, key, &ReadOptions::default())?;
+        let head = head.map(|head| head.to_vec()).ok_or_else(|| self.foreign("a payload without a record".into()))?;
+        let (row, there) = durable::decode_record_parts(&head).map_err(|error| self.foreign(error.to_string()))?;
+        if there != Payload::HeldBack || content_of(&row, payload).is_none() {
+            return Err(self.foreign("a payload that its record does not name".into()));
+        }
+        self.held_back -= 1;
+        self.write(Family::Rec, key, &durable::encode_record(&row, payload))
+    }
+
+    /// Records whose payloads did not come.
+    pub fn held_back(&self) -> u64 {
+        self.held_back
     }
 
     /// Sets how far the state is, in place of the row of the snapshot.
@@ -84,6 +116,7 @@ impl StateLoader {
     }
 
     fn write_out(&mut self) -> Result<(), StoreError> {
+        self.heads_gathered = false;
         self.generation.write(std::mem::take(&mut self.batch))
     }
 
@@ -93,6 +126,10 @@ impl StateLoader {
             hint: "restore with the release that wrote the snapshot, or from another snapshot",
         }
     }
+}
+
+fn is_held_back(value: &[u8]) -> Result<bool, DecodeError> {
+    Ok(durable::decode_record_parts(value)?.1 == Payload::HeldBack)
 }
 
 /// A row must decode before it becomes state: a restore is the last moment to refuse it.

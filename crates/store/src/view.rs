@@ -10,7 +10,8 @@ use holdfast_model::command::Operation;
 use holdfast_model::id::{Collection, DeviceId, RecordId, RecordKey, Slot, UserId, Version};
 use holdfast_model::limits::PAGE_BYTES_MAX;
 use holdfast_model::state::{DeviceRow, RecordRow, Sys, UserRef, UserRow};
-use holdfast_wire::{DecodeError, durable};
+use holdfast_wire::DecodeError;
+use holdfast_wire::durable::{self, Payload};
 use rocksdb::{DB, ReadOptions, Snapshot};
 
 use crate::error::{Part, StoreError};
@@ -24,8 +25,10 @@ use crate::state::{Applied, Published};
 pub struct StoredRecord {
     /// Its row.
     pub row: RecordRow,
-    /// Its payload; empty on tombstones, and where it was not asked for.
+    /// Its payload; empty on tombstones, where it was not asked for, and where it is held back.
     pub payload: Bytes,
+    /// The payload is not there: a restore brings it later.
+    pub held_back: bool,
 }
 
 /// A record of a list.
@@ -151,7 +154,7 @@ impl View {
         let mut payload_bytes = 0;
         let mut scan = self.scan(Family::Rec, bounds)?;
         while let Some((key, value)) = scan.next()? {
-            let row = durable::decode_record_row(value).map_err(self.generation.corrupt(Family::Rec))?;
+            let (row, stored) = durable::decode_record_parts(value).map_err(self.generation.corrupt(Family::Rec))?;
             if !show_deleted && !row.is_live() {
                 continue;
             }
@@ -160,9 +163,10 @@ impl View {
                 break;
             }
             let (_, key) = rec::parse(key).map_err(self.generation.corrupt(Family::Rec))?;
-            let payload = if want_payload { payload_of(&row, value) } else { Bytes::new() };
-            payload_bytes += payload.len();
-            page.records.push(Listed { id: key.record_id, record: StoredRecord { row, payload } });
+            let mut record = StoredRecord::new(row, if want_payload { stored } else { Payload::There(&[]) });
+            record.held_back = stored == Payload::HeldBack;
+            payload_bytes += record.payload.len();
+            page.records.push(Listed { id: key.record_id, record });
         }
         Ok(page)
     }
@@ -273,13 +277,16 @@ impl View {
 
 /// A record out of its value.
 pub(crate) fn stored_record(value: &[u8]) -> Result<StoredRecord, DecodeError> {
-    let row = durable::decode_record_row(value)?;
-    let payload = payload_of(&row, value);
-    Ok(StoredRecord { row, payload })
+    let (row, payload) = durable::decode_record_parts(value)?;
+    Ok(StoredRecord::new(row, payload))
 }
 
-/// The payload is the end of the value; its length was checked when the row was decoded.
-fn payload_of(row: &RecordRow, value: &[u8]) -> Bytes {
-    let start = value.len().saturating_sub(row.payload_len as usize);
-    Bytes::copy_from_slice(&value[start..])
+impl StoredRecord {
+    fn new(row: RecordRow, payload: Payload<'_>) -> Self {
+        let (payload, held_back) = match payload {
+            Payload::There(bytes) => (Bytes::copy_from_slice(bytes), false),
+            Payload::HeldBack => (Bytes::new(), true),
+        };
+        Self { row, payload, held_back }
+    }
 }

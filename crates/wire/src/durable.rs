@@ -13,14 +13,14 @@ use holdfast_model::digest::Sum;
 use holdfast_model::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordId, RecordKey, Uid, Version};
 use holdfast_model::outcome::{MutationResult, Usage};
 use holdfast_model::state::{
-    Ancestor, ChangeRow, CollectionDigest, DeviceRow, Fork, History, Places, RecordRow, RequestRow, Sys, Totals,
-    UserRow,
+    Ancestor, ChangeRow, CollectionDigest, DeviceRow, Fork, History, Places, RecordRow, RequestRow, Restoring, Sys,
+    Totals, UserRow,
 };
 
 use crate::internal::v1 as pb;
 use crate::log::{
     archive_keys_from, archive_keys_to, lineage_fork_from, lineage_fork_to, offsite_fact_from, offsite_fact_to,
-    operation_from, operation_to, parent_from, parent_to, policy_from, policy_to,
+    operation_from, operation_to, parent_from, parent_to, policy_from, policy_to, stages_from, stages_to,
 };
 use crate::{DecodeError, decode, encode, fixed};
 
@@ -80,6 +80,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         policy,
         archive_keys,
         lineage_fork,
+        restoring,
     } = sys;
     encode(&pb::StoredSys {
         now_ms: now.0,
@@ -99,6 +100,10 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         policy: Some(policy_to(policy)),
         archive_keys: archive_keys.as_deref().map(archive_keys_to),
         lineage_fork: lineage_fork.as_deref().map(lineage_fork_to),
+        restoring: restoring.as_deref().map(|restoring| pb::StoredRestoring {
+            left: stages_to(&restoring.left),
+            through: restoring.through.clone(),
+        }),
     })
 }
 
@@ -131,6 +136,13 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
         policy: message.policy.map(policy_from).unwrap_or_default(),
         archive_keys: message.archive_keys.map(archive_keys_from).transpose()?.map(Arc::new),
         lineage_fork: message.lineage_fork.map(lineage_fork_from).map(Arc::new),
+        restoring: message
+            .restoring
+            .map(|stored| {
+                let left = stages_from(WHAT, &stored.left)?;
+                Ok::<_, DecodeError>(Arc::new(Restoring { left, through: stored.through }))
+            })
+            .transpose()?,
     })
 }
 
@@ -265,10 +277,26 @@ pub fn encode_record(row: &RecordRow, payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// Decodes a record's value; the payload shares the input.
-pub fn decode_record(bytes: &Bytes) -> Result<(RecordRow, Bytes), DecodeError> {
-    let (row, payload_at) = decode_record_row_at(bytes)?;
-    Ok((row, bytes.slice(payload_at..)))
+/// A record's row, and where its payload is not there: a restore brings it later. The length of the value tells.
+pub fn decode_record_parts(value: &[u8]) -> Result<(RecordRow, Payload<'_>), DecodeError> {
+    let (row, payload_at) = decode_record_row_at(value)?;
+    let payload = &value[payload_at..];
+    let held_back = payload.len() as u64 != row.payload_len;
+    Ok((row, if held_back { Payload::HeldBack } else { Payload::There(payload) }))
+}
+
+/// A record's value without its payload: that of a record whose payload is held back.
+pub fn record_head(value: &[u8]) -> Result<&[u8], DecodeError> {
+    decode_record_row_at(value).map(|(_, payload_at)| &value[..payload_at])
+}
+
+/// What the value of a record holds of its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// All of it.
+    There(&'a [u8]),
+    /// Nothing: the row names it by length and hash, and a restore brings it later.
+    HeldBack,
 }
 
 /// Decodes a record's row out of its value.
@@ -294,7 +322,7 @@ fn decode_record_row_at(bytes: &[u8]) -> Result<(RecordRow, usize), DecodeError>
         return Err(DecodeError::new(WHAT, format!("encrypted under key {}, which is not supported", message.key_id)));
     }
     let payload_len = rest.len() - header_len;
-    if message.payload_len != payload_len as u64 {
+    if message.payload_len != payload_len as u64 && payload_len > 0 {
         let reason = format!("payload has {payload_len} bytes, the header says {}", message.payload_len);
         return Err(DecodeError::new(WHAT, reason));
     }

@@ -5,13 +5,15 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, LineageFork, Member,
-    MemberChange, Mutation, NewMember, OffsiteFact, Op, Operation, Parent, Policy, Proposal, RestoreGuard,
-    SnapshotBarrier, WriteBatch,
+    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Fill, FillPayloads, Genesis, Guard,
+    LineageFork, Member, MemberChange, Mutation, NewMember, OffsiteFact, Op, Operation, Parent, Policy, Proposal,
+    RestoreGuard, SnapshotBarrier, WriteBatch,
 };
 use holdfast_model::id::{
-    Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
+    Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, Slot, Stage, Uid, UserId,
+    Version,
 };
+use holdfast_model::state::UserRef;
 
 use crate::internal::v1 as pb;
 use crate::{DecodeError, decode, encode, fixed, required};
@@ -92,6 +94,7 @@ pub fn encode_proposal(proposal: &Proposal) -> Bytes {
         Command::SetPolicy(policy) => pb::proposal::Command::SetPolicy(policy_to(policy)),
         Command::SetArchiveKeys(keys) => pb::proposal::Command::SetArchiveKeys(archive_keys_to(keys)),
         Command::LineageFork(fork) => pb::proposal::Command::LineageFork(lineage_fork_to(fork)),
+        Command::FillPayloads(fill) => pb::proposal::Command::FillPayloads(fill_payloads_to(fill)),
     };
     encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
 }
@@ -121,6 +124,7 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
         pb::proposal::Command::SetPolicy(policy) => Command::SetPolicy(policy_from(policy)),
         pb::proposal::Command::SetArchiveKeys(keys) => Command::SetArchiveKeys(Box::new(archive_keys_from(keys)?)),
         pb::proposal::Command::LineageFork(fork) => Command::LineageFork(Box::new(lineage_fork_from(fork))),
+        pb::proposal::Command::FillPayloads(fill) => Command::FillPayloads(fill_payloads_from(fill)?),
     };
     let rules = u16::try_from(message.rules).map_err(|_| DecodeError::new("proposal", "rules out of range"))?;
     Ok(Proposal { rules, stamp: Millis(message.stamp_ms), command })
@@ -226,6 +230,7 @@ fn genesis_to(genesis: &Genesis) -> pb::Genesis {
         epoch: genesis.epoch.into(),
         parent: genesis.parent.as_ref().map(parent_to),
         members: genesis.members.iter().map(|member| member.0).collect(),
+        restoring: stages_to(&genesis.restoring),
     }
 }
 
@@ -238,6 +243,56 @@ fn genesis_from(genesis: pb::Genesis) -> Result<Genesis, DecodeError> {
         epoch: u16::try_from(genesis.epoch).map_err(|_| DecodeError::new(WHAT, "epoch out of range"))?,
         parent: genesis.parent.map(parent_from).transpose()?,
         members: genesis.members.into_iter().map(NodeId).collect(),
+        restoring: stages_from(WHAT, &genesis.restoring)?,
+    })
+}
+
+/// Numbers of stages.
+pub(crate) fn stages_to(stages: &[Stage]) -> Vec<u32> {
+    stages.iter().map(|stage| stage.number().into()).collect()
+}
+
+/// Stages of these numbers.
+pub(crate) fn stages_from(what: &'static str, numbers: &[u32]) -> Result<Vec<Stage>, DecodeError> {
+    let stage = |number: &u32| u8::try_from(*number).ok().and_then(Stage::of_number);
+    let known = |number| stage(number).ok_or_else(|| DecodeError::new(what, format!("stage {number} is not known")));
+    numbers.iter().map(known).collect()
+}
+
+fn fill_payloads_to(fill: &FillPayloads) -> pb::FillPayloads {
+    let one = |one: &Fill| pb::Fill {
+        slot: one.user.slot.0.into(),
+        uid: one.user.uid.0,
+        collection: one.key.collection.as_str().to_owned(),
+        record_id: one.key.record_id.as_str().to_owned(),
+        payload: one.payload.clone(),
+    };
+    pb::FillPayloads {
+        incarnation: fill.incarnation.0,
+        stage: fill.stage.number().into(),
+        fills: fill.fills.iter().map(one).collect(),
+        through: fill.through.clone(),
+        ends: fill.ends,
+    }
+}
+
+fn fill_payloads_from(fill: pb::FillPayloads) -> Result<FillPayloads, DecodeError> {
+    const WHAT: &str = "fill";
+    let bad = |error| DecodeError::new(WHAT, error);
+    let one = |one: pb::Fill| {
+        let slot = u16::try_from(one.slot).map_err(|_| DecodeError::new(WHAT, "slot out of range"))?;
+        let collection = Collection::new(&one.collection).map_err(bad)?;
+        let record_id = RecordId::new(&one.record_id).map_err(bad)?;
+        let user = UserRef { slot: Slot(slot), uid: Uid(one.uid) };
+        Ok(Fill { user, key: RecordKey { collection, record_id }, payload: one.payload })
+    };
+    let stage = stages_from(WHAT, &[fill.stage])?;
+    Ok(FillPayloads {
+        incarnation: Incarnation(fill.incarnation),
+        stage: stage.first().copied().ok_or_else(|| DecodeError::new(WHAT, "no stage"))?,
+        fills: fill.fills.into_iter().map(one).collect::<Result<_, DecodeError>>()?,
+        through: fill.through,
+        ends: fill.ends,
     })
 }
 

@@ -112,6 +112,7 @@ impl Scene {
             cluster_name: "again".into(),
             incarnation: holdfast_model::id::Incarnation(99),
             members: vec![holdfast_model::id::NodeId(1)],
+            held_back: Vec::new(),
         };
         restore(&destination, &plan, &[target], &spec, &|_, _, _| {}).await.map(|report| report.last.index)
     }

@@ -76,6 +76,7 @@ fn restored(folder: &Folder, plan: &RestorePlan) -> Vec<RawRow> {
         cluster_name: "oak".into(),
         incarnation: holdfast_model::id::Incarnation(0xee),
         members: vec![holdfast_model::id::NodeId(1)],
+        held_back: Vec::new(),
     };
     let report = run(restore(&folder.destination(), plan, std::slice::from_ref(&target), &spec, QUIET));
     assert_eq!(report.expect("restores").last, plan.last);

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use holdfast_model::state::{History, StateRead};
 use holdfast_store::planted::{self, Bug};
-use holdfast_store::{Applied, ApplyBatch, DataDir, StateLoader, StateStore, StoredEntry, apply_entry};
+use holdfast_store::{Applied, ApplyBatch, DataDir, RawRow, StateLoader, StateStore, StoredEntry, apply_entry};
 use holdfast_wire::log::entry_chain;
 use tokio::sync::mpsc;
 
 use super::{Manifest, Part, RestorePlan};
 use crate::error::ArchiveError;
+use crate::payloads;
 
 /// Entries that are applied in one write.
 const BATCH_ENTRIES_MAX: usize = 512;
@@ -23,6 +24,8 @@ pub(super) struct Filled {
     pub(super) rows: u64,
     pub(super) entries: u64,
     pub(super) records: u64,
+    /// Records of the snapshot whose payloads did not come.
+    pub(super) held_back: u64,
     pub(super) effect_chain: [u8; 32],
     pub(super) history: Option<History>,
 }
@@ -38,8 +41,13 @@ pub(super) fn fill(
     let mut rows = 0;
     let mut next = parts.blocking_recv();
     while let Some(Part::Rows(chunk)) = &next {
-        for row in chunk.rows() {
-            loader.put(row).map_err(ArchiveError::store(path))?;
+        for row in chunk.patch_rows() {
+            let value = row.value.unwrap_or_default();
+            let put = match row.family {
+                payloads::FAMILY => loader.put_payload(payloads::record_of(&row.key), &value),
+                family => loader.put(RawRow { family, key: row.key.to_vec(), value: value.to_vec() }),
+            };
+            put.map_err(ArchiveError::store(path))?;
             rows += 1;
         }
         next = parts.blocking_recv();
@@ -47,6 +55,7 @@ pub(super) fn fill(
     if next.is_none() {
         return Err(ArchiveError::Stopped { what: "a restore" });
     }
+    let held_back = loader.held_back();
     loader.finish().map_err(ArchiveError::store(path))?;
     let state = StateStore::open(directory, plan.group).map_err(ArchiveError::store(path))?;
     check_snapshot(directory, &state, plan.snapshot.as_ref())?;
@@ -74,6 +83,7 @@ pub(super) fn fill(
         rows,
         entries: replayed,
         records: sys.totals.records,
+        held_back,
         effect_chain: applied.effect_chain,
         history: sys.history.clone(),
     })

@@ -14,6 +14,7 @@ fn spec() -> RestoreSpec {
         cluster_name: "oak".into(),
         incarnation: Incarnation(0xee),
         members: vec![NodeId(1), NodeId(2), NodeId(3)],
+        held_back: Vec::new(),
     }
 }
 

@@ -7,22 +7,22 @@ use crate::object::tests::LINEAGE;
 const GROUP: GroupId = GroupId(3);
 const ROOT: [u8; 32] = [7; 32];
 
-type Row = (u8, Vec<u8>, Print);
+type Row = (u8, Vec<u8>, Print, bool);
 
 fn written(indexes: &RowIndexes, index: u64, rows: &[Row]) {
     let mut writer = indexes.create(&LINEAGE, GROUP, index).expect("creates");
-    rows.iter().for_each(|(family, key, print)| writer.push(*family, key, print).expect("writes"));
+    rows.iter().for_each(|(family, key, print, apart)| writer.push(*family, *apart, key, print).expect("writes"));
     writer.finish(&ROOT).expect("finishes");
 }
 
 fn read(mut reader: RowReader) -> Vec<Row> {
-    let next = || reader.next().expect("reads").map(|row| (row.family, row.key, row.print));
+    let next = || reader.next().expect("reads").map(|row| (row.family, row.key, row.print, row.apart));
     std::iter::from_fn(next).collect()
 }
 
 fn some() -> Vec<Row> {
     [(0, "", 1), (1, "user/1", 2), (1, "user/12", 3), (2, "user/1", 4), (2, "z", 5)]
-        .map(|(family, key, print)| (family, key.as_bytes().to_vec(), [print; 16]))
+        .map(|(family, key, print)| (family, key.as_bytes().to_vec(), [print; 16], print % 2 == 0))
         .to_vec()
 }
 
@@ -30,12 +30,12 @@ proptest! {
     #[test]
     fn rows_round_trip(
         rows in proptest::collection::btree_map(
-            (0u8..9, proptest::collection::vec(0u8..3, 0..9)), any::<Print>(), 0..60,
+            (0u8..9, proptest::collection::vec(0u8..3, 0..9)), any::<(Print, bool)>(), 0..60,
         )
     ) {
         let dir = tempfile::tempdir().expect("directory");
         let indexes = RowIndexes::new(dir.path().join("rows"));
-        let rows: Vec<Row> = rows.into_iter().map(|((family, key), print)| (family, key, print)).collect();
+        let rows: Vec<Row> = rows.into_iter().map(|((family, key), (print, apart))| (family, key, print, apart)).collect();
         written(&indexes, 9, &rows);
         prop_assert_eq!(read(indexes.open(&LINEAGE, GROUP, 9, &ROOT).expect("opens")), rows);
     }
@@ -79,7 +79,7 @@ fn what_is_not_finished_has_no_name() {
     let dir = tempfile::tempdir().expect("directory");
     let indexes = RowIndexes::new(dir.path().to_owned());
     let mut writer = indexes.create(&LINEAGE, GROUP, 9).expect("creates");
-    writer.push(1, b"a", &[1; 16]).expect("writes");
+    writer.push(1, false, b"a", &[1; 16]).expect("writes");
     assert!(!indexes.has(GROUP, 9));
     drop(writer);
     assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 0, "nothing is left of it");

@@ -16,6 +16,7 @@ use crate::error::ArchiveError;
 use crate::layout::LineageId;
 use crate::manifest::{ChunkRows, ManifestChunk};
 use crate::patch::{self, Patcher};
+use crate::payloads::{self, Section};
 use crate::read_limit::ReadLimit;
 use crate::row_index::{Print, Printed, RowIndexes, RowReader, RowWriter, print};
 use crate::sealing::Sealing;
@@ -37,6 +38,11 @@ impl Checkpoint {
     pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
         let store = open_checkpoint(path).map_err(ArchiveError::store(path))?;
         let (applied, sys) = (store.applied().clone(), store.sys().clone());
+        if sys.restoring.is_some() {
+            let reason =
+                "payloads are still being restored: a snapshot without them would be no copy; wait for their end";
+            return Err(ArchiveError::refused(reason));
+        }
         let position = applied.position.ok_or_else(|| ArchiveError::refused("a checkpoint before the first entry"))?;
         Ok(Self {
             store,
@@ -52,7 +58,7 @@ impl Checkpoint {
     }
 }
 
-/// What the scan hands over, in canonical order.
+/// What the scan hands over, in canonical order within each section.
 pub(super) enum Scanned {
     /// A chunk of a base that is not in the snapshot before this one.
     New(SealedChunk),
@@ -94,28 +100,33 @@ impl Scan {
     ) -> Result<Option<RowWriter>, ArchiveError> {
         let mut index = Index::new(&self);
         let mut pace = self.limit.begin(Instant::now());
-        let mut chunker = Chunker::default();
+        let mut chunkers: [Chunker; Section::COUNT] = Default::default();
         let mut layer = match below.map(Changes::new).transpose() {
             Ok(layer) => layer,
             Err(error) => return self.no_layer(out, &error),
         };
         for row in self.checkpoint.store.scan() {
             let row = row.map_err(ArchiveError::store(&self.checkpoint.path))?;
+            let (row, payload) = payloads::split(row)
+                .map_err(|error| ArchiveError::refused(format!("a record of the checkpoint: {error}")))?;
             let row_print = if index.is_on() || layer.is_some() { print(&row.value) } else { Print::default() };
-            index.push(&row, &row_print);
+            index.push(&row, payload.is_some(), &row_print);
             if let Some(layer) = &mut layer {
-                match layer.push(&row, &row_print) {
+                match layer.push(&row, payload.as_ref(), &row_print) {
                     Ok(full) => full.into_iter().try_for_each(|patch| send(out, self.patch(&patch)?))?,
                     Err(error) => return self.no_layer(out, &error),
                 }
             }
-            if let Some(ended) = chunker.push(row.family, &row.key, &row.value)? {
-                let bytes = ended.plain.len() as u64;
-                send(out, self.ended(ended, layer.is_some())?)?;
-                std::thread::sleep(pace.passed(bytes, Instant::now()));
+            for part in std::iter::once(&row).chain(&payload) {
+                let chunker = &mut chunkers[Section::of(part.family, &part.key).place()];
+                if let Some(ended) = chunker.push(part.family, &part.key, &part.value)? {
+                    let bytes = ended.plain.len() as u64;
+                    send(out, self.ended(ended, layer.is_some())?)?;
+                    std::thread::sleep(pace.passed(bytes, Instant::now()));
+                }
             }
         }
-        if let Some(last) = chunker.finish() {
+        for last in chunkers.into_iter().filter_map(Chunker::finish) {
             send(out, self.ended(last, layer.is_some())?)?;
         }
         if let Some(layer) = layer {
@@ -167,8 +178,8 @@ impl Index {
         self.0.is_some()
     }
 
-    fn push(&mut self, row: &RawRow, print: &Print) {
-        if let Some(Err(error)) = self.0.as_mut().map(|writer| writer.push(row.family, &row.key, print)) {
+    fn push(&mut self, row: &RawRow, apart: bool, print: &Print) {
+        if let Some(Err(error)) = self.0.as_mut().map(|writer| writer.push(row.family, apart, &row.key, print)) {
             self.0 = not_kept(&error);
         }
     }
@@ -185,35 +196,53 @@ struct Changes {
     below: Below,
     /// The next row below.
     next: Option<Printed>,
-    patcher: Patcher,
+    patchers: [Patcher; Section::COUNT],
     bytes: u64,
 }
 
 impl Changes {
     fn new(mut below: Below) -> Result<Self, String> {
         let next = below.rows.next().map_err(|error| error.to_string())?;
-        Ok(Self { below, next, patcher: Patcher::default(), bytes: 0 })
+        Ok(Self { below, next, patchers: Default::default(), bytes: 0 })
     }
 
-    /// The next row of the scan; gives the patches that are full. An error is the reason why there will be no layer.
-    fn push(&mut self, row: &RawRow, print: &Print) -> Result<Vec<PlainChunk>, String> {
+    /// The next row of the scan, with its payload if that lies apart; gives the patches that are full. An error is the reason
+    /// why there will be no layer.
+    fn push(&mut self, row: &RawRow, payload: Option<&RawRow>, print: &Print) -> Result<Vec<PlainChunk>, String> {
         let mut full = Vec::new();
         while let Some(gone) = self.take_below(|below| (below.family, &below.key[..]) < (row.family, &row.key[..]))? {
-            full.extend(self.add(gone.family, &gone.key, None)?);
+            self.gone(&gone, &mut full)?;
         }
-        match self.take_below(|below| (below.family, &below.key) == (row.family, &row.key))? {
-            Some(same) if same.print == *print => {}
-            _ => full.extend(self.add(row.family, &row.key, Some(&row.value))?),
+        let below = self.take_below(|below| (below.family, &below.key) == (row.family, &row.key))?;
+        if below.as_ref().is_some_and(|below| below.print == *print) {
+            return Ok(full);
+        }
+        full.extend(self.add(row.family, &row.key, Some(&row.value))?);
+        match payload {
+            Some(payload) => full.extend(self.add(payload.family, &payload.key, Some(&payload.value))?),
+            None if below.is_some_and(|below| below.apart) => self.payload_gone(&row.key, &mut full)?,
+            None => {}
         }
         Ok(full)
+    }
+
+    fn gone(&mut self, row: &Printed, full: &mut Vec<PlainChunk>) -> Result<(), String> {
+        full.extend(self.add(row.family, &row.key, None)?);
+        if row.apart { self.payload_gone(&row.key, full) } else { Ok(()) }
+    }
+
+    fn payload_gone(&mut self, record: &[u8], full: &mut Vec<PlainChunk>) -> Result<(), String> {
+        let key = payloads::key_of(record).map_err(|error| error.to_string())?;
+        full.extend(self.add(payloads::FAMILY, &key, None)?);
+        Ok(())
     }
 
     fn finish(mut self) -> Result<Vec<PlainChunk>, String> {
         let mut full = Vec::new();
         while let Some(gone) = self.take_below(|_| true)? {
-            full.extend(self.add(gone.family, &gone.key, None)?);
+            self.gone(&gone, &mut full)?;
         }
-        full.extend(self.patcher.finish());
+        full.extend(self.patchers.into_iter().filter_map(Patcher::finish));
         Ok(full)
     }
 
@@ -228,6 +257,6 @@ impl Changes {
         if self.bytes > self.below.bytes_max {
             return Err(format!("more than {} bytes changed", self.below.bytes_max));
         }
-        Ok(self.patcher.push(family, key, value))
+        Ok(self.patchers[Section::of(family, key).place()].push(family, key, value))
     }
 }

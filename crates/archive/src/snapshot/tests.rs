@@ -2,10 +2,12 @@ use super::*;
 use crate::destination::tests::{Fault, faulty};
 use std::time::Instant;
 
+use holdfast_model::id::Stage;
 use holdfast_store::RawRow;
 
 use crate::compose::{read_object, read_rows};
-use crate::fixture::{Folder, GROUP, History, Node, rows_of_checkpoint, run};
+use crate::fixture::{Folder, GROUP, History, Node, joined, rows_of_checkpoint, run};
+use crate::payloads::Section;
 use crate::sealing::{Compression, GenerationKey, Sealing};
 
 const QUIET: Progress<'static> = &|_, _| {};
@@ -44,7 +46,7 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
     for line in &manifest.chunks {
         rows.extend(run(read_object(&destination, lineage.id(), line.object(), line)).expect("reads").rows());
     }
-    assert_eq!(rows, rows_of_checkpoint(&node.checkpoint()));
+    assert_eq!(joined(rows), rows_of_checkpoint(&node.checkpoint()));
     let other = ManifestChunk { first_key: b"another".to_vec(), ..manifest.chunks[0].clone() };
     let error = run(read_object(&destination, lineage.id(), other.object(), &other)).expect_err("not as said");
     assert!(error.to_string().contains("what the manifest says"), "{error}");
@@ -57,7 +59,7 @@ fn rows_at(folder: &Folder, lineage: &OpenLineage, index: u64) -> Vec<RawRow> {
         let destination = folder.destination().with_keys(lineage.destination().shared_keys());
         let (manifest, _) = read_manifest(&destination, lineage.id(), GROUP, index).await.expect("reads");
         let chunks: Vec<_> = read_rows(&destination, &manifest).try_collect().await.expect("fits together");
-        chunks.iter().flat_map(|chunk| chunk.rows()).collect()
+        joined(chunks.iter().flat_map(|chunk| chunk.rows()))
     })
 }
 
@@ -114,6 +116,58 @@ fn layers_do_not_pile_up() {
     for (index, rows) in states {
         assert_eq!(rows_at(&folder, &lineage, index), rows, "snapshot {index}");
     }
+}
+
+/// Large payloads lie apart, by stage, and layers follow them: grown, shrunk, replaced, deleted and new.
+#[test]
+fn large_payloads_lie_apart_and_are_followed_by_layers() {
+    let (folder, mut history, node) = (Folder::new(), History::found(5), Node::new());
+    history.stock(300, 4000);
+    for record in 0..60 {
+        for collection in ["photos", "contacts", "x-maps", "x-more"] {
+            history.put(&format!("user-{}", record % 7), &format!("{collection}/r{record}"), 20_000 + record);
+        }
+    }
+    let lineage = run(history.open(&folder.destination()));
+    let base = next(&lineage, &history, &node);
+    let mut states = vec![(base.index, rows_of_checkpoint(&node.checkpoint()))];
+    for round in 0..4 {
+        let user = format!("user-{round}");
+        history.put(&user, &format!("photos/r{round}"), 100);
+        history.put(&user, &format!("photos/r{}", round + 7), 30_000);
+        history.delete(&user, &format!("contacts/r{}", round + 14));
+        history.put(&user, &format!("x-more/n{round}"), 5_000);
+        // What became small in the round before is large again.
+        history.put(&format!("user-{}", (round + 6) % 7), &format!("photos/r{}", (round + 6) % 7), 9_000);
+        let report = next(&lineage, &history, &node);
+        assert_eq!((report.layers, report.base_index), (round + 1, base.index));
+        states.push((report.index, rows_of_checkpoint(&node.checkpoint())));
+    }
+    for (index, rows) in &states {
+        assert_eq!(rows_at(&folder, &lineage, *index), *rows, "snapshot {index}");
+    }
+    // A node that remembers nothing reads them back, and finds what changed.
+    let other = Node::new();
+    history.put("user-1", "photos/r1", 100);
+    history.delete("user-2", "photos/r2");
+    let report = next(&lineage, &history, &other);
+    assert_eq!((report.layers, report.base_index), (5, base.index));
+    assert_eq!(rows_at(&folder, &lineage, report.index), rows_of_checkpoint(&other.checkpoint()));
+
+    let (manifest, _) = run(read_manifest(&folder.destination(), lineage.id(), GROUP, report.index)).expect("reads");
+    let stages: Vec<&str> = Stage::all().filter(|stage| manifest.has_payloads(*stage)).map(Stage::name).collect();
+    assert_eq!(stages, ["contacts", "photos", "x-*"]);
+    let of = |section: Section| manifest.only(|one| one == section);
+    let rows = of(Section::Rows);
+    assert!(rows.plain_length() * 3 < manifest.plain_length(), "{} bytes without payloads", rows.plain_length());
+    let sections = Stage::all().map(Section::Payloads).chain([Section::Rows]);
+    assert_eq!(sections.map(|section| of(section).rows()).sum::<u64>(), manifest.rows());
+    let photos = of(Section::Payloads(Stage::of_name("photos").expect("a stage")));
+    let destination = folder.destination();
+    let read: Vec<_> = run(async { read_rows(&destination, &photos).try_collect().await }).expect("reads");
+    let keys: Vec<Vec<u8>> = read.iter().flat_map(|chunk| chunk.rows()).map(|row| row.key).collect();
+    assert_eq!(keys.len() as u64, photos.rows());
+    assert!(keys.iter().all(|key| String::from_utf8_lossy(key).contains("photos")));
 }
 
 #[test]

@@ -298,6 +298,7 @@ pub fn new_history(nodes: &[NodeSpec], name: &str) -> anyhow::Result<RestoreSpec
         cluster_name: name.to_owned(),
         incarnation: Incarnation(incarnation),
         members: nodes.iter().map(|node| NodeId(node.id)).collect(),
+        held_back: Vec::new(),
     })
 }
 
@@ -341,7 +342,13 @@ pub async fn fill_scratch(
     members: Vec<NodeId>,
 ) -> anyhow::Result<RestoreReport> {
     let cluster_name = plan.lineage.cluster_name.clone();
-    let spec = RestoreSpec { cluster_id: random()?, cluster_name, incarnation: Incarnation(1), members };
+    let spec = RestoreSpec {
+        cluster_id: random()?,
+        cluster_name,
+        incarnation: Incarnation(1),
+        members,
+        held_back: Vec::new(),
+    };
     let watch = Watch::begin(Work::of(plan, 1), false);
     let shown = |stage, done, total| watch.shown(stage, done, total);
     let report = holdfast_archive::restore(destination, plan, std::slice::from_ref(target), &spec, &shown).await;

@@ -3,12 +3,13 @@
 //! Invariants:
 //! - Epochs of a lineage rise one by one, so a version is never given twice within it.
 //! - An incarnation names one history for ever.
-//! - What was said of the old history's log (offsite facts, barriers, a fork) does not speak for the new one's.
+//! - What was said of the old history's log (offsite facts, barriers, a fork, what an earlier restore held
+//!   back) does not speak for the new one's.
 
 use super::{Draft, Judged};
 use crate::command::Genesis;
 use crate::outcome::{Outcome, Rejection};
-use crate::state::{Ancestor, History, Sys};
+use crate::state::{Ancestor, History, Restoring, Sys};
 
 pub(super) fn judge(index: u64, genesis: &Genesis, draft: &mut Draft) -> Judged {
     let sys = &mut draft.sys;
@@ -30,6 +31,7 @@ pub(super) fn judge(index: u64, genesis: &Genesis, draft: &mut Draft) -> Judged 
     sys.offsite.clear();
     sys.barrier_index = 0;
     sys.lineage_fork = None;
+    sys.restoring = Restoring::of(&genesis.restoring);
     Ok(Outcome::Done)
 }
 

@@ -14,6 +14,7 @@
 
 mod devices;
 mod expire;
+mod fill_payloads;
 mod genesis;
 mod lineage_fork;
 mod offsite_fact;
@@ -98,6 +99,7 @@ fn rules_1<S: StateRead>(state: &S, index: u64, command: &Command, draft: &mut D
         (Command::SetPolicy(policy), Some(_)) => Ok(set_policy::judge(*policy, draft)),
         (Command::SetArchiveKeys(keys), Some(history)) => Ok(set_archive_keys::judge(keys, history, draft)),
         (Command::LineageFork(fork), Some(history)) => Ok(lineage_fork::judge(fork, history, draft)),
+        (Command::FillPayloads(fill), Some(history)) => fill_payloads::judge(state, history, fill, draft),
     }
 }
 

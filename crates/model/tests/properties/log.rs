@@ -261,5 +261,6 @@ fn genesis(incarnation: u64, epoch: u16, parent: Option<Incarnation>) -> Genesis
             chain: [0; 32],
         }),
         members: vec![NodeId(1)],
+        restoring: Vec::new(),
     }
 }

@@ -2,13 +2,16 @@
 
 use bytes::Bytes;
 use holdfast_model::command::{
-    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Genesis, Guard, LineageFork, Mutation,
-    OffsiteFact, Op, Operation, Parent, Policy, RULES, RestoreGuard, SnapshotBarrier, WriteBatch,
+    AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Fill, FillPayloads, Genesis, Guard,
+    LineageFork, Mutation, OffsiteFact, Op, Operation, Parent, Policy, RULES, RestoreGuard, SnapshotBarrier,
+    WriteBatch,
 };
 use holdfast_model::digest::fingerprint;
 use holdfast_model::id::{
-    Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, UserId, Version,
+    Collection, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, RequestId, Slot, Stage, Uid, UserId,
+    Version,
 };
+use holdfast_model::state::UserRef;
 
 /// One line of a script (with the indented lines that belong to it).
 pub enum Line {
@@ -122,6 +125,13 @@ fn command(words: &[String], inner: &[Vec<String>]) -> Command {
             verifier: NodeId(option(rest, "by").map_or(1, number)),
             since: Millis(0),
         })),
+        "fill" => Command::FillPayloads(FillPayloads {
+            incarnation: Incarnation(number(required(rest, "inc"))),
+            stage: stage(&rest[0]),
+            fills: inner.iter().map(|words| fill(words)).collect(),
+            through: option(rest, "through").unwrap_or_default().to_owned().into(),
+            ends: rest.iter().any(|word| word == "ends"),
+        }),
         "barrier" => Command::SnapshotBarrier(SnapshotBarrier { operation_id: rest[0].clone() }),
         "expire" => Command::Expire,
         "operation" => Command::SetOperation(Operation {
@@ -199,6 +209,24 @@ fn genesis(words: &[String]) -> Genesis {
             chain: [0; 32],
         }),
         members: vec![NodeId(1)],
+        restoring: option(words, "restoring").map_or(Vec::new(), |names| names.split(',').map(stage).collect()),
+    }
+}
+
+fn stage(name: &str) -> Stage {
+    Stage::of_name(name).unwrap_or_else(|| panic!("{name} is no stage"))
+}
+
+fn fill(words: &[String]) -> Fill {
+    let (name, number) = words[0].split_once('=').expect("user=number");
+    let (collection, record_id) = words[1].split_once('/').expect("collection/record");
+    Fill {
+        user: UserRef { slot: Slot::of(&user(name)), uid: Uid(version(number).0) },
+        key: RecordKey {
+            collection: Collection::new(collection).unwrap(),
+            record_id: RecordId::new(record_id).unwrap(),
+        },
+        payload: Bytes::from(words[2].strip_prefix('"').expect("a quoted payload").to_string()),
     }
 }
 

@@ -151,6 +151,7 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
         policy,
         archive_keys,
         lineage_fork,
+        restoring,
     } = sys;
     let mut fields = vec![format!("now={}", time(*now)), format!("rules={rules}")];
     if let Some(history) = history {
@@ -186,6 +187,10 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
     if let Some(fork) = lineage_fork {
         let (at, by, since) = (fork.index, fork.verifier.0, time(fork.since));
         fields.push(format!("fork={}:{at}:by{by} since {since}", fork.destination));
+    }
+    if let Some(restoring) = restoring {
+        let left: Vec<&str> = restoring.left.iter().map(|stage| stage.name()).collect();
+        fields.push(format!("restoring={}:through={}", left.join(","), String::from_utf8_lossy(&restoring.through)));
     }
     fields
 }

@@ -8,9 +8,10 @@ use std::sync::{Arc, PoisonError};
 use tokio::time::Instant;
 
 use crate::handle::Replica;
+use crate::integrity::pace::Pacer;
 use crate::snapshot::SnapshotDir;
 
-/// Comparisons between two readings: the state itself comes first, at the same pace.
+/// Comparisons between two readings, and how much slower it is read than the state, which comes first.
 const EVERY: u32 = 8;
 
 /// When it was last looked at.
@@ -23,7 +24,9 @@ pub(super) struct Kept {
 impl Kept {
     /// Looks after it. A damaged one is replaced at once, whoever found the damage.
     pub(super) fn step(&mut self, replica: &Replica) {
-        if super::is_running(&self.reading) {
+        let integrity = replica.integrity();
+        // A new one of a damaged state would be no better; whoever repairs it takes a new one.
+        if super::is_running(&self.reading) || integrity.is_damaged() || integrity.is_fenced() {
             return;
         }
         let Some(dir) = current(replica) else { return };
@@ -48,9 +51,13 @@ fn current(replica: &Replica) -> Option<SnapshotDir> {
 }
 
 async fn is_found_damaged(replica: &Replica, dir: SnapshotDir) -> bool {
-    let mut pace = replica.integrity().exams.pacer().pace(Arc::default());
-    let read =
-        tokio::task::spawn_blocking(move || dir.read(&mut pace).map_err(|error| (dir.damage().is_some(), error)));
+    let rate = replica.options().integrity.scrub_bytes_per_second / u64::from(EVERY);
+    let mut pace = Pacer::new(rate).pace(Arc::default());
+    let node = replica.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut goes_on = |bytes| !node.is_stopping() && !node.is_fenced() && pace(bytes);
+        dir.read(&mut goes_on).map_err(|error| (dir.damage().is_some(), error))
+    });
     match read.await {
         Ok(Ok(())) => false,
         Ok(Err((true, _))) => true,

@@ -1,4 +1,4 @@
-//! The pace of all reading for the sake of soundness: one for the whole node, whoever reads.
+//! The pace of all reading of the state for the sake of soundness: one for the whole node, whoever reads.
 //!
 //! Invariants: in no span of time do all readers together pass more bytes than the rate allows, but for the credit of a
 //! moment; the oldest reading goes first, so that each one that began alone ends as soon as it would have alone; one that

@@ -546,6 +546,8 @@ pub fn read_chunks<E>(
 
 #[cfg(test)]
 mod tests {
+    use holdfast_model::id::GroupId;
+    use holdfast_store::{DataDir, StateStore};
     use openraft::storage::SnapshotMeta;
 
     use super::*;
@@ -558,9 +560,11 @@ mod tests {
         let peer_address = listener.local_addr().expect("an address").to_string();
         let peers = Arc::new(Peers::new(0));
         let member = Member { peer_address, ..Member::default() };
+        let data = DataDir::open_or_create(&dir.path().join("data"), 1, [7; 16]).expect("a directory");
+        let state = StateStore::open(&data, GroupId(0)).expect("a state");
         let send = async |path: &str| {
             let path = dir.path().join(path);
-            std::fs::create_dir(&path).expect("a directory");
+            state.checkpoint(&path).expect("taken");
             let meta = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
             let snapshot = Snapshot { meta, snapshot: SnapshotDir::received(path, Default::default()) };
             let mut network = Factory::new(peers.clone()).new_snapshot_client(2, &member).await;

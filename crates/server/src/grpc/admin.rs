@@ -81,6 +81,7 @@ impl Admin {
             epoch: 1,
             parent: None,
             members: ids,
+            restoring: Vec::new(),
         };
         let founded = self.found(genesis).await?;
         Ok(v1::InitClusterResponse { notes, ..founded })

@@ -38,6 +38,7 @@ pub fn genesis() -> Proposal {
             epoch: 1,
             parent: None,
             members: vec![NodeId(1)],
+            restoring: Vec::new(),
         }),
     )
 }

@@ -1,7 +1,7 @@
 //! Tests of the durable formats: round trips, frozen bytes, and that no bytes make a decoder panic.
 
 use holdfast_model::command::{ArchiveKeys, ArchiveRecipient, LineageFork, OffsiteFact, Parent, Policy};
-use holdfast_model::id::NodeId;
+use holdfast_model::id::{NodeId, Stage};
 use proptest::prelude::*;
 
 use super::*;
@@ -49,8 +49,12 @@ fn any_sys() -> impl Strategy<Value = Sys> {
         proptest::collection::vec(fact, 0..3),
         proptest::option::of(any::<(u32, [u8; 16], u64, bool)>()),
         proptest::option::of(any::<[u64; 3]>()),
+        proptest::option::of((
+            proptest::sample::subsequence(Stage::all().collect::<Vec<_>>(), 1..=6),
+            any::<[u8; 9]>(),
+        )),
     )
-        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys, fork)| Sys {
+        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys, fork, restoring)| Sys {
             now: Millis(numbers[0]),
             rules,
             history,
@@ -69,6 +73,8 @@ fn any_sys() -> impl Strategy<Value = Sys> {
                 let incarnation = Incarnation(incarnation);
                 LineageFork { incarnation, index, since: Millis(since), ..golden_fork() }.into()
             }),
+            restoring: restoring
+                .map(|(left, through)| Restoring { left, through: Bytes::copy_from_slice(&through) }.into()),
         })
 }
 
@@ -168,7 +174,10 @@ proptest! {
         prop_assert_eq!(decode_user(&encode_user(&user)).unwrap(), user);
         let value = encode_record(&row, &payload);
         prop_assert_eq!(decode_record_row(&value).unwrap(), row.clone());
-        prop_assert_eq!(decode_record(&value).unwrap(), (row, payload.into()));
+        prop_assert_eq!(decode_record_parts(&value).unwrap(), (row.clone(), Payload::There(&payload)));
+        let head = record_head(&value).unwrap();
+        let left = if payload.is_empty() { Payload::There(&[]) } else { Payload::HeldBack };
+        prop_assert_eq!((head.len() + payload.len(), decode_record_parts(head).unwrap()), (value.len(), (row, left)));
         prop_assert_eq!(decode_change(&encode_change(&change)).unwrap(), change);
         prop_assert_eq!(decode_request(&encode_request(&request)).unwrap(), request);
         let applied = AppliedRecord {
@@ -189,7 +198,7 @@ proptest! {
         let _ = decode_request(&bytes);
         let _ = decode_operation(&bytes);
         let _ = decode_applied(&bytes);
-        let _ = decode_record(&Bytes::from(bytes));
+        let _ = decode_record_parts(&bytes);
     }
 
     #[test]
@@ -222,7 +231,7 @@ proptest! {
         let mut value = encode_record(&row, &payload).to_vec();
         let at = at.index(value.len());
         value[at] ^= 1 << bit;
-        if let Ok((row, payload)) = decode_record(&Bytes::from(value)) {
+        if let Ok((row, Payload::There(payload))) = decode_record_parts(&value) {
             prop_assert_eq!(row.payload_len, payload.len() as u64);
         }
     }
@@ -243,12 +252,15 @@ fn golden_record() -> RecordRow {
     }
 }
 
+/// Cut right behind what names the payload it is a record whose payload is held back, and nowhere else.
 #[test]
 fn a_record_cut_short_is_refused() {
     let value = encode_record(&golden_record(), b"hi");
-    for end in 0..value.len() {
-        assert!(decode_record(&value.slice(..end)).is_err(), "cut at {end}");
+    let head = value.len() - 2;
+    for end in (0..value.len()).filter(|end| *end != head) {
+        assert!(decode_record_parts(&value[..end]).is_err(), "cut at {end}");
     }
+    assert_eq!(decode_record_parts(&value[..head]), Ok((golden_record(), Payload::HeldBack)));
 }
 
 /// Bytes that an earlier build wrote. If this fails, data on disk is no longer readable: change the code, not the test.
@@ -290,7 +302,7 @@ fn golden_bytes() {
 #[test]
 fn what_this_build_does_not_know_is_refused() {
     let refused = |value: Vec<u8>, why: &str| {
-        let error = decode_record(&Bytes::from(value)).expect_err(why);
+        let error = decode_record_parts(&value).expect_err(why);
         assert!(error.reason.contains(why), "{error}");
     };
     let value = encode_record(&golden_record(), b"hi");
@@ -349,6 +361,10 @@ fn golden_fork() -> LineageFork {
     }
 }
 
+fn golden_restoring() -> Restoring {
+    Restoring { left: Stage::all().skip(4).collect(), through: Bytes::from_static(&[34, 35]) }
+}
+
 fn golden_sys() -> Sys {
     let parent =
         Parent { cluster_id: [2; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 5, chain: [6; 32] };
@@ -374,6 +390,7 @@ fn golden_sys() -> Sys {
         policy: Policy { tombstone_age_ms: 23, device_expiry_ms: 24, user_quota_bytes: 25 },
         archive_keys: Some(golden_keys().into()),
         lineage_fork: Some(golden_fork().into()),
+        restoring: Some(golden_restoring().into()),
     }
 }
 
@@ -411,7 +428,7 @@ fn golden_bytes_of_group_facts_and_users() {
          1a2008080808080808080808080808080808080808080808080808080808080808082009280a581662060817\
          101818196a38091a00000000000000101b1a101c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c22036167652a090a05\
          616765316110012a070a056167653162301d721a091e0000000000000012027333181f22056f746865722820\
-         3021"
+         30217a080a02040512022223"
     );
     assert_eq!(
         hex(&encode_applied(&golden_applied())),

@@ -62,6 +62,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
                 chain,
             }),
             members: vec![NodeId(1), NodeId(2)],
+            restoring: Stage::all().skip(epoch as usize % 7).collect(),
         })
     });
     let other = prop_oneof![
@@ -90,6 +91,11 @@ fn proposal() -> impl Strategy<Value = Proposal> {
                 ..golden_fork()
             }))
         }),
+        (any::<u64>(), any::<[u8; 5]>(), any::<bool>()).prop_map(|(incarnation, through, ends)| {
+            let through = Bytes::copy_from_slice(&through);
+            let incarnation = Incarnation(incarnation);
+            Command::FillPayloads(FillPayloads { incarnation, through, ends, ..golden_fill() })
+        }),
         Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op".into() })),
         any::<[u8; 32]>().prop_map(|chain| Command::OffsiteFact(OffsiteFact {
             destination: "vault".into(),
@@ -116,6 +122,21 @@ fn golden_ack() -> AckCursor {
         device: DeviceId::new("phone").expect("valid"),
         incarnation: Incarnation(4),
         version: Version(5),
+    }
+}
+
+fn golden_fill() -> FillPayloads {
+    let key = RecordKey {
+        collection: Collection::new("photos").expect("valid"),
+        record_id: RecordId::new("p1").expect("valid"),
+    };
+    let user = UserRef { slot: Slot(5), uid: Uid(6) };
+    FillPayloads {
+        incarnation: Incarnation(9),
+        stage: Stage::of_name("photos").expect("a stage"),
+        fills: vec![Fill { user, key, payload: Bytes::from_static(b"sea") }],
+        through: Bytes::from_static(b"k"),
+        ends: true,
     }
 }
 
@@ -346,6 +367,7 @@ fn the_bytes_of_every_command_are_frozen() {
         epoch: 3,
         parent: Some(parent),
         members: vec![NodeId(1), NodeId(2)],
+        restoring: Vec::new(),
     };
     assert_eq!(
         proposed(Command::Genesis(genesis)),
@@ -388,6 +410,12 @@ fn the_bytes_of_every_command_are_frozen() {
     assert_eq!(
         proposed(Command::LineageFork(Box::new(golden_fork()))),
         "080110026a1a09090000000000000012027333180522056f7468657228023007"
+    );
+    // By hand as well: 14, then 1 fixed64, 2 and 5 varints, 3 a message of 1 and 2 varints and 3 to 5 strings, 4 bytes.
+    assert_eq!(
+        proposed(Command::FillPayloads(golden_fill())),
+        "080110027227090900000000000000\
+         10041a15080510061a0670686f746f73220270312a0373656122016b2801"
     );
     let entry = Entry { id: LogId { term: 1, node: 2, index: 3 }, payload: EntryPayload::Membership(membership()) };
     assert_eq!(
