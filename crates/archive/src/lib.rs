@@ -53,7 +53,7 @@ pub use offer::{Offer, offer};
 pub use plan::{At, Choose, RestorePlan, plan, plan_of_what_is_there};
 pub use read_limit::ReadLimit;
 pub use recover::{Joint, Survivor};
-pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, check_targets, restore};
+pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, check_targets, filled_with, restore};
 pub use row_index::RowIndexes;
 pub use sealing::{Compression, GenerationKey, Sealing};
 pub use ship::{SegmentShipper, ShipOutcome, Tail};

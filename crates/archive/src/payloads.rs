@@ -12,12 +12,18 @@
 //! - Which payloads lie apart depends on their length alone: equal states have equal rows.
 //! - A record's row that is the same has the same payload.
 
-use holdfast_model::id::Stage;
+use bytes::Bytes;
+use holdfast_model::id::{RecordKey, Stage};
+use holdfast_model::state::UserRef;
 use holdfast_store::RawRow;
 use holdfast_store::keyspace::{Family, rec};
 use holdfast_wire::DecodeError;
 use holdfast_wire::durable;
 
+use crate::chunk::Chunk;
+use crate::error::ArchiveError;
+#[cfg(doc)]
+use crate::manifest::Manifest;
 use crate::rows::PatchRow;
 
 /// Tag of the family.
@@ -87,4 +93,30 @@ pub(crate) fn lies_apart(row: &PatchRow) -> bool {
     let value = row.value.as_ref().filter(|_| row.family == Family::Rec.tag());
     let parts = value.map(|value| durable::decode_record_parts(value));
     matches!(parts, Some(Ok((_, durable::Payload::HeldBack))))
+}
+
+/// A payload that lies apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// Its place among those of its stage: they ascend.
+    pub place: Bytes,
+    /// Owner of the record.
+    pub user: UserRef,
+    /// The record.
+    pub key: RecordKey,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+/// The payloads in a chunk, by place. What reads them is [`crate::compose::read_rows`] of [`Manifest::only`] their section.
+///
+/// # Errors
+/// When a key is none of a record: then this is no chunk of payloads.
+pub fn payloads_in(chunk: &Chunk) -> Result<Vec<Payload>, ArchiveError> {
+    let payload = |row: PatchRow| {
+        let (user, key) = rec::parse(record_of(&row.key))
+            .map_err(|error| ArchiveError::refused(format!("a payload of a snapshot: {error}")))?;
+        Ok(Payload { place: row.key, user, key, payload: row.value.unwrap_or_default() })
+    };
+    chunk.patch_rows().map(payload).collect()
 }

@@ -176,6 +176,25 @@ pub fn check_targets(group: GroupId, targets: &[&Path]) -> Result<(), ArchiveErr
     targets.iter().try_for_each(|target| check_target(target, group))
 }
 
+/// What these directories were filled with and for, when all of them were by one restore that came to its end; else `None`.
+/// Their nodes may have run since.
+///
+/// # Errors
+/// When the mark of one cannot be read.
+pub fn filled_with(targets: &[&Path]) -> Result<Option<(RestoreMark, Opening)>, ArchiveError> {
+    let mut filled: Option<(RestoreMark, Opening)> = None;
+    for target in targets {
+        let Some(mark) = marker::read(target)? else { return Ok(None) };
+        let Some(opening) = mark.opening.clone() else { return Ok(None) };
+        match &filled {
+            Some((_, other)) if *other != opening => return Ok(None),
+            Some(_) => {}
+            None => filled = Some((mark, opening)),
+        }
+    }
+    Ok(filled)
+}
+
 /// Reads and checks every object of the plan; gives the work that the replay will be ([`replay_weight`]).
 ///
 /// # Errors

@@ -100,6 +100,15 @@ impl AdminClient {
         Ok(self.call(v1::CreateBackupRequest {}, call).await?.operation_id)
     }
 
+    /// Brings payloads that a restore held back.
+    ///
+    /// # Errors
+    /// When they did not come into the log in time; the same call may be made again.
+    pub async fn fill_payloads(&self, request: v1::FillPayloadsRequest) -> Result<(), Error> {
+        let call = |mut client: Stub, request| async move { client.fill_payloads(request).await };
+        self.call(request, call).await.map(drop)
+    }
+
     /// Encrypts what is shipped offsite from here on, with a new generation of keys.
     ///
     /// # Errors

@@ -13,8 +13,10 @@ use crate::status::{Refusal, Violation};
 use crate::token::{PageToken, arguments_hash};
 use crate::v1;
 
+mod fill;
 mod sync;
 
+pub use fill::fill_payloads;
 pub use sync::{
     ChangesQuery, DevicesQuery, ManifestQuery, UserQuery, WatchChange, ack_cursor, changes, drop_device, list_devices,
     manifest, user, watch,

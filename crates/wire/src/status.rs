@@ -41,6 +41,8 @@ pub enum Refusal {
     ReplicaBehind,
     /// This node is going down; try elsewhere.
     Draining,
+    /// Payloads of this collection are not there yet: a restore brings them later.
+    Restoring(String),
     /// This node's state is damaged and is being reinstalled; try elsewhere.
     Diverged,
     /// The node holds no cluster yet.
@@ -127,6 +129,15 @@ impl Refusal {
                 "REPLICA_DIVERGED",
                 text("this node's state is damaged and is being reinstalled from a peer; ask another node"),
                 retry,
+            ),
+            Self::Restoring(collection) => (
+                Code::Unavailable,
+                "COLLECTION_RESTORING",
+                format!(
+                    "payloads of {collection} are still being restored; ask for other collections or for metadata only, \
+                     and for these later; devices keep what they have"
+                ),
+                Some(Duration::from_secs(5)),
             ),
             Self::NotFounded => (
                 Code::Unavailable,

@@ -237,6 +237,7 @@ impl AdminService for Methods {
         remove_node v1::RemoveNodeRequest, v1::RemoveNodeResponse;
         drain_node v1::DrainNodeRequest, v1::DrainNodeResponse;
         create_backup v1::CreateBackupRequest, v1::CreateBackupResponse;
+        fill_payloads v1::FillPayloadsRequest, v1::FillPayloadsResponse;
         create_archive_keys v1::CreateArchiveKeysRequest, v1::CreateArchiveKeysResponse;
         get_archive_keys v1::GetArchiveKeysRequest, v1::GetArchiveKeysResponse;
         get_admin_operation v1::GetAdminOperationRequest, v1::GetAdminOperationResponse;

@@ -10,13 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Subcommand;
 use holdfast_archive::{
     ArchiveError, At, Choose, Destination, LineageId, Offer, RestorePlan, RestoreReport, RestoreSpec, RestoreTarget,
+    filled_with,
 };
-use holdfast_model::id::{Incarnation, NodeId};
+use holdfast_model::command::Genesis;
+use holdfast_model::id::{Incarnation, NodeId, Stage};
 use serde::Serialize;
 
 use crate::clock;
 use crate::commands::backup::{BadObject, FromArgs, GROUP};
 use crate::commands::restore_eta::{Watch, Work, rounded, title};
+use crate::commands::restore_rest::{Rest, bring};
 use crate::exit::{Exit, failure};
 use crate::launch::{ClusterSpec, DEFAULT_PORT_BASE, Labels, NodeSpec, parse_labels, seat};
 use crate::output::{self, Format};
@@ -90,6 +93,11 @@ pub struct PlanArgs {
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+With --stage, everything comes back at once but for the large payloads (of 4 KiB and more) of the other collections: start
+the nodes as soon as it says so. It goes on until these are there too; killed, it is run again with the same flags. Until
+then a read that wants such a payload answers COLLECTION_RESTORING, and pages of changes name these collections.
+  holdfast restore run --from URL --data DIR --stage contacts,events
+
 With --data the directory is laid out as `holdfast dev` does it, and this starts the cluster:
   holdfast dev --data DIR
 
@@ -102,9 +110,26 @@ pub struct RunArgs {
     point: PointArgs,
     #[command(flatten)]
     target: TargetArgs,
+    /// Bring large payloads of these collections back before the nodes are started, and the others behind: contacts, events,
+    /// todos, notes, photos, and x-* for all custom ones [default: all of them before].
+    #[arg(long, value_name = "COLLECTION,…", value_delimiter = ',', value_parser = parse_stage)]
+    stage: Vec<Stage>,
     /// Say each second on stderr, as a line of JSON, what is done and how long the rest takes.
     #[arg(long)]
     progress: bool,
+}
+
+impl RunArgs {
+    /// Stages that are left for later.
+    fn held_back(&self) -> Vec<Stage> {
+        let is_left = |stage: &Stage| !self.stage.is_empty() && !self.stage.contains(stage);
+        Stage::all().filter(is_left).collect()
+    }
+}
+
+fn parse_stage(text: &str) -> Result<Stage, String> {
+    let names: Vec<&str> = Stage::all().map(Stage::name).collect();
+    Stage::of_name(text).ok_or_else(|| format!("{text:?} is none of {}", names.join(", ")))
 }
 
 /// What is filled, and as which cluster.
@@ -128,6 +153,16 @@ pub struct TargetArgs {
     /// Name of the new cluster [default: that of the old one].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+}
+
+impl TargetArgs {
+    /// The directories that are filled.
+    fn dirs(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let spec = self.data.as_deref().map(|data| ClusterSpec::new(data, self.nodes, self.port_base, ""));
+        let spec = spec.transpose().map_err(|error| failure(Exit::Usage, error))?;
+        let nodes = spec.map_or_else(|| self.node.clone(), |spec| spec.nodes);
+        Ok(nodes.into_iter().map(|node| node.data_dir).collect())
+    }
 }
 
 /// Runs a command.
@@ -166,8 +201,44 @@ async fn look_for(destination: &Destination, choose: Choose) -> Result<Offer, Ar
     offer
 }
 
+/// Goes on with a staged restore whose directories are filled; `None` = there is none to go on with.
+async fn resume(
+    format: Format,
+    destination: &Destination,
+    choose: Choose,
+    args: &RunArgs,
+) -> anyhow::Result<Option<()>> {
+    if args.held_back().is_empty() {
+        return Ok(None);
+    }
+    let dirs = args.target.dirs()?;
+    let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
+    let Some((mark, opening)) = filled_with(&dirs)? else { return Ok(None) };
+    let genesis = opening.genesis;
+    // The new cluster may have shipped its own history there by now: the latest is that of the old one.
+    let at = if choose.at == At::Latest { At::Index(mark.last.index) } else { choose.at };
+    let lineage = choose.lineage.or(Some(mark.from));
+    if genesis.restoring.is_empty() || lineage != Some(mark.from) {
+        return Ok(None);
+    }
+    let plan = holdfast_archive::plan(destination, GROUP, Choose { lineage, at }).await?;
+    if (plan.last, plan.chain) != (mark.last, mark.chain) {
+        return Ok(None);
+    }
+    let target = Target::new(args.target.clone(), &genesis.cluster_name)?;
+    let answer = PlanAnswer::new(&plan, SystemTime::now());
+    let value = serde_json::json!({
+        "v": 1, "plan": answer, "last_index": plan.last.index, "cluster_name": genesis.cluster_name,
+        "incarnation": genesis.incarnation.0, "data_dirs": target.dirs(), "resumed": true,
+    });
+    bring_rest(format, destination, &plan, &target, &genesis, args, value).await.map(Some)
+}
+
 async fn restore(format: Format, args: RunArgs) -> anyhow::Result<()> {
     let (destination, choose) = args.point.open()?;
+    if resume(format, &destination, choose, &args).await?.is_some() {
+        return Ok(());
+    }
     let planned = holdfast_archive::plan(&destination, GROUP, choose).await;
     let first = match planned {
         Ok(plan) => {
@@ -200,9 +271,12 @@ async fn restore_as_planned(
     if format == Format::Table {
         output::text(answer.in_words())?;
     }
+    let held_back = args.held_back();
     let started = Instant::now();
-    let watch = Watch::begin(Work::of(plan, target.nodes.len()), args.progress);
-    let (report, stages) = fill_watched(destination, plan, &target.nodes, &target.history()?, watch).await?;
+    let planned = plan.without_payloads(&held_back);
+    let watch = Watch::begin(Work::of(&planned, target.nodes.len()), args.progress);
+    let history = RestoreSpec { held_back, ..target.history()? };
+    let (report, stages) = fill_watched(destination, plan, &target.nodes, &history, watch).await?;
     target.remember()?;
     let took = started.elapsed();
     let value = serde_json::json!({
@@ -210,7 +284,42 @@ async fn restore_as_planned(
         "entries_replayed": report.entries, "restore_ms": took.as_millis() as u64, "stage_ms": stages,
         "cluster_name": target.name, "incarnation": report.genesis.incarnation.0, "data_dirs": target.dirs(),
     });
-    output::answer(format, &value, || target.done_in_words(&report, took))?;
+    if report.genesis.restoring.is_empty() {
+        output::answer(format, &value, || target.done_in_words(&report, took))?;
+        return Ok(());
+    }
+    let mut said = target.done_in_words(&report, took);
+    said += &format!("\n{} payloads come once it serves: this waits for it", report.held_back);
+    // People and scripts must know now that the nodes can be started; the answer comes when everything is there.
+    eprintln!("{said}");
+    bring_rest(format, destination, plan, &target, &report.genesis, args, value).await
+}
+
+/// Brings what was left for later, and answers.
+async fn bring_rest(
+    format: Format,
+    destination: &Destination,
+    plan: &RestorePlan,
+    target: &Target,
+    genesis: &Genesis,
+    args: &RunArgs,
+    mut value: serde_json::Value,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let admins = target.nodes.iter().map(|node| node.admin.clone()).collect();
+    let brought = bring(&Rest { destination, plan, genesis, admins, lines: args.progress }).await?;
+    let took = began.elapsed();
+    value["payloads_brought"] = brought.payloads.into();
+    value["payload_bytes"] = brought.bytes.into();
+    value["payload_ms"] = (took.as_millis() as u64).into();
+    output::answer(format, &value, || {
+        format!(
+            "everything is there: {} payloads, {}, came in {}",
+            brought.payloads,
+            output::bytes(brought.bytes),
+            rounded(took)
+        )
+    })?;
     Ok(())
 }
 

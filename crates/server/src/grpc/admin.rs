@@ -170,6 +170,17 @@ impl Admin {
                 ),
             });
         }
+        if let Some(restoring) = &shared.replica.sys().restoring {
+            let left: Vec<&str> = restoring.left.iter().map(|stage| stage.name()).collect();
+            return Err(Refusal::Precondition {
+                reason: "COLLECTION_RESTORING",
+                message: format!(
+                    "a snapshot without the payloads of {}, which are still being restored, would be no copy; wait for the \
+                     end of `holdfast restore run`",
+                    left.join(", ")
+                ),
+            });
+        }
         if shared.shipper.destinations().is_empty() {
             return Err(Refusal::Precondition {
                 reason: "NO_DESTINATION",
@@ -295,6 +306,13 @@ impl AdminService for Admin {
         _: Request<v1::CreateBackupRequest>,
     ) -> Result<Response<v1::CreateBackupResponse>, Status> {
         Ok(Response::new(self.backup().await?))
+    }
+
+    async fn fill_payloads(
+        &self,
+        request: Request<v1::FillPayloadsRequest>,
+    ) -> Result<Response<v1::FillPayloadsResponse>, Status> {
+        Ok(Response::new(self.fill(request).await?))
     }
 
     async fn create_archive_keys(

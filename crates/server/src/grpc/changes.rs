@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use holdfast_model::id::{Uid, UserId, Version};
+use holdfast_model::id::{Collection, Uid, UserId, Version};
 use holdfast_model::limits;
 use holdfast_model::state::{Sys, UserRef, UserRow};
 use holdfast_replica::Fresh;
@@ -163,6 +163,10 @@ fn page(
             if !wanted || own || never_had {
                 continue;
             }
+            if change.record.held_back && !query.metadata_only {
+                // Left out it would be lost to this caller: its token goes on.
+                return Err(Refusal::Restoring(collection.as_str().to_owned()));
+            }
             let payload = if query.metadata_only { Default::default() } else { change.record.payload };
             page.records.push(reply::record(&change.row.key, &change.record.row, payload));
         }
@@ -170,13 +174,17 @@ fn page(
     let (fresh_until, seen) = if page.more { (fresh_until, head) } else { Default::default() };
     let next = token_at(&query.user, query.filter, sys, user, reached)?;
     page.next_sync_token = SyncToken { fresh_until, seen, ..next }.encode();
+    let wanted = |name: &Collection| query.collections.is_empty() || query.collections.contains(name);
+    let names = row.iter().flat_map(|row| row.collections.keys());
+    let restoring = names.filter(|name| wanted(name) && sys.is_restoring(name));
+    page.collections_restoring = restoring.map(|name| name.as_str().to_owned()).collect();
     if !page.more
         && let Some(row) = row
     {
         page.digests = row
             .collections
             .iter()
-            .filter(|(name, _)| query.collections.is_empty() || query.collections.contains(name))
+            .filter(|(name, _)| wanted(name))
             .map(|(name, digest)| reply::collection_digest(name, digest))
             .collect();
     }

@@ -5,6 +5,7 @@ mod archive_keys;
 mod changes;
 mod devices;
 mod edge;
+mod fill;
 mod integrity;
 mod manifest;
 mod members;

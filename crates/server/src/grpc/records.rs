@@ -131,6 +131,9 @@ fn get_records(view: &View, query: &GetQuery) -> Result<Found, Refusal> {
     for (group, keys) in query.keys.chunks(32).enumerate() {
         for (place, found) in view.records(user, keys).map_err(storage)?.into_iter().enumerate() {
             let Some(found) = found else { continue };
+            if found.held_back && !query.metadata_only {
+                return Err(Refusal::Restoring(keys[place].collection.as_str().to_owned()));
+            }
             let payload = if query.metadata_only { Default::default() } else { found.payload };
             bytes += payload.len();
             if bytes > limits::PAGE_BYTES_MAX && !records.is_empty() {
@@ -167,6 +170,9 @@ fn list_records(view: &View, query: &ListQuery) -> Result<v1::ListRecordsRespons
         }
     };
     let page = page.map_err(storage)?;
+    if want_payload && page.records.iter().any(|listed| listed.record.held_back) {
+        return Err(Refusal::Restoring(query.collection.as_str().to_owned()));
+    }
     if page.more
         && let Some(last) = page.records.last()
     {

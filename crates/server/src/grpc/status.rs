@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use holdfast_model::command::LineageFork;
+use holdfast_model::state::Sys;
 use holdfast_replica::{DiskLevel, Member};
 use holdfast_store::Space;
 use holdfast_survey::CheckId;
@@ -61,6 +62,7 @@ impl Shared {
             durable_log_index: durable.map_or(0, |last| last.index),
             durable_log_term: durable.map_or(0, |last| last.term),
             lineage_fork: sys.lineage_fork.as_deref().map(fork),
+            restoring: restoring(&sys),
             silence_ms: status.silence.iter().map(|(id, silence)| (*id, silence.as_millis() as u64)).collect(),
         };
         v1::GetStatusResponse {
@@ -205,6 +207,16 @@ fn member_node(id: u64, member: &Member, voters: &[u64]) -> v1::Node {
         identity: member.identity.clone(),
         version: String::new(),
     }
+}
+
+fn restoring(sys: &Sys) -> Option<v1::Restoring> {
+    let restoring = sys.restoring.as_ref()?;
+    let parent = sys.history.as_ref().and_then(|history| history.parent.as_ref());
+    Some(v1::Restoring {
+        stages: restoring.left.iter().map(|stage| stage.name().to_owned()).collect(),
+        through: restoring.through.clone(),
+        snapshot_index: parent.map_or(0, |parent| parent.snapshot_index),
+    })
 }
 
 fn fork(fork: &LineageFork) -> v1::LineageFork {
