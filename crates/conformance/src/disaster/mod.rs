@@ -1,6 +1,7 @@
-//! After every node was lost: tokens, guards and re-uploads against restored clusters. 24 to 29.
+//! After every node was lost: tokens, guards and re-uploads against restored clusters. 24 to 30.
 
 pub mod scene;
+pub mod staged;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use holdfast_client::Error;
 use holdfast_wire::status::details_of;
 use holdfast_wire::v1;
 use jepsen_tests::chance::Chance;
-use scene::{Past, Scene};
+use scene::{How, Past, Scene};
 use v1::precondition::Check;
 use v1::read_consistency::Level;
 
@@ -212,7 +213,7 @@ pub async fn c27_a_restore_without_the_bump_does_not_serve(case: &Case) -> Outco
         found.fetch_add(u32::from(data.join(mark).is_file()), std::sync::atomic::Ordering::Relaxed);
         Ok(())
     };
-    scene.instead(&run("control"), &[0, 1, 2], look, serves).await?;
+    scene.instead(&run("control"), How::Whole, &[0, 1, 2], look, serves).await?;
     check_eq!(found.into_inner(), 3, "folders with the mark of a restore (the test's premise)");
     let silent = async |target: &Target| {
         let end = Instant::now() + Duration::from_millis(3500);
@@ -227,16 +228,16 @@ pub async fn c27_a_restore_without_the_bump_does_not_serve(case: &Case) -> Outco
         }
         Ok(())
     };
-    scene.instead(&run("alone"), &[0], |_| Ok(()), silent).await?;
+    scene.instead(&run("alone"), How::Whole, &[0], |_| Ok(()), silent).await?;
     let remove = |data: &std::path::Path| std::fs::remove_file(data.join(mark));
-    scene.instead(&run("mark-removed"), &[0, 1, 2], remove, silent).await?;
+    scene.instead(&run("mark-removed"), How::Whole, &[0, 1, 2], remove, silent).await?;
     let damage = |data: &std::path::Path| {
         let mut bytes = std::fs::read(data.join(mark))?;
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         std::fs::write(data.join(mark), bytes)
     };
-    scene.instead(&run("mark-damaged"), &[0, 1, 2], damage, silent).await
+    scene.instead(&run("mark-damaged"), How::Whole, &[0, 1, 2], damage, silent).await
 }
 
 /// What any node answers to any kind of read or write.

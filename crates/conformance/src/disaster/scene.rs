@@ -17,7 +17,7 @@ use holdfast_wire::v1;
 use jepsen_tests::cluster::{Cluster, comes_true};
 use tokio::sync::Mutex;
 
-use crate::case::{batch, delete, put};
+use crate::case::{batch, delete, put, put_in};
 use crate::device::Device;
 use crate::failure::Failure;
 use crate::stage::{QUOTA_BYTES, Stage, target_of};
@@ -53,12 +53,41 @@ pub struct Scene {
     pub pasts: Vec<Past>,
     /// A user whom the lost part alone knew, with a device that has synced.
     pub newcomer: Device,
+    /// A user with photos in the snapshot of the archive: a few large ones, and small contacts.
+    pub album: String,
     archive: String,
     dir: PathBuf,
     holdfast: PathBuf,
     /// Of `holdfast dev`, for restored clusters.
     args: Vec<String>,
     running: Mutex<Option<Cluster>>,
+}
+
+/// How the folder is restored that other nodes run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// In one piece.
+    Whole,
+    /// Contacts first, and nothing more yet.
+    Staged,
+}
+
+/// Contacts and photos of the album.
+pub const ALBUM: usize = 3;
+
+/// What a photo of the album holds: more than comes with its record.
+pub fn photo(number: usize) -> String {
+    format!("photo {number} ").repeat(2500)
+}
+
+/// Takes a snapshot, by the command line that operators have.
+async fn back_up(holdfast: &Path, admin: &str) -> anyhow::Result<()> {
+    let mut command = Command::new(holdfast);
+    command.args(["backup", "now", "--endpoint", admin]).stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await?.context("take a snapshot")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "holdfast backup now ended with {}: {said}", output.status);
+    Ok(())
 }
 
 /// Users with equal pasts; each test takes its own.
@@ -81,6 +110,12 @@ impl Scene {
         for n in 0..PASTS {
             pasts.push(keep(&target, format!("scene-{run}-u{n}")).await.map_err(failed)?);
         }
+        let album = format!("scene-{run}-album");
+        for n in 0..ALBUM {
+            let photo = put_in("photos", &format!("p{n}"), &photo(n));
+            target.client().write(batch(&album, vec![put(&format!("c{n}"), "contact"), photo])).await?;
+        }
+        back_up(&stage.holdfast, &cluster.nodes[0].admin).await?;
         let newest =
             target.client().write(batch(&format!("scene-{run}-other"), vec![put("a", "1")])).await?.commit_index;
         let shipped = comes_true(PATIENCE, async || {
@@ -105,6 +140,7 @@ impl Scene {
             lost_incarnation,
             pasts,
             newcomer,
+            album,
             archive: format!("file://{}", offsite.display()),
             dir,
             holdfast: stage.holdfast.clone(),
@@ -126,6 +162,15 @@ impl Scene {
         }
     }
 
+    /// First port of all clusters of the scene.
+    ///
+    /// # Errors
+    /// As [`Scene::target`].
+    pub async fn port_base(&self) -> anyhow::Result<u16> {
+        let running = self.running.lock().await;
+        running.as_ref().map(Cluster::port_base).context("no restored cluster runs: an earlier restore failed")
+    }
+
     /// Ends the cluster that runs and starts another one from the same archive, at the same addresses.
     ///
     /// # Errors
@@ -142,6 +187,43 @@ impl Scene {
         });
         *running = Some(started.await.context("the harness panicked")??);
         Ok(())
+    }
+
+    /// `holdfast restore run --stage contacts` into a fresh folder, killed as soon as it says that nodes may be started.
+    async fn begin_staged(&self, dir: &Path, port_base: u16) -> anyhow::Result<()> {
+        let log = dir.with_extension("restore.log");
+        let mut command = self.staged(dir, port_base);
+        let mut restore = command.stderr(std::fs::File::create(&log)?).spawn().context("run restore")?;
+        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        let told = comes_true(PATIENCE, async || {
+            said().contains("start it") || restore.try_wait().is_ok_and(|end| end.is_some())
+        });
+        let told = told.await;
+        // It may have ended by itself, and badly: then it said why.
+        let _ = restore.kill();
+        let _ = restore.wait();
+        ensure!(told && said().contains("start it"), "holdfast restore run --stage contacts said: {}", said());
+        Ok(())
+    }
+
+    /// The same restore again, to its end: what was held back comes to the nodes that run.
+    ///
+    /// # Errors
+    /// What it said when it failed.
+    pub async fn end_staged(&self, name: &str, port_base: u16) -> anyhow::Result<()> {
+        let mut command = self.staged(&self.dir.join(name), port_base);
+        let output = tokio::task::spawn_blocking(move || command.output()).await?.context("run restore")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "holdfast restore run ended with {}: {said}", output.status);
+        Ok(())
+    }
+
+    fn staged(&self, dir: &Path, port_base: u16) -> Command {
+        let mut command = Command::new(&self.holdfast);
+        command.args(["restore", "run", "--from", &self.archive, "--nodes", "3", "--stage", "contacts"]);
+        command.args(["--port-base", &port_base.to_string(), "--data"]).arg(dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
     }
 
     /// `holdfast restore run` into a fresh folder.
@@ -163,6 +245,7 @@ impl Scene {
     pub async fn instead(
         &self,
         name: &str,
+        how: How,
         nodes: &[usize],
         change: impl Fn(&Path) -> std::io::Result<()>,
         ask: impl AsyncFnOnce(&Target) -> Result<(), Failure>,
@@ -173,7 +256,10 @@ impl Scene {
         };
         cluster.stop();
         let dir = self.dir.join(name);
-        self.restore_into(&dir, cluster.port_base())?;
+        match how {
+            How::Whole => self.restore_into(&dir, cluster.port_base())?,
+            How::Staged => self.begin_staged(&dir, cluster.port_base()).await?,
+        }
         let target = target_of(cluster)?;
         let mut serving = Vec::new();
         for place in 0..3 {

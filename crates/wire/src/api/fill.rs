@@ -15,9 +15,9 @@ pub fn fill_payloads(request: v1::FillPayloadsRequest) -> Result<FillPayloads, R
     let stage = reader.take("stage", Stage::of_name(&request.stage).ok_or(unknown));
     let mut fills = Vec::with_capacity(request.fills.len());
     for (index, fill) in request.fills.into_iter().enumerate() {
-        let slot = reader.take(&format!("fills[{index}].slot"), u16::try_from(fill.slot));
-        let collection = reader.take(&format!("fills[{index}].collection"), Collection::new(&fill.collection));
-        let record_id = reader.take(&format!("fills[{index}].record_id"), RecordId::new(&fill.record_id));
+        let slot = reader.take(format!("fills[{index}].slot"), u16::try_from(fill.slot));
+        let collection = reader.take(format!("fills[{index}].collection"), Collection::new(&fill.collection));
+        let record_id = reader.take(format!("fills[{index}].record_id"), RecordId::new(&fill.record_id));
         if let (Some(slot), Some(collection), Some(record_id)) = (slot, collection, record_id) {
             let user = UserRef { slot: Slot(slot), uid: Uid(fill.uid) };
             fills.push(Fill { user, key: RecordKey { collection, record_id }, payload: fill.payload });
