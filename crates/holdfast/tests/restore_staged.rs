@@ -163,6 +163,9 @@ async fn contacts_are_served_while_photos_are_still_coming() {
         let contacts = page(&client, changes("ann", &["contacts"], false)).await;
         assert!(contacts.collections_restoring.is_empty() && contacts.records.len() == 10, "contacts are whole");
     }
+    let endpoints: Vec<String> = cluster.nodes.iter().map(|node| node.admin.clone()).collect();
+    let health = || holdfast(&["cluster", "health", "--endpoint", &endpoints.join(",")]).1;
+    assert!(health().contains("RESTORING") && health().contains("photos, x-*"), "{}", health());
     let (code, _, stderr) = back_up(&cluster).await;
     assert!(code != 0 && stderr.contains("still being restored"), "{code}: {stderr}");
     // Life goes on: what people write meanwhile counts.
@@ -193,6 +196,7 @@ async fn contacts_are_served_while_photos_are_still_coming() {
     assert_eq!((code, report["resumed"].as_bool()), (0, Some(true)), "{report}{stderr}");
     assert_eq!(held_back(&cluster).await, Some((Vec::new(), Vec::new())));
     cluster.wait_converged().await;
+    assert!(!health().contains("RESTORING"), "{}", health());
     for place in 0..3 {
         check_all(&cluster.client_of(place), &ledger).await;
     }

@@ -70,6 +70,7 @@ impl<'a> Answers<'a> {
             leader: believed.max_by_key(|group| group.term).map(|group| group.leader_id),
             commit_index: leader.map(|(_, group)| group.committed_index),
             lineage_fork: self.fork(),
+            restoring: best.groups.first().and_then(|group| group.restoring.clone()).unwrap_or_default().stages,
         }
     }
 

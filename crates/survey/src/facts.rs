@@ -141,6 +141,8 @@ pub struct Facts {
     pub commit_index: Option<u64>,
     /// The archive that holds another history, if one was seen.
     pub lineage_fork: Option<Fork>,
+    /// Collections of which a restore still holds large payloads back.
+    pub restoring: Vec<String>,
 }
 
 /// An archive that holds another history than the nodes.

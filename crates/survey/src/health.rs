@@ -30,6 +30,8 @@ pub enum CheckId {
     Diverged,
     /// A node's disk is nearly full.
     DiskLow,
+    /// Large payloads that a restore holds back are not there yet.
+    Restoring,
     /// A label that others carry is missing.
     LabelMissing,
 }
@@ -48,6 +50,7 @@ impl CheckId {
             Self::ReplicaLag => "REPLICA_LAG",
             Self::Diverged => "DIVERGED",
             Self::DiskLow => "DISK_LOW",
+            Self::Restoring => "RESTORING",
             Self::LabelMissing => "LABEL_MISSING",
         }
     }
@@ -112,6 +115,7 @@ pub fn checks(facts: &Facts, limits: &Limits) -> Vec<Check> {
     no_leader(facts, &mut found);
     replicas(facts, limits, &mut found);
     diverged(facts, &mut found);
+    restoring(facts, &mut found);
     labels(facts, &keys, &mut found);
     found.sort_by_key(|check| check.id);
     found
@@ -130,6 +134,21 @@ fn lineage_fork(facts: &Facts, found: &mut Vec<Check>) {
             format!("{}: {}; writes are refused since", fork.destination, fork.evidence),
             "stop the nodes and choose which of the two goes on: `holdfast restore run` opens the archive's, `holdfast \
              cluster recover` without --from the nodes'; deploy/runbooks/quorum-loss.md",
+        );
+    }
+}
+
+fn restoring(facts: &Facts, found: &mut Vec<Check>) {
+    if !facts.restoring.is_empty() {
+        add(
+            found,
+            CheckId::Restoring,
+            Severity::Warning,
+            format!(
+                "large payloads of {} are not there yet; no snapshot is taken meanwhile",
+                facts.restoring.join(", ")
+            ),
+            "let `holdfast restore run` come to its end; where it was ended, run it again with the same flags",
         );
     }
 }

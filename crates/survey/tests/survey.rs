@@ -22,7 +22,14 @@ fn cluster(nodes: &[&str]) -> Facts {
     let copies: Vec<Copy> =
         (1..).zip(nodes).map(|(id, text)| Copy::node(id, Kind::Voter, labels(text), Some(100))).collect();
     let voters = (1..=copies.len() as u64).collect();
-    Facts { copies, configs: vec![voters], leader: Some(1), commit_index: Some(100), lineage_fork: None }
+    Facts {
+        copies,
+        configs: vec![voters],
+        leader: Some(1),
+        commit_index: Some(100),
+        lineage_fork: None,
+        restoring: Vec::new(),
+    }
 }
 
 fn with_archive(mut facts: Facts, text: &str, index: Option<u64>) -> Facts {
@@ -186,6 +193,11 @@ fn nodes_and_destinations_that_are_behind_or_down_or_differ_are_named() {
 #[test]
 fn a_fork_is_an_error_that_comes_first() {
     let fork = Fork { destination: "vault".into(), evidence: "it is ahead".into() };
+    let restored =
+        Facts { restoring: vec!["photos".into(), "x-*".into()], ..cluster(&["array=a1", "array=a2", "array=a3"]) };
+    let found = checks(&restored, &Limits::default());
+    let found = found.iter().find(|check| check.id == CheckId::Restoring).expect("it is said");
+    assert!(found.severity == Severity::Warning && found.evidence.contains("photos, x-*"), "{found:?}");
     let facts = Facts { lineage_fork: Some(fork), ..cluster(&["array=a1", "array=a1", "array=a3"]) };
     let found = checks(&facts, &Limits::default());
     assert_eq!((found[0].id, found[0].severity), (CheckId::LineageFork, Severity::Error), "{found:?}");
@@ -260,7 +272,14 @@ fn any_facts() -> impl Strategy<Value = Facts> {
                 CopyId::Destination(_) => None,
             })
             .collect();
-        Facts { copies, leader: voters.first().copied(), configs: vec![voters], commit_index, lineage_fork: None }
+        Facts {
+            copies,
+            leader: voters.first().copied(),
+            configs: vec![voters],
+            commit_index,
+            lineage_fork: None,
+            restoring: Vec::new(),
+        }
     })
 }
 

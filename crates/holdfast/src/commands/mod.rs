@@ -14,6 +14,7 @@ pub mod record;
 pub mod recover;
 pub mod restore;
 pub mod restore_eta;
+pub mod restore_plan;
 pub mod restore_rest;
 pub mod restore_user;
 pub mod serve;

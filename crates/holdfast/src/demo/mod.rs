@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 use crate::commands::backup::{self, GROUP};
 use crate::commands::restore;
+use crate::commands::restore_plan::PlanAnswer;
 use crate::exit::{Exit, exit_of, failure};
 use crate::launch::{Cluster, ClusterSpec, free_base, is_free};
 use ledger::Ledger;
@@ -227,7 +228,7 @@ async fn after_the_disaster(
     let started = Instant::now();
     let plan = plan(&destination).await?;
     report.restored_index = plan.last.index;
-    story.plan(&restore::PlanAnswer::new(&plan, disaster_at));
+    story.plan(&PlanAnswer::new(&plan, disaster_at));
 
     // The old ports, unless somebody took them meanwhile.
     let base = if args.port_base.is_none() && !is_free(NODES, base) { free_base(NODES)? } else { base };

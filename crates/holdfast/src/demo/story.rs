@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast_archive::RestoreReport;
 use indicatif::ProgressBar;
 
-use crate::commands::restore::PlanAnswer;
+use crate::commands::restore_plan::PlanAnswer;
 use crate::demo::check::Compared;
 use crate::demo::report::Report;
 use crate::demo::{Args, Sabotage};

@@ -99,6 +99,7 @@ fn facts(nodes: &[(u64, &str, &str)], archive_site: Option<&str>) -> Facts {
         leader: Some(1),
         commit_index: Some(5000),
         lineage_fork: None,
+        restoring: Vec::new(),
     }
 }
 
