@@ -69,8 +69,8 @@ pub(crate) enum Next {
     After(Duration),
     /// The same node, after a pause: it asked for one.
     Back(Duration),
-    /// Another node, at once, unless all have said so: its copy is damaged, or its disk fails, and theirs need not be. For
-    /// reads alone: what a write that met this did nobody else can tell.
+    /// Another node, at once, unless all have said so: its copy is damaged or not whole yet, or its disk fails, and theirs need
+    /// not be. For reads alone: what a write that met this did nobody else can tell.
     OtherCopy,
 }
 
@@ -221,6 +221,8 @@ pub(crate) fn judge(status: &Status, address: &str) -> Failure {
         "DRAINING" | "REPLICA_DIVERGED" => Failure::new(error, Next::Elsewhere).avoid(AVOID_SLOW),
         // Says nothing bad about the node, but whoever was thought to lead does not.
         "NO_LEADER" | "REPLICA_BEHIND" | "NOT_FOUNDED" => Failure::new(error, Next::After(after)).avoid(Duration::ZERO),
+        // What one node lacks the others lack too, give or take a moment; it comes in minutes, not within a call.
+        "COLLECTION_RESTORING" => Failure::new(error, Next::OtherCopy),
         _ if status.code() == Code::ResourceExhausted => Failure::new(error, Next::Back(after)),
         _ if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
             Failure::new(error, Next::After(after))

@@ -165,6 +165,15 @@ async fn contacts_are_served_while_photos_are_still_coming() {
     }
     let endpoints: Vec<String> = cluster.nodes.iter().map(|node| node.admin.clone()).collect();
     let health = || holdfast(&["cluster", "health", "--endpoint", &endpoints.join(",")]).1;
+    let clients: Vec<String> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let began = std::time::Instant::now();
+    let out = dir.path().join("exported").display().to_string();
+    let export = ["record", "export", "--user", "ann", "--endpoint", &clients.join(","), "--out", &out];
+    let (code, exported, stderr) = holdfast_json(&export);
+    let restoring = serde_json::json!(["photos", "x-maps"]);
+    assert_eq!((code, &exported["collections_restoring"]), (10, &restoring), "{exported}{stderr}");
+    assert_eq!(exported["records"].as_u64(), Some(10), "contacts: {exported}");
+    assert!(began.elapsed() < Duration::from_secs(8), "it was waited for what takes minutes");
     assert!(health().contains("RESTORING") && health().contains("photos, x-*"), "{}", health());
     let (code, _, stderr) = back_up(&cluster).await;
     assert!(code != 0 && stderr.contains("still being restored"), "{code}: {stderr}");
@@ -178,7 +187,17 @@ async fn contacts_are_served_while_photos_are_still_coming() {
     let (mut killed, mut midway) = (0, 0);
     for kill in 0..KILLS {
         let mut running = restore(&from, &target, &port, &log);
-        tokio::time::sleep(Duration::from_millis(20 + 7 * kill)).await;
+        // Every other one as soon as something came, whenever that is; the others at a moment of their own.
+        if kill % 2 == 0 {
+            let before = held_back(&cluster).await;
+            wait_for("payloads to come", async || {
+                held_back(&cluster).await.is_some_and(|now| Some(now) != before)
+                    || running.try_wait().expect("waits").is_some()
+            })
+            .await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(5 * kill)).await;
+        }
         running.kill().expect("killed");
         killed += u64::from(!running.wait().expect("ended").success());
         midway += u64::from(held_back(&cluster).await.is_some_and(|(_, through)| !through.is_empty()));

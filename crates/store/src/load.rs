@@ -59,11 +59,11 @@ impl StateLoader {
     /// Adds a row, in any order; the last one of a key counts. Rows that no build would write are refused.
     pub fn put(&mut self, row: RawRow) -> Result<(), StoreError> {
         let family = Family::of_tag(row.family).ok_or_else(|| self.foreign(format!("family {}", row.family)))?;
-        check_row(family, &row.key, &row.value).map_err(|error| self.foreign(error.to_string()))?;
+        let held_back = check_row(family, &row.key, &row.value).map_err(|error| self.foreign(error.to_string()))?;
         if family == Family::Sys && row.key == sys::GROUP {
             return Ok(());
         }
-        if family == Family::Rec && is_held_back(&row.value).map_err(|error| self.foreign(error.to_string()))? {
+        if held_back {
             self.held_back += 1;
             self.heads_gathered = true;
         }
@@ -128,12 +128,9 @@ impl StateLoader {
     }
 }
 
-fn is_held_back(value: &[u8]) -> Result<bool, DecodeError> {
-    Ok(durable::decode_record_parts(value)?.1 == Payload::HeldBack)
-}
-
-/// A row must decode before it becomes state: a restore is the last moment to refuse it.
-fn check_row(family: Family, key: &[u8], value: &[u8]) -> Result<(), DecodeError> {
+/// A row must decode before it becomes state: a restore is the last moment to refuse it. True: it is a record without the
+/// payload that it names.
+fn check_row(family: Family, key: &[u8], value: &[u8]) -> Result<bool, DecodeError> {
     match family {
         Family::Sys => match sys::parse(key)? {
             sys::SysKey::Applied => durable::decode_applied(value).map(drop),
@@ -143,10 +140,14 @@ fn check_row(family: Family, key: &[u8], value: &[u8]) -> Result<(), DecodeError
         },
         Family::Uid => uid::parse(key).and_then(|_| durable::decode_uid(value)).map(drop),
         Family::Usr => usr::parse(key).and_then(|_| durable::decode_user(value)).map(drop),
-        Family::Rec => rec::parse(key).and_then(|_| durable::decode_record_row(value)).map(drop),
+        Family::Rec => {
+            rec::parse(key)?;
+            return Ok(durable::decode_record_parts(value)?.1 == Payload::HeldBack);
+        }
         Family::Chg => chg::parse(key).and_then(|_| durable::decode_change(value)).map(drop),
         Family::Req => req::parse(key).and_then(|_| durable::decode_request(value)).map(drop),
         Family::Cur => cur::parse(key).and_then(|_| durable::decode_device(value)).map(drop),
         Family::Exp => exp::parse(key).map(drop),
-    }
+    }?;
+    Ok(false)
 }

@@ -306,6 +306,59 @@ fn rows_load_back_into_the_same_state() {
     assert!(restored.view().scrub().expect("read").is_clean());
 }
 
+/// A restore may bring the payload of a record after its row: no other one is taken, and until then the record is there
+/// without it. A scrub calls it missing unless the facts of the group say that it is being restored.
+#[test]
+fn a_payload_may_come_after_its_record() {
+    let (dir, other) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+    let store = open(dir.path());
+    founded(&store);
+    write(&store, 2, "a", 6000);
+    write(&store, 3, "b", 7000);
+    let all = rows(&store);
+    let at: Vec<usize> = (0..all.len()).filter(|at| all[*at].family == Family::Rec.tag()).collect();
+    let [a, b] = at[..] else { panic!("two records: {at:?}") };
+    let head = |at: usize| durable::record_head(&all[at].value).expect("a record").len();
+    let payload = |at: usize| bytes::Bytes::copy_from_slice(&all[at].value[head(at)..]);
+    let load = |left: Vec<holdfast_model::id::Stage>| {
+        let mut loader = StateLoader::create(&data(other.path()), GROUP).expect("a loader");
+        for (place, row) in all.iter().enumerate() {
+            let mut row = row.clone();
+            if at.contains(&place) {
+                row.value.truncate(head(place));
+            }
+            loader.put(row).expect("put");
+        }
+        assert_eq!(loader.held_back(), 2);
+        let mut facts = Sys::clone(store.view().sys());
+        facts.restoring = holdfast_model::state::Restoring::of(&left);
+        loader.put_sys(&facts).expect("put");
+        loader
+    };
+    let mut loader = load(Vec::new());
+    assert!(loader.put_payload(&all[a].key, &payload(b)).is_err(), "that of another record");
+    assert!(loader.put_payload(b"no record", &payload(a)).is_err(), "that of none");
+    loader.put_payload(&all[a].key, &payload(a)).expect("its own");
+    assert_eq!(loader.held_back(), 1);
+    loader.finish().expect("finished");
+    let half = open(other.path());
+    let ann = half.view().uid(&user("ann")).expect("read").expect("known");
+    let found = |id: &str| half.view().record(ann, &key("notes", id)).expect("read").expect("there");
+    assert_eq!((found("a").payload, found("a").held_back), (payload(a), false));
+    assert_eq!((found("b").payload.len(), found("b").held_back, found("b").row.payload_len), (0, true, 7000));
+    let report = half.view().scrub().expect("read");
+    assert_eq!(report.fault_count, 1, "{report:?}");
+    assert!(report.faults[0].what.contains("payload is missing"), "{report:?}");
+    drop(half);
+
+    load(vec![collection("notes").stage()]).finish().expect("finished");
+    assert!(open(other.path()).view().scrub().expect("read").is_clean(), "it is said to be restored");
+    let mut whole = load(Vec::new());
+    at.iter().for_each(|at| whole.put_payload(&all[*at].key, &payload(*at)).expect("its own"));
+    whole.finish().expect("finished");
+    assert_eq!(rows(&open(other.path())), all);
+}
+
 #[test]
 fn a_scrub_sees_all_kinds_of_damage() {
     let dir = tempfile::tempdir().expect("tempdir");

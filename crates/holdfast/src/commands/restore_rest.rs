@@ -28,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 const STATUS_WITHIN: Duration = Duration::from_secs(2);
 /// A cluster that takes nothing for so long is waited for no more.
 const SILENCE_MAX: Duration = Duration::from_secs(600);
+/// For a node to apply what was committed.
+const APPLIED_WITHIN: Duration = Duration::from_secs(30);
 /// From one line for programs to the next.
 const LINE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -80,6 +82,9 @@ struct Bringing<'a> {
 pub async fn bring(rest: &Rest<'_>) -> anyhow::Result<Brought> {
     let admins = rest.admins.iter().map(|address| AdminClient::new(address)).collect::<Result<Vec<_>, _>>()?;
     let bar = progress::bar(0, "waiting for the nodes to be started");
+    if bar.is_hidden() {
+        eprintln!("waiting for the nodes at {}", rest.admins.join(", "));
+    }
     let (began, told, brought) = (Instant::now(), None, Brought::default());
     let mut bringing = Bringing { rest, admins, bar, began, told, total: 0, done: 0, brought };
     let left = bringing.serving().await?;
@@ -92,6 +97,21 @@ pub async fn bring(rest: &Rest<'_>) -> anyhow::Result<Brought> {
     for (stage, part) in &parts {
         bringing.stage(*stage, part, &through).await?;
         through.clear();
+    }
+    // Whoever is asked may have heard of the last one a moment later.
+    let until = Instant::now() + APPLIED_WITHIN;
+    let mut left = bringing.serving().await?.stages;
+    while !left.is_empty() && Instant::now() < until {
+        tokio::time::sleep(PAUSE).await;
+        left = bringing.serving().await?.stages;
+    }
+    if let Some(stage) = left.first() {
+        let message = format!(
+            "payloads of {} are still missing: another restore is under way there, or this one began beside it; run the same \
+             command again",
+            stage.name()
+        );
+        return Err(failure(Exit::Conflict, message));
     }
     bringing.bar.finish_and_clear();
     Ok(bringing.brought)

@@ -1,6 +1,7 @@
 //! `FillPayloads`: payloads that a restore held back, into the log.
 
 use holdfast_model::command::Command;
+use holdfast_model::outcome::Outcome;
 use holdfast_wire::api;
 use holdfast_wire::status::Refusal;
 use holdfast_wire::v1;
@@ -21,7 +22,10 @@ impl Admin {
         // Those who are served come first: under load the restore asks again.
         let admitted = shared.replica.admission().admit(bytes);
         let admitted = admitted.map_err(|error| Refusal::Overloaded(error.retry_after))?;
-        shared.propose_admitted(Command::FillPayloads(fill), admitted, deadline).await?;
-        Ok(v1::FillPayloadsResponse {})
+        let applied = shared.propose_admitted(Command::FillPayloads(fill), admitted, deadline).await?;
+        match applied.outcome {
+            Outcome::Rejected(rejection) => Err(Refusal::Rejected(rejection, None)),
+            Outcome::Done | Outcome::Written(_) => Ok(v1::FillPayloadsResponse {}),
+        }
     }
 }

@@ -3,11 +3,11 @@
 //! Invariants: what is written is one consistent state of the user; files appear whole; no file is overwritten unless
 //! the caller said so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use holdfast_client::{Client, v1};
+use holdfast_client::{Client, Error, v1};
 
 use super::feed::{FeedEnd, each_page};
 use super::{UserArgs, key_of, sha256_hex};
@@ -41,7 +41,7 @@ pub async fn run(format: Format, args: &Args) -> anyhow::Result<Exit> {
     }
     let exported = export_to(&args.out, records, args.force).await?;
     for one in &restoring {
-        eprintln!("collection {one} is still being restored: it is not complete in this export");
+        eprintln!("collection {one} is still being restored: none of it is in this export");
     }
     let value = serde_json::json!({
         "v": 1, "records": exported.records, "files": exported.files, "unparseable": exported.unparseable,
@@ -61,9 +61,9 @@ pub struct Live {
     pub incarnation: u64,
 }
 
-/// All live records: the change feed from its beginning, followed to its end.
+/// All live records: the change feed from its beginning, followed to its end. Of collections that are still being restored
+/// none: they are named.
 pub async fn live_records(client: &Client, user: &str) -> anyhow::Result<Live> {
-    let mut live = Live { records: BTreeMap::new(), restoring: Vec::new(), incarnation: 0 };
     let request = v1::GetChangesRequest {
         user_id: user.to_owned(),
         consistency: Some(v1::ReadConsistency {
@@ -71,6 +71,24 @@ pub async fn live_records(client: &Client, user: &str) -> anyhow::Result<Live> {
         }),
         ..Default::default()
     };
+    let whole = gather(client, request.clone()).await;
+    let Err(error) = whole else { return whole };
+    if error.downcast_ref::<Error>().is_none_or(|error| error.reason() != "COLLECTION_RESTORING") {
+        return Err(error);
+    }
+    let known = gather(client, v1::GetChangesRequest { metadata_only: true, ..request.clone() }).await?;
+    let others = known.records.keys().map(|(collection, _)| collection).filter(|name| !known.restoring.contains(name));
+    let others: BTreeSet<&String> = others.collect();
+    if others.is_empty() {
+        return Ok(Live { records: BTreeMap::new(), ..known });
+    }
+    let others =
+        gather(client, v1::GetChangesRequest { collections: others.into_iter().cloned().collect(), ..request });
+    Ok(Live { restoring: known.restoring, ..others.await? })
+}
+
+async fn gather(client: &Client, request: v1::GetChangesRequest) -> anyhow::Result<Live> {
+    let mut live = Live { records: BTreeMap::new(), restoring: Vec::new(), incarnation: 0 };
     let end = each_page(client, request, |header, page| {
         live.incarnation = header.incarnation;
         for record in &page.records {
