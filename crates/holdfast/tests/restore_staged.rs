@@ -126,7 +126,14 @@ async fn contacts_are_served_while_photos_are_still_coming() {
         holdfast_json(&["restore", "run", "--from", &from, "--port-base", &port, "--data", &data]);
     assert_eq!((code, report["records"].as_u64()), (0, Some(ledger.len() as u64)), "{report}{stderr}");
 
-    // All but large payloads of other collections; whoever restores is killed before the nodes are started.
+    // All but large payloads of other collections; whoever restores is killed while the directories are filled, and again
+    // before the nodes are started.
+    for kill in 0..4 {
+        let mut running = restore(&from, &target, &port, &log);
+        tokio::time::sleep(Duration::from_millis(30 + 60 * kill)).await;
+        running.kill().expect("killed");
+        running.wait().expect("ended");
+    }
     let mut running = restore(&from, &target, &port, &log);
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     wait_for("the restore to say that the nodes can be started", async || said().contains("start it")).await;

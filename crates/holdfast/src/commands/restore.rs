@@ -93,9 +93,9 @@ pub struct PlanArgs {
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With --stage, everything comes back at once but for the large payloads (of 4 KiB and more) of the other collections: start
-the nodes as soon as it says so. It goes on until these are there too; killed, it is run again with the same flags. Until
-then a read that wants such a payload answers COLLECTION_RESTORING, and pages of changes name these collections.
+With --stage, everything comes back at once but for the large payloads (of 4 KiB and more) of the other collections: \
+start the nodes as soon as it says so. It goes on until these are there too; killed, it is run again with the same flags. \
+Until then a read that wants such a payload answers COLLECTION_RESTORING, and pages of changes name these collections.
   holdfast restore run --from URL --data DIR --stage contacts,events
 
 With --data the directory is laid out as `holdfast dev` does it, and this starts the cluster:
@@ -227,6 +227,7 @@ async fn resume(
     }
     let target = Target::new(args.target.clone(), &genesis.cluster_name)?;
     let answer = PlanAnswer::new(&plan, SystemTime::now());
+    eprintln!("its directories are filled; {}", target.next_in_words());
     let value = serde_json::json!({
         "v": 1, "plan": answer, "last_index": plan.last.index, "cluster_name": genesis.cluster_name,
         "incarnation": genesis.incarnation.0, "data_dirs": target.dirs(), "resumed": true,
@@ -357,12 +358,17 @@ impl Target {
         self.nodes.iter().map(|node| node.data_dir.as_path()).collect()
     }
 
-    /// What was done and what comes next, for people.
-    pub fn done_in_words(&self, report: &RestoreReport, took: Duration) -> String {
-        let next = match &self.spec {
+    /// What comes next, for people.
+    fn next_in_words(&self) -> String {
+        match &self.spec {
             Some(spec) => format!("start it: holdfast dev --data {}", spec.dir.display()),
             None => "start it: holdfast serve, once for each directory".to_owned(),
-        };
+        }
+    }
+
+    /// What was done and what comes next, for people.
+    pub fn done_in_words(&self, report: &RestoreReport, took: Duration) -> String {
+        let next = self.next_in_words();
         format!(
             "restored {} records up to index {} into {} directories in {:.1} s, every hash checked; cluster {} is a \
              history of its own\n{next}",

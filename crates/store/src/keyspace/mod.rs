@@ -44,6 +44,7 @@ pub enum Family {
     /// Expiry queue.
     Exp = 9,
     // 10: blb, attachments.
+    // 11: in archives, large payloads apart from their records.
 }
 
 impl Family {
