@@ -1,13 +1,13 @@
 //! Snapshots between nodes: checkpoints by file, verified by BLAKE3, resumed file by file.
 //!
 //! Invariants: a file counts as received only when its length and hash are right; a checkpoint directory disappears
-//! with its last user; `incoming-*` directories survive a broken transfer so that the next one resumes; what is offered
-//! was read in whole after it was hashed, so that what its disk damaged is not passed on.
+//! with its last user; `incoming-*` directories survive a broken transfer so that the next one resumes; what goes to
+//! one who installs it as it comes was read in whole after it was hashed, so that what its disk damaged is not passed on.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use holdfast_store::{Applied, StateStore, StoreError, open_checkpoint};
@@ -22,11 +22,12 @@ struct Inner {
     applied: Applied,
     files: OnceLock<Vec<pb::SnapshotFile>>,
     damage: OnceLock<String>,
+    was_read: AtomicBool,
 }
 
 impl Inner {
     fn new(path: PathBuf, applied: Applied) -> Self {
-        Self { path, applied, files: OnceLock::new(), damage: OnceLock::new() }
+        Self { path, applied, files: OnceLock::new(), damage: OnceLock::new(), was_read: AtomicBool::new(false) }
     }
 }
 
@@ -67,10 +68,23 @@ impl SnapshotDir {
         &self.0.applied
     }
 
-    /// Its files with length and hash, and every row read after they were hashed; once.
+    /// As [`SnapshotDir::files`], and every row read after they were hashed; once. Takes as long as reading the disk twice.
     ///
     /// # Errors
     /// When a file cannot be read, or its rows are damaged: [`SnapshotDir::damage`] says so from then on.
+    pub fn sound_files(&self) -> io::Result<&[pb::SnapshotFile]> {
+        let files = self.files()?;
+        if !self.0.was_read.load(Ordering::Acquire) {
+            self.read(&mut |_| true)?;
+            self.0.was_read.store(true, Ordering::Release);
+        }
+        Ok(files)
+    }
+
+    /// Its files with length and hash; hashed once.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
     pub fn files(&self) -> io::Result<&[pb::SnapshotFile]> {
         if let Some(files) = self.0.files.get() {
             return Ok(files);
@@ -86,7 +100,6 @@ impl SnapshotDir {
             }
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
-        self.read(&mut |_| true)?;
         Ok(self.0.files.get_or_init(|| files))
     }
 
@@ -94,7 +107,7 @@ impl SnapshotDir {
     /// [`holdfast_store::View::scrub_at`].
     ///
     /// # Errors
-    /// As [`SnapshotDir::files`].
+    /// As [`SnapshotDir::sound_files`].
     pub fn read(&self, pace: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
         let read = open_checkpoint(&self.0.path).and_then(|checkpoint| checkpoint.view().scrub_at(pace));
         let damage = match read {
@@ -300,10 +313,10 @@ mod tests {
         // A file of its own: the state's is as it was.
         std::fs::remove_file(&path).expect("removed");
         std::fs::write(&path, bytes).expect("written");
-        let refused = spoilt.files().expect_err("it is damaged");
+        let refused = spoilt.sound_files().expect_err("it is damaged");
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
         assert!(spoilt.damage().is_some_and(|why| why.contains("orrupt")), "{refused}");
-        let names: Vec<&str> = whole.files().expect("whole").iter().map(|file| &file.name[..]).collect();
+        let names: Vec<&str> = whole.sound_files().expect("whole").iter().map(|file| &file.name[..]).collect();
         assert!(names.iter().any(|name| name.ends_with(".sst")) && names.contains(&"CURRENT"), "{names:?}");
         assert!(!names.iter().any(|name| name.starts_with("LOG") || *name == "LOCK"), "{names:?}");
         assert_eq!(whole.damage(), None);

@@ -475,7 +475,7 @@ impl Network {
         let dir = snapshot.snapshot.clone();
         let files = {
             let dir = dir.clone();
-            tokio::task::spawn_blocking(move || dir.files().map(<[_]>::to_vec)).await
+            tokio::task::spawn_blocking(move || dir.sound_files().map(<[_]>::to_vec)).await
         };
         let files = files.map_err(broken)?.map_err(broken)?;
         let last_log_id = snapshot.meta.last_log_id.as_ref().map(log_id_to);

@@ -416,6 +416,7 @@ impl PeerService for Service {
         let taken = tokio::task::spawn_blocking(move || {
             let take = || room.retry(|| SnapshotDir::checkpoint(&state, &snapshots));
             let dir = known.map_or_else(take, Ok).map_err(std::io::Error::other)?;
+            // Whoever reinstalls from it reads it in whole.
             let files = dir.files()?.to_vec();
             std::io::Result::Ok((dir, files))
         });
