@@ -39,7 +39,14 @@ pub(super) async fn strike(world: &mut World) -> anyhow::Result<Option<Struck>> 
     // written down, and for no one to judge: it may have been lucky.
     let said = verify(world).await?;
     let bucket = world.bucket()?;
-    struck.installed = comes_true(RECOVER_WITHIN, async || bucket.struck() > 0).await;
+    let is_struck = async || {
+        // Once leadership has changed hands nobody lists for long, and a call is struck by chance.
+        if bucket.struck() == 0 && mode == Mode::StaleList {
+            let _ = verify(world).await;
+        }
+        bucket.struck() > 0
+    };
+    struck.installed = comes_true(RECOVER_WITHIN, is_struck).await;
     struck.detail = format!("{mode:?}: {} calls struck; verify: {said:?}", bucket.struck());
     Ok(Some(struck))
 }
