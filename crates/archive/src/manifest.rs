@@ -209,6 +209,16 @@ impl Manifest {
         part
     }
 
+    /// The same, without chunks that end at `key` or before it. With layers all of them are needed.
+    #[must_use]
+    pub fn behind(mut self, key: &[u8]) -> Self {
+        if self.layers.is_empty() {
+            let begun = self.chunks.partition_point(|line| line.first_key[..] <= *key);
+            self.chunks.drain(..begun.saturating_sub(1));
+        }
+        self
+    }
+
     /// How many chunks its rows make.
     pub fn chunk_count(&self) -> usize {
         self.sums().count()

@@ -74,6 +74,10 @@ impl SnapshotDir {
     /// When a file cannot be read, or its rows are damaged: [`SnapshotDir::damage`] says so from then on.
     pub fn sound_files(&self) -> io::Result<&[pb::SnapshotFile]> {
         let files = self.files()?;
+        // Found since it was last read: what a disk damages later must not go out with the hashes of before.
+        if let Some(damage) = self.damage() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, damage.to_owned()));
+        }
         if !self.0.was_read.load(Ordering::Acquire) {
             self.read(&mut |_| true)?;
             self.0.was_read.store(true, Ordering::Release);
@@ -320,6 +324,13 @@ mod tests {
         assert!(names.iter().any(|name| name.ends_with(".sst")) && names.contains(&"CURRENT"), "{names:?}");
         assert!(!names.iter().any(|name| name.starts_with("LOG") || *name == "LOCK"), "{names:?}");
         assert_eq!(whole.damage(), None);
+        // Read once and sound; what is found later counts all the same.
+        let path = table(&whole);
+        let mut bytes = std::fs::read(&path).expect("read");
+        bytes[100] ^= 1;
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, bytes).expect("written");
+        assert!(whole.read(&mut |_| true).is_err() && whole.sound_files().is_err());
     }
 
     #[test]

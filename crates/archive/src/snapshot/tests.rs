@@ -47,6 +47,18 @@ fn a_snapshot_holds_the_rows_of_its_checkpoint() {
         rows.extend(run(read_object(&destination, lineage.id(), line.object(), line)).expect("reads").rows());
     }
     assert_eq!(joined(rows), rows_of_checkpoint(&node.checkpoint()));
+    // Behind any payload, what is read begins in the chunk that holds it.
+    let payloads = manifest.only(|section| section != Section::Rows);
+    assert!(payloads.chunks.len() > 2, "{} chunks", payloads.chunks.len());
+    let all: Vec<_> = run(async { read_rows(&destination, &payloads).try_collect().await }).expect("reads");
+    let keys: Vec<Vec<u8>> = all.iter().flat_map(|chunk| chunk.rows()).map(|row| row.key).collect();
+    for (place, key) in keys.iter().enumerate() {
+        let part = payloads.clone().behind(key);
+        let skipped: u64 = payloads.rows() - part.rows();
+        assert!(skipped as usize <= place && part.chunks[0].first_key <= *key, "{place}: {skipped} skipped");
+        assert!(part.chunks.get(1).is_none_or(|next| next.first_key > *key), "{place}: too little skipped");
+    }
+    assert_eq!(payloads.clone().behind(&[]), payloads);
     let other = ManifestChunk { first_key: b"another".to_vec(), ..manifest.chunks[0].clone() };
     let error = run(read_object(&destination, lineage.id(), other.object(), &other)).expect_err("not as said");
     assert!(error.to_string().contains("what the manifest says"), "{error}");

@@ -90,7 +90,11 @@ pub async fn bring(rest: &Rest<'_>) -> anyhow::Result<Brought> {
     let left = bringing.serving().await?;
     let Some(manifest) = &rest.plan.snapshot else { return Ok(brought) };
     let part = |stage: Stage| manifest.only(|section| section == Section::Payloads(stage));
-    let parts: Vec<(Stage, Manifest)> = left.stages.iter().map(|stage| (*stage, part(*stage))).collect();
+    let mut parts: Vec<(Stage, Manifest)> = left.stages.iter().map(|stage| (*stage, part(*stage))).collect();
+    // What came already is not read again.
+    if let Some((_, first)) = parts.first_mut() {
+        *first = first.clone().behind(&left.through);
+    }
     bringing.total = parts.iter().map(|(_, part)| part.plain_length()).sum();
     bringing.began = Instant::now();
     let mut through = left.through;
