@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use holdfast_archive::ship::read_segment;
+use holdfast_archive::log::read_segment;
 use holdfast_archive::{Destination, DestinationConfig, LineageId, ObjectName, find_lineages};
 use holdfast_benches::measure::{cpu, load_average, percentile_ms};
 use holdfast_client::{Client, RecordRef, v1};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use holdfast_store::{LogPosition, StoreError};
 
 use crate::destination::DestinationConfig;
+use crate::gap::Gap;
 use crate::layout::LineageId;
 
 /// A failure of shipping, verifying or restoring.
@@ -152,6 +153,28 @@ pub enum ArchiveError {
         /// What is wrong.
         reason: String,
     },
+    /// A gap lies where a segment was looked for.
+    #[error(
+        "{object}: {}; a snapshot at {} or later stands in for them",
+        never_shipped(gap), gap.last.index
+    )]
+    NotShipped {
+        /// Object.
+        object: String,
+        /// What it says.
+        gap: Box<Gap>,
+    },
+    /// Entries that are to be shipped are in this node's log no more.
+    #[error("entry {index} is not in this node's log any more{}", match unanswered {
+        Some(who) => format!(", and who may have it does not answer: {who}"),
+        None => ", nor in that of any other".to_owned(),
+    })]
+    LogGone {
+        /// The first of them.
+        index: u64,
+        /// Nodes that may have them and did not say; `None` = all said that they do not.
+        unanswered: Option<String>,
+    },
     /// The archive does not say what to restore.
     #[error("{destination}: {reason}")]
     NoChoice {
@@ -194,11 +217,15 @@ pub enum ArchiveError {
     },
 }
 
+fn never_shipped(gap: &Gap) -> String {
+    format!("entries {} to {} were never shipped here: no node had them any more", gap.first, gap.last.index)
+}
+
 impl ArchiveError {
     /// The archive's bytes are wrong, missing or of another history: no retry helps.
     pub fn is_integrity(&self) -> bool {
         match self {
-            Self::Corrupt { .. } | Self::Missing { .. } | Self::LineageFork { .. } => true,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::NotShipped { .. } | Self::LineageFork { .. } => true,
             Self::BadDestination { .. }
             | Self::Destination { .. }
             | Self::Forbidden { .. }
@@ -209,6 +236,7 @@ impl ArchiveError {
             | Self::OtherFormat { .. }
             | Self::Unconfirmed { .. }
             | Self::Fenced { .. }
+            | Self::LogGone { .. }
             | Self::Refused { .. }
             | Self::NoChoice { .. }
             | Self::Target { .. }
@@ -224,6 +252,7 @@ impl ArchiveError {
             Self::Corrupt { object, reason } | Self::Missing { object, reason } => {
                 Some((object.clone(), reason.clone()))
             }
+            Self::NotShipped { object, gap } => Some((object.clone(), never_shipped(gap))),
             Self::OtherFormat { object, .. } => Some((object.clone(), self.to_string())),
             _ => None,
         }

@@ -5,7 +5,7 @@
 //! <cluster>/<incarnation>/gen/<generation:04>/KEYS.age
 //! <cluster>/<incarnation>/gen/<generation:04>/chunk/<blake3 of the rows, keyed where they are encrypted>
 //! <cluster>/<incarnation>/gen/<generation:04>/patch/<the same>
-//! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]
+//! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]    a segment, a gap, or the fence behind the last
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
 //! <cluster>/<incarnation>/heartbeat/<group>/<at_ms:020>
 //! ```

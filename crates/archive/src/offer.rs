@@ -10,9 +10,9 @@ use holdfast_model::id::GroupId;
 use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::ObjectName;
+use crate::log::last_index;
 use crate::plan::{Around, At, Choose, RestorePlan, newest_by_logs, plan_around};
 use crate::restore::{Progress, check_all};
-use crate::ship::last_index;
 
 /// What can be restored.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,10 +17,10 @@ use crate::error::ArchiveError;
 use crate::heartbeat::{Heartbeat, newest_heartbeat};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
+use crate::log::{ListedSegment, last_index, list_log, list_segments, read_listed};
 use crate::manifest::Manifest;
 use crate::payloads::Section;
 use crate::segment::{ChainWalk, Segment, stamp_of_entry};
-use crate::ship::{ListedSegment, last_index, list_log, list_segments, read_segment};
 use crate::snapshot::{list_snapshots, read_manifest};
 
 /// Which history to restore, and up to where.
@@ -379,7 +379,11 @@ impl Stages {
         let held = last.map(|(position, _)| position.index);
         let mut end = None;
         for (log, found) in newest_first {
-            let segment = read_segment(destination, &log.lineage, group, found.first).await?;
+            let segment = match read_listed(destination, &log.lineage, group, found).await {
+                // The snapshot stands in for it.
+                Err(ArchiveError::NotShipped { gap, .. }) if held.is_some_and(|held| held >= gap.last.index) => break,
+                read => read?,
+            };
             if held.is_some_and(|held| segment.last().index.min(log.through) <= held) {
                 break;
             }

@@ -24,10 +24,10 @@ use crate::compose::read_rows;
 use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::ObjectName;
+use crate::log::read_listed;
 use crate::manifest::Manifest;
 use crate::marker::{self, Opening, RestoreMark};
 use crate::plan::RestorePlan;
-use crate::ship::read_segment;
 
 mod load;
 
@@ -239,7 +239,7 @@ where
     let mut walk = plan.walk();
     for log in &plan.log {
         let reads = log.segments.iter().map(|found| async move {
-            read_segment(destination, &log.lineage, plan.group, found.first).await.map(|segment| (found, segment))
+            read_listed(destination, &log.lineage, plan.group, found).await.map(|segment| (found, segment))
         });
         let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
         while let Some((found, segment)) = reads.try_next().await? {

@@ -14,6 +14,7 @@ use holdfast_wire::log::{EntryPayload, decode_entry, entry_chain};
 
 use crate::error::ArchiveError;
 use crate::fence;
+use crate::gap;
 use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
 use crate::object::{self, Sealed};
@@ -99,7 +100,22 @@ impl Segment {
         Some(linked.iter().fold(self.chain_before, |chain, entry| entry_chain(chain, &entry.bytes)))
     }
 
+    #[cfg(test)]
     pub(crate) fn seal(&self, lineage: &LineageId, sealing: &Sealing) -> Result<Sealed, ArchiveError> {
+        self.seal_as(&self.name(), lineage, sealing)
+    }
+
+    /// Under its name, or that of a repair.
+    pub(crate) fn seal_as(
+        &self,
+        name: &ObjectName,
+        lineage: &LineageId,
+        sealing: &Sealing,
+    ) -> Result<Sealed, ArchiveError> {
+        let repair = match name {
+            ObjectName::Segment { repair, .. } => *repair,
+            _ => 0,
+        };
         let mut body = BytesMut::new();
         for entry in &self.entries {
             body.put_u32(entry.bytes.len() as u32);
@@ -108,7 +124,7 @@ impl Segment {
         let header = pb::ArchiveSegmentHeader {
             group_id: self.group.0,
             level: 0,
-            repair: 0,
+            repair,
             first: Some(log_id(self.first())),
             last: Some(log_id(self.last())),
             chain_before: Bytes::copy_from_slice(&self.chain_before),
@@ -116,19 +132,20 @@ impl Segment {
             entries: self.entries.len() as u64,
             stamp_ms: self.stamp_ms,
         };
-        object::seal(&self.name().path(lineage), lineage, Kind::Segment(header), sealing, &body)
+        object::seal(&name.path(lineage), lineage, Kind::Segment(header), sealing, &body)
     }
 
     /// Reads a segment and checks everything that it says about itself.
     ///
     /// # Errors
-    /// Names `object` and what is wrong; `Fenced` when the log was ended there.
+    /// Names `object` and what is wrong; `Fenced` when the log was ended there, `NotShipped` when a gap begins there.
     pub fn open(
         object: &str,
         lineage: &LineageId,
         keys: &Keyring,
         group: GroupId,
         first: u64,
+        repair: u32,
         bytes: &Bytes,
     ) -> Result<Self, ArchiveError> {
         let opened = object::open(object, lineage, keys, bytes)?;
@@ -136,6 +153,7 @@ impl Segment {
         let header = match opened.kind {
             Kind::Segment(header) => header,
             Kind::Fence(header) => return Err(fence::met(object, group, first, &header)),
+            Kind::Gap(header) => return Err(gap::met(object, group, first, &header)),
             Kind::Lineage(_) | Kind::Chunk(_) | Kind::Patch(_) | Kind::Manifest(_) | Kind::Heartbeat(_) => {
                 return Err(bad("it is no segment".into()));
             }
@@ -144,8 +162,14 @@ impl Segment {
         let entries = entries_from(opened.plain).map_err(bad)?;
         let segment = Self::checked(group, chain_before, entries).map_err(bad)?;
         let said = (header.group_id, header.level, header.repair, header.first, header.last, header.entries);
-        let is =
-            (group.0, 0, 0, Some(log_id(segment.first())), Some(log_id(segment.last())), segment.entries.len() as u64);
+        let is = (
+            group.0,
+            0,
+            repair,
+            Some(log_id(segment.first())),
+            Some(log_id(segment.last())),
+            segment.entries.len() as u64,
+        );
         if said != is || segment.first().index != first {
             let reason = format!("it holds group {} from index {}", header.group_id, segment.first().index);
             return Err(bad(format!("{reason}, which is not what its name and header say")));

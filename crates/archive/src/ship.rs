@@ -1,22 +1,33 @@
 //! Shipping the log: committed entries become segments, each after the one before it.
 //!
 //! Invariants:
-//! - Only entries that follow the tail on the entry chain are shipped: the log of a lineage has no gap and no overlap.
+//! - Only entries that follow the tail on the entry chain are shipped: the log of a lineage has no overlap, and no gap but
+//!   those that say so and have a snapshot at their end.
 //! - A position has one winner. Who comes second takes over the winner's end if it is the same history, and stops if
 //!   it is not. A deposed leader can be late, never wrong.
 //! - A segment counts only after it was read back from the destination and found equal.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use holdfast_model::id::{GroupId, Millis};
 use holdfast_store::{LogPosition, StoredEntry};
 
 use crate::destination::{Destination, Listed, Put};
 use crate::error::ArchiveError;
 use crate::fence::Fence;
+use crate::gap::Gap;
 use crate::heartbeat::Heartbeat;
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::OpenLineage;
+use crate::log::{REPAIRS_MAX, list_log, newest, read_listed, read_segment};
+use crate::object::Sealed;
 use crate::sealing::Sealing;
 use crate::segment::{Segment, fitting};
+
+/// An object that reads as damaged is read so often again before it counts as lost.
+const REREADS: u32 = 2;
+const REREAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// End of the log at a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +63,22 @@ impl ShipOutcome {
             Self::Created { tail, .. } | Self::Adopted { tail } => *tail,
         }
     }
+}
+
+/// What was put at a position, or found there.
+struct Placed {
+    object: Listed,
+    came: Came,
+}
+
+/// Who wins a position.
+enum Came {
+    /// This shipper.
+    First,
+    /// Somebody with the same bytes.
+    Same,
+    /// Somebody with this segment, or with a gap, which ends here.
+    Second(Option<Segment>, Tail),
 }
 
 /// Ships one group's log to one destination.
@@ -117,14 +144,46 @@ impl SegmentShipper {
         let (newest, fence) = newest(self.destination(), self.lineage.id(), self.group, self.known).await?;
         let tail = match &newest {
             None => None,
-            Some(found) => {
-                let segment = read_segment(self.destination(), self.lineage.id(), self.group, found.first).await?;
-                Some(Tail::of(&segment))
-            }
+            Some(found) => match read_segment(self.destination(), self.lineage.id(), self.group, found.first).await {
+                Ok(segment) => Some(Tail::of(&segment)),
+                Err(ArchiveError::NotShipped { gap, .. }) => Some(Tail::behind(&gap)),
+                Err(error) => return Err(error),
+            },
         };
         self.tail = Some(tail);
         self.newest = newest.map(|found| Listed { path: found.object, bytes: found.bytes });
         Ok((tail, fence))
+    }
+
+    /// The end of the log before the newest position, where that one is damaged for good and has no repair: what is shipped next
+    /// repairs it. `None` = it is the first.
+    ///
+    /// # Errors
+    /// What is wrong with the newest position, where that may pass; whatever is wrong with the one before.
+    pub async fn tail_before_damage(&mut self, damage: ArchiveError) -> Result<Option<Tail>, ArchiveError> {
+        let (listed, _) = newest(self.destination(), self.lineage.id(), self.group, self.known).await?;
+        let is_newest = |object: &str| listed.as_ref().is_some_and(|newest| newest.object == object);
+        let object = match &damage {
+            ArchiveError::Corrupt { object, .. } if is_newest(object) => object.clone(),
+            _ => return Err(damage),
+        };
+        let found = self.destination().get(&object).await?;
+        if !self.is_damaged_at_rest(&object, &found).await? {
+            return Err(damage);
+        }
+        let (mut segments, _) = list_log(self.destination(), self.lineage.id(), self.group).await?;
+        segments.retain(|segment| segment.object != object);
+        let tail = match segments.last() {
+            None => None,
+            Some(before) => match read_segment(self.destination(), self.lineage.id(), self.group, before.first).await {
+                Ok(segment) => Some(Tail::of(&segment)),
+                Err(ArchiveError::NotShipped { gap, .. }) => Some(Tail::behind(&gap)),
+                Err(error) => return Err(error),
+            },
+        };
+        self.tail = Some(tail);
+        self.newest = None;
+        Ok(tail)
     }
 
     /// Looks whether what was read or written last is still there.
@@ -171,8 +230,15 @@ impl SegmentShipper {
         let object = fence.name().path(self.lineage.id());
         let bytes = fence.seal(self.lineage.id())?.bytes;
         if let Put::Lost(found) = self.destination().put_checked(&object, &bytes).await? {
-            return match Segment::open(&object, self.lineage.id(), self.destination().keys(), self.group, index, &found)
-            {
+            return match Segment::open(
+                &object,
+                self.lineage.id(),
+                self.destination().keys(),
+                self.group,
+                index,
+                0,
+                &found,
+            ) {
                 Err(ArchiveError::Fenced { successor, .. }) => Ok(Fence { successor, ..fence }),
                 Err(error) => Err(error),
                 Ok(_) => Err(ArchiveError::NoChoice {
@@ -197,25 +263,114 @@ impl SegmentShipper {
             None => self.tail().await?,
         };
         let segment = Segment::new(self.group, chain_before, entries[..fitting(entries)].to_vec())?;
-        let object = segment.name().path(self.lineage.id());
-        check_follows(&object, &segment, tail)?;
-        let bytes = segment.seal(self.lineage.id(), self.lineage.sealing())?.bytes;
-        let mut length = bytes.len() as u64;
-        let outcome = match self.destination().put_checked(&object, &bytes).await? {
-            Put::Created => ShipOutcome::Created { tail: Tail::of(&segment), bytes: length },
-            Put::Same => ShipOutcome::Adopted { tail: Tail::of(&segment) },
-            Put::Lost(found) => {
-                let first = segment.first().index;
-                let winner =
-                    Segment::open(&object, self.lineage.id(), self.destination().keys(), self.group, first, &found)?;
+        let first = segment.first();
+        check_follows(&segment.name().path(self.lineage.id()), first, segment.chain_before, tail)?;
+        let seal = |name| segment.seal_as(&name, self.lineage.id(), self.lineage.sealing());
+        let placed = self.place(first.index, seal).await?;
+        let object = placed.object.path.clone();
+        let outcome = match placed.came {
+            Came::First => ShipOutcome::Created { tail: Tail::of(&segment), bytes: placed.object.bytes },
+            Came::Same => ShipOutcome::Adopted { tail: Tail::of(&segment) },
+            Came::Second(Some(winner), tail) => {
                 check_same_history(&object, &segment, &winner)?;
-                length = found.len() as u64;
-                ShipOutcome::Adopted { tail: Tail::of(&winner) }
+                ShipOutcome::Adopted { tail }
             }
+            Came::Second(None, tail) => ShipOutcome::Adopted { tail },
         };
         self.tail = Some(Some(outcome.tail()));
-        self.newest = Some(Listed { path: object, bytes: length });
+        self.newest = Some(placed.object);
         Ok(outcome)
+    }
+
+    /// Says that entries which follow the end of the log there will never come; a snapshot at the last of them is there. Where
+    /// a segment was first, that is the outcome.
+    ///
+    /// # Errors
+    /// `Refused` when the gap does not follow the end, `LineageFork` when it does on another history; `Fenced`; when the
+    /// destination fails.
+    pub async fn leave_out(&mut self, gap: Gap) -> Result<ShipOutcome, ArchiveError> {
+        let tail = match self.tail {
+            Some(tail) => tail,
+            None => self.tail().await?,
+        };
+        let object = gap.name().path(self.lineage.id());
+        let first = LogPosition { index: gap.first, ..gap.last };
+        check_follows(&object, first, gap.chain_before, tail)?;
+        let placed =
+            self.place(gap.first, |name| gap.seal_as(&name, self.lineage.id(), self.lineage.sealing())).await?;
+        let outcome = match placed.came {
+            Came::First => ShipOutcome::Created { tail: Tail::behind(&gap), bytes: placed.object.bytes },
+            Came::Same => ShipOutcome::Adopted { tail: Tail::behind(&gap) },
+            Came::Second(_, tail) => ShipOutcome::Adopted { tail },
+        };
+        self.tail = Some(Some(outcome.tail()));
+        self.newest = Some(placed.object);
+        Ok(outcome)
+    }
+
+    /// Puts something at a position. One that is poisoned, because what lies there is damaged at rest, is repaired: the lowest
+    /// free number of a repair is its place.
+    async fn place(
+        &self,
+        first: u64,
+        seal: impl Fn(ObjectName) -> Result<Sealed, ArchiveError>,
+    ) -> Result<Placed, ArchiveError> {
+        let mut repair = 0;
+        loop {
+            let name = ObjectName::Segment { group: self.group, level: 0, first, repair };
+            let object = name.path(self.lineage.id());
+            let bytes = seal(name)?.bytes;
+            let mut length = bytes.len() as u64;
+            let came = match self.destination().put_checked(&object, &bytes).await? {
+                Put::Created => Came::First,
+                Put::Same => Came::Same,
+                Put::Lost(found) => {
+                    length = found.len() as u64;
+                    match self.winner(&object, first, repair, &found) {
+                        Ok((winner, tail)) => Came::Second(winner, tail),
+                        Err(error @ ArchiveError::Corrupt { .. }) => {
+                            if repair == REPAIRS_MAX || !self.is_damaged_at_rest(&object, &found).await? {
+                                return Err(error);
+                            }
+                            tracing::error!(event = "offsite.poisoned", %error, "it is shipped again beside it");
+                            repair += 1;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
+            return Ok(Placed { object: Listed { path: object, bytes: length }, came });
+        }
+    }
+
+    /// The same bytes come again and again: it is not the way to them that is at fault.
+    async fn is_damaged_at_rest(&self, object: &str, found: &Bytes) -> Result<bool, ArchiveError> {
+        for _ in 0..REREADS {
+            tokio::time::sleep(REREAD_PAUSE).await;
+            if self.destination().get(object).await? != *found {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What lies where this shipper came second: a segment, or `None` for a gap; and where it ends.
+    fn winner(
+        &self,
+        object: &str,
+        first: u64,
+        repair: u32,
+        found: &Bytes,
+    ) -> Result<(Option<Segment>, Tail), ArchiveError> {
+        match Segment::open(object, self.lineage.id(), self.destination().keys(), self.group, first, repair, found) {
+            Ok(winner) => {
+                let tail = Tail::of(&winner);
+                Ok((Some(winner), tail))
+            }
+            Err(ArchiveError::NotShipped { gap, .. }) => Ok((None, Tail::behind(&gap))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ships what another destination holds of this history beyond the end here; gives the new end, `None` = neither
@@ -233,7 +388,7 @@ impl SegmentShipper {
         // The one that holds the first missing entry, if any does, and all behind it.
         let begun = segments.partition_point(|found| after(tail).is_none_or(|next| found.first <= next));
         for found in &segments[if tail.is_some() { begun.saturating_sub(1) } else { 0 }..] {
-            let segment = read_segment(other, self.lineage.id(), self.group, found.first).await?;
+            let segment = read_listed(other, self.lineage.id(), self.group, found).await?;
             loop {
                 let next = after(tail).unwrap_or(found.first);
                 if next > segment.last().index {
@@ -256,6 +411,10 @@ impl Tail {
         Self { last: segment.last(), chain: segment.chain_after }
     }
 
+    fn behind(gap: &Gap) -> Self {
+        Self { last: gap.last, chain: gap.chain_after }
+    }
+
     /// Compares the end of the archived log with this node's history: `ours` is the log id at the tail's index and
     /// the entry chain there, `None` when this node has not committed that far.
     ///
@@ -275,15 +434,19 @@ impl Tail {
     }
 }
 
-/// The entries must continue the known tail; a chain that does not is another history.
-fn check_follows(object: &str, segment: &Segment, tail: Option<Tail>) -> Result<(), ArchiveError> {
+/// What begins with `first` must continue the known tail; a chain that does not is another history.
+fn check_follows(
+    object: &str,
+    first: LogPosition,
+    chain_before: [u8; 32],
+    tail: Option<Tail>,
+) -> Result<(), ArchiveError> {
     let Some(tail) = tail else { return Ok(()) };
-    let first = segment.first();
     if tail.last.index.checked_add(1) != Some(first.index) {
         let reason = format!("entry {} does not follow the archived end {}", first.index, tail.last.index);
         return Err(ArchiveError::refused(reason));
     }
-    if segment.chain_before != tail.chain || first.term < tail.last.term {
+    if chain_before != tail.chain || first.term < tail.last.term {
         return Err(ArchiveError::LineageFork {
             position: first,
             object: object.to_owned(),
@@ -307,129 +470,6 @@ fn check_same_history(object: &str, ours: &Segment, winner: &Segment) -> Result<
         Some((ours, _)) => Err(fork(ours.position, "it holds another entry here")),
         None => Ok(()),
     }
-}
-
-/// A segment in a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedSegment {
-    /// Index of its first entry.
-    pub first: u64,
-    /// Full name.
-    pub object: String,
-    /// Length.
-    pub bytes: u64,
-}
-
-/// Positions of a group's log as they were shipped, ascending; the last may be a fence ([`list_log`]). Objects with other names are not segments of ours; `verify`
-/// reports them.
-///
-/// # Errors
-/// When the destination fails.
-pub async fn list_segments(
-    destination: &Destination,
-    lineage: &LineageId,
-    group: GroupId,
-) -> Result<Vec<ListedSegment>, ArchiveError> {
-    Ok(segments_in(destination.list(&lineage.log_prefix(group, 0)).await?))
-}
-
-fn segments_in(listed: Vec<Listed>) -> Vec<ListedSegment> {
-    let segments = listed.into_iter().filter_map(|found| match ObjectName::parse(&found.path) {
-        Some((_, ObjectName::Segment { level: 0, first, repair: 0, .. })) => {
-            Some(ListedSegment { first, object: found.path, bytes: found.bytes })
-        }
-        _ => None,
-    });
-    segments.collect()
-}
-
-/// The newest segment, and the fence behind it if a recovery ended the log. `known` = an index that is most likely in
-/// one of the last segments; a wrong one costs lists, no truth.
-async fn newest(
-    destination: &Destination,
-    lineage: &LineageId,
-    group: GroupId,
-    known: u64,
-) -> Result<(Option<ListedSegment>, Option<Fence>), ArchiveError> {
-    // Each entry may be a segment of its own: a list of so many names is one answer, or a hundred, or all of them.
-    for back in [1_000, 100_000] {
-        let Some(after) = known.checked_sub(back) else { break };
-        let after = ObjectName::segment(group, after).path(lineage);
-        let listed = destination.list_after(&lineage.log_prefix(group, 0), &after).await?;
-        let (mut segments, fence) = end_of(destination, lineage, group, segments_in(listed)).await?;
-        if let Some(newest) = segments.pop() {
-            return Ok((Some(newest), fence));
-        }
-    }
-    let (mut segments, fence) = list_log(destination, lineage, group).await?;
-    Ok((segments.pop(), fence))
-}
-
-/// Segments of a group, and the fence behind them if a recovery ended the log.
-///
-/// # Errors
-/// When the newest object is damaged, or the destination fails.
-pub async fn list_log(
-    destination: &Destination,
-    lineage: &LineageId,
-    group: GroupId,
-) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
-    let segments = list_segments(destination, lineage, group).await?;
-    end_of(destination, lineage, group, segments).await
-}
-
-/// Tells the fence from the segments before it.
-async fn end_of(
-    destination: &Destination,
-    lineage: &LineageId,
-    group: GroupId,
-    mut segments: Vec<ListedSegment>,
-) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
-    let Some(newest) = segments.last() else { return Ok((segments, None)) };
-    match read_segment(destination, lineage, group, newest.first).await {
-        Err(ArchiveError::Fenced { index, successor, .. }) => {
-            segments.pop();
-            Ok((segments, Some(Fence { group, index, successor })))
-        }
-        // A damaged segment is for those to name who need what is in it. What needs a key is no fence.
-        Ok(_) | Err(ArchiveError::Corrupt { .. } | ArchiveError::NoKey { .. }) => Ok((segments, None)),
-        Err(error) => Err(error),
-    }
-}
-
-/// Index of the last entry in a group's segments that can be read; `None` = there is none. What is damaged is passed over.
-///
-/// # Errors
-/// When the destination fails.
-pub(crate) async fn last_index(
-    destination: &Destination,
-    lineage: &LineageId,
-    group: GroupId,
-) -> Result<Option<u64>, ArchiveError> {
-    for found in list_segments(destination, lineage, group).await?.into_iter().rev() {
-        match read_segment(destination, lineage, group, found.first).await {
-            Ok(segment) => return Ok(Some(segment.last().index)),
-            Err(ArchiveError::Fenced { .. }) => {}
-            Err(error) if error.fault().is_some() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
-}
-
-/// Reads and checks a segment.
-///
-/// # Errors
-/// Names the object and what is wrong.
-pub async fn read_segment(
-    destination: &Destination,
-    lineage: &LineageId,
-    group: GroupId,
-    first: u64,
-) -> Result<Segment, ArchiveError> {
-    let object = ObjectName::segment(group, first).path(lineage);
-    let bytes = destination.get(&object).await?;
-    Segment::open(&object, lineage, destination.keys(), group, first, &bytes)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::chunk::Chunk;
 use crate::compose::read_rows;
 use crate::destination::{Destination, Listed};
 use crate::error::ArchiveError;
+use crate::gap::Gap;
 use crate::heartbeat::Heartbeat;
 use crate::keys::{Keyring, NO_KEYS, OTHER_KEYS, SealedWith, check_keys_age};
 use crate::layout::{LineageId, ObjectName};
@@ -51,6 +52,10 @@ pub struct VerifyReport {
     /// First and last index of the log that was read, by group. It may begin late in a destination that was added
     /// late, if a snapshot reaches up to there.
     pub log: BTreeMap<GroupId, (u64, u64)>,
+    /// Parts of the log that were never shipped, and that a snapshot stands in for.
+    pub gaps: Vec<Gap>,
+    /// Segments that are damaged, and were shipped again beside themselves: nothing is lost with them.
+    pub repaired: Vec<String>,
 }
 
 impl VerifyReport {
@@ -88,6 +93,10 @@ pub struct DestinationReport {
     pub locked: u64,
     /// Objects that are wrong, and what is nothing of Holdfast's, with the reason, by name.
     pub bad: Vec<(String, String)>,
+    /// Parts of a log that were never shipped, by history, and that a snapshot stands in for.
+    pub gaps: Vec<(LineageId, Gap)>,
+    /// Segments that are damaged, and were shipped again beside themselves.
+    pub repaired: Vec<String>,
 }
 
 /// Looks at every object of every history in a destination, and names what else lies there.
@@ -105,6 +114,8 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
         all.bytes += report.bytes;
         all.locked += report.locked;
         all.bad.extend(report.bad);
+        all.gaps.extend(report.gaps.into_iter().map(|gap| (id, gap)));
+        all.repaired.extend(report.repaired);
     }
     all.bad.extend(found.foreign.into_iter().map(|name| (name, "it is nothing of Holdfast's".to_owned())));
     all.bad.sort();
@@ -119,8 +130,38 @@ struct Group {
     vouched: BTreeMap<(u64, [u8; 32]), Heartbeat>,
     /// Where the log has been followed to.
     walk: Option<ChainWalk>,
+    /// What was read of the position that comes next; its repairs follow it.
+    position: Option<Position>,
     /// The segment before could not be read: that is one fault, not one more for what follows it.
     broken: bool,
+}
+
+/// What lies at one position of the log, under its own name and those of its repairs.
+#[derive(Debug)]
+struct Position {
+    first: u64,
+    held: Vec<(String, Held)>,
+    /// Objects that do not open, with the reason.
+    damaged: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Segment(Segment),
+    Gap(Gap),
+    /// The end of the log.
+    Fence,
+}
+
+impl Held {
+    /// How far it reaches: of several, the furthest counts.
+    fn last(&self) -> u64 {
+        match self {
+            Self::Segment(segment) => segment.last().index,
+            Self::Gap(gap) => gap.last.index,
+            Self::Fence => 0,
+        }
+    }
 }
 
 /// Looks at every object of a lineage.
@@ -138,7 +179,7 @@ pub async fn verify(
     let mut named = Vec::new();
     for found in &listed {
         match ObjectName::parse(&found.path) {
-            Some((_, ObjectName::Segment { level: 0, repair: 0, .. }))
+            Some((_, ObjectName::Segment { level: 0, .. }))
             | Some((
                 _,
                 ObjectName::Lineage
@@ -208,17 +249,71 @@ impl Check<'_> {
         while let Some(read) = reads.next().await {
             report.bytes += read.bytes;
             self.check_keys(&read, report);
-            match read.contents {
-                Ok(contents) => self.take(&read.object, contents, report)?,
-                Err(error) => {
-                    if let ObjectName::Segment { group, .. } = read.name {
-                        self.groups.entry(group).or_default().broken = true;
-                    }
-                    match error {
-                        ArchiveError::NoKey { .. } => report.locked += 1,
-                        error => report.note(error)?,
+            match (read.contents, read.name) {
+                (Ok(Contents::Log(held)), ObjectName::Segment { group, first, .. }) => {
+                    self.position(group, first, report)?.held.push((read.object, held));
+                }
+                (Ok(contents), _) => self.take(contents),
+                (Err(ArchiveError::NoKey { .. }), name) => {
+                    report.locked += 1;
+                    if let ObjectName::Segment { group, first, .. } = name {
+                        self.position(group, first, report)?;
                     }
                 }
+                (Err(error), ObjectName::Segment { group, first, .. }) => {
+                    let fault = error.fault().ok_or(error)?;
+                    self.position(group, first, report)?.damaged.push(fault);
+                }
+                (Err(error), _) => report.note(error)?,
+            }
+        }
+        for group in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.settle(group, report)?;
+        }
+        Ok(())
+    }
+
+    /// Where what lies at a position is gathered; the one before it is done then.
+    fn position(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        report: &mut VerifyReport,
+    ) -> Result<&mut Position, ArchiveError> {
+        let before = self.groups.entry(group).or_default().position.as_ref().map(|position| position.first);
+        if before.is_some_and(|before| before != first) {
+            self.settle(group, report)?;
+        }
+        let position = &mut self.groups.entry(group).or_default().position;
+        Ok(position.get_or_insert_with(|| Position { first, held: Vec::new(), damaged: Vec::new() }))
+    }
+
+    /// Follows the log over a position of which everything was read.
+    fn settle(&mut self, group: GroupId, report: &mut VerifyReport) -> Result<(), ArchiveError> {
+        let Some(position) = self.groups.entry(group).or_default().position.take() else { return Ok(()) };
+        let Position { first, held, damaged } = position;
+        let own = ObjectName::segment(group, first).path(self.lineage);
+        // The first of those that reach furthest.
+        let best = held.into_iter().rev().max_by_key(|(_, held)| held.last());
+        for (object, reason) in damaged {
+            // A repair that is damaged itself repairs nothing.
+            if best.is_some() && object == own {
+                report.repaired.push(object)
+            } else {
+                report.bad.push((object, reason))
+            }
+        }
+        match best {
+            None => self.groups.entry(group).or_default().broken = true,
+            Some((object, Held::Segment(segment))) => self.link(&object, &segment, report)?,
+            Some((object, Held::Gap(gap))) => self.bridge(&object, &gap, report),
+            Some((object, Held::Fence)) => {
+                let group = self.groups.entry(group).or_default();
+                if group.walk.is_some_and(|walk| !group.broken && walk.next != first) {
+                    report.fault(object, "it ends the log elsewhere than behind the last segment");
+                }
+                // What lies behind it has nothing to follow.
+                group.walk = Some(ChainWalk { next: u64::MAX, chain: [0; 32] });
             }
         }
         Ok(())
@@ -242,7 +337,7 @@ impl Check<'_> {
         }
     }
 
-    fn take(&mut self, object: &str, contents: Contents, report: &mut VerifyReport) -> Result<(), ArchiveError> {
+    fn take(&mut self, contents: Contents) {
         match contents {
             Contents::Facts(facts) => self.facts = Some(facts),
             Contents::Manifest(manifest, seal) => {
@@ -253,29 +348,51 @@ impl Check<'_> {
                 let group = self.groups.entry(heartbeat.group).or_default();
                 group.vouched.insert((heartbeat.last.index, heartbeat.chain), heartbeat);
             }
-            Contents::Rows => {}
+            Contents::Rows | Contents::Log(_) => {}
             Contents::Keys(generation, hash) => {
                 self.keys.insert(generation, hash);
             }
-            Contents::Fence(group, index) => {
-                let group = self.groups.entry(group).or_default();
-                if group.walk.is_some_and(|walk| !group.broken && walk.next != index) {
-                    report.fault(object, "it ends the log elsewhere than behind the last segment");
-                }
-                // What lies behind it has nothing to follow.
-                group.walk = Some(ChainWalk { next: u64::MAX, chain: [0; 32] });
-            }
-            Contents::Segment(segment) => self.link(object, &segment, report)?,
         }
-        Ok(())
+    }
+
+    /// Where the log of this history begins.
+    fn start(&self) -> ChainWalk {
+        match self.facts.as_ref().and_then(|facts| facts.parent.as_ref()) {
+            Some(parent) => ChainWalk { next: parent.index + 1, chain: parent.chain },
+            None => ChainWalk::FRESH,
+        }
+    }
+
+    /// Follows the chain over a gap: it must link what lies before it to a snapshot at its end.
+    fn bridge(&mut self, object: &str, gap: &Gap, report: &mut VerifyReport) {
+        let start = self.start();
+        let group = self.groups.entry(gap.group).or_default();
+        let here = ChainWalk { next: gap.first, chain: gap.chain_before };
+        if !group.broken && group.walk.unwrap_or(start) != here {
+            report.fault(object, "it is a gap that does not follow what lies before it");
+        }
+        group.broken = false;
+        group.walk = Some(ChainWalk { next: gap.last.index.saturating_add(1), chain: gap.chain_after });
+        match group.manifests.get(&gap.last.index) {
+            Some((manifest, _)) if manifest.entry_chain == gap.chain_after => {}
+            Some((manifest, _)) => {
+                let snapshot = manifest.name().path(self.lineage);
+                report.fault(snapshot, format!("its entry chain is not that of the log behind the gap in {object}"));
+            }
+            None if group.manifests.keys().any(|index| *index > gap.last.index) => {}
+            None => {
+                let (first, last) = (gap.first, gap.last.index);
+                let reason =
+                    format!("entries {first} to {last} were never shipped, and no snapshot stands in for them");
+                report.fault(object, reason);
+            }
+        }
+        report.gaps.push(*gap);
     }
 
     /// Follows the chain into a segment; segments come in the order of their indices.
     fn link(&mut self, object: &str, segment: &Segment, report: &mut VerifyReport) -> Result<(), ArchiveError> {
-        let start = match self.facts.as_ref().and_then(|facts| facts.parent.as_ref()) {
-            Some(parent) => ChainWalk { next: parent.index + 1, chain: parent.chain },
-            None => ChainWalk::FRESH,
-        };
+        let start = self.start();
         let (first, last) = (segment.first().index, segment.last().index);
         let here = ChainWalk { next: first, chain: segment.chain_before };
         let group = self.groups.entry(segment.group).or_default();
@@ -386,9 +503,8 @@ impl Check<'_> {
 enum Contents {
     Facts(LineageFacts),
     Manifest(Box<Manifest>, [u8; 32]),
-    Segment(Segment),
-    /// The end of a group's log.
-    Fence(GroupId, u64),
+    /// At a position of the log.
+    Log(Held),
     /// Of a chunk or a patch.
     Rows,
     Heartbeat(Heartbeat),
@@ -435,10 +551,14 @@ fn check(
         }
         ObjectName::Manifest { group, index } => Manifest::open(object, lineage, keys, group, index, bytes)
             .map(|(manifest, seal)| Contents::Manifest(Box::new(manifest), seal)),
-        ObjectName::Segment { group, first, .. } => match Segment::open(object, lineage, keys, group, first, bytes) {
-            Err(ArchiveError::Fenced { .. }) => Ok(Contents::Fence(group, first)),
-            opened => opened.map(Contents::Segment),
-        },
+        ObjectName::Segment { group, first, repair, .. } => {
+            let held = match Segment::open(object, lineage, keys, group, first, repair, bytes) {
+                Err(ArchiveError::Fenced { .. }) => Held::Fence,
+                Err(ArchiveError::NotShipped { gap, .. }) => Held::Gap(*gap),
+                opened => Held::Segment(opened?),
+            };
+            Ok(Contents::Log(held))
+        }
         ObjectName::Heartbeat { group, at_ms } => {
             Heartbeat::open(object, lineage, keys, group, at_ms, bytes).map(Contents::Heartbeat)
         }

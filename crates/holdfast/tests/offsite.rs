@@ -53,6 +53,13 @@ async fn depose(cluster: &mut Cluster) {
     cluster.wait_converged().await;
 }
 
+fn flip_middle(file: &Path) {
+    let mut bytes = std::fs::read(file).expect("reads");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, bytes).expect("written");
+}
+
 fn newest_segment(offsite: &Path) -> PathBuf {
     Part::Segment.files(offsite).expect("lists").pop().expect("a segment")
 }
@@ -113,23 +120,28 @@ async fn a_damaged_archive_is_told_whole_and_its_end_is_shipped_again() {
     let leader = cluster.leader().await;
     cluster.signal(leader, libc::SIGSTOP);
     let newest = newest_segment(&offsite);
-    let mut bytes = std::fs::read(&newest).expect("reads");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&newest, bytes).expect("damaged");
+    flip_middle(&newest);
     cluster.kill(leader);
     cluster.leader().await;
     cluster.restart(leader);
     let name = newest.file_name().expect("a name").to_string_lossy().into_owned();
-    wait_complaint(&cluster, &[&name, "is damaged", "move it away"]).await;
+    wait_offsite(&cluster, index).await;
+    wait_for("a repair of the newest", async || newest.with_file_name(format!("{name}.r1")).exists()).await;
+    wait_offsite(&cluster, write(&cluster, "third").await).await;
+    let (code, report, stderr) = holdfast_json(&["backup", "verify", "--from", &from, "--level", "1"]);
+    assert_eq!((code, &report["bad"]), (0, &serde_json::json!([])), "{report}{stderr}");
+    let [repaired] = &report["repaired"].as_array().expect("a list")[..] else { panic!("one: {report}") };
+    assert!(repaired.as_str().is_some_and(|object| object.ends_with(&name)), "it is damaged all the same: {report}");
+    let (code, plan, stderr) = holdfast_json(&["restore", "plan", "--from", &from]);
+    assert!(code == 0 && plan["last_index"].as_u64() > Some(index), "{plan}{stderr}");
+    // Both are damaged: it is named, and what lies before it is offered.
+    let repair = newest.with_file_name(format!("{name}.r1"));
+    flip_middle(&repair);
     let (code, report, _) = holdfast(&["backup", "verify", "--from", &from, "--output", "json"]);
     assert!(code == 9 && report.contains(&name), "{report}");
     let (code, report, _) = holdfast(&["backup", "verify", "--from", &from, "--level", "0"]);
     assert_eq!(code, 0, "level 0 reads no segment: {report}");
-    std::fs::remove_file(&newest).expect("moved away");
-    wait_offsite(&cluster, index).await;
-    let (code, report, stderr) = holdfast(&["backup", "verify", "--from", &from, "--level", "1"]);
-    assert_eq!(code, 0, "{report}{stderr}");
+    flip_middle(&repair);
     cluster.stop();
 
     // What cannot be read is named, and the rest is listed.

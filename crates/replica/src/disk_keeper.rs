@@ -182,9 +182,7 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
         }
     }
     let status = replica.status();
-    let options = replica.options();
-    let upto =
-        purge_target(status.snapshot_index, status.applied_index, 0, &replica.sys(), &options.required_destinations);
+    let upto = purge_target(replica, 0, true);
     // Followers that are there are not sent a snapshot for what the log still has.
     let heard = |id: &u64| status.silence.get(id).is_some_and(|silence| *silence < SILENCE_MAX);
     let followers = status.matched.iter().filter(|(id, _)| heard(id)).map(|(_, matched)| *matched).min();

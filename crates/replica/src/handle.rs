@@ -86,6 +86,8 @@ pub(crate) struct Core {
     drained: AtomicBool,
     /// The group has gone on without this node.
     removed: AtomicBool,
+    /// Bytes of the log that a required destination does not hold.
+    pub(crate) outbox_bytes: AtomicU64,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -140,7 +142,7 @@ impl Core {
 /// Handle of one replica; cheap to clone.
 #[derive(Clone)]
 pub struct Replica {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     indexer: Arc<ReadIndexer>,
 }
 
@@ -235,6 +237,7 @@ impl Replica {
             displaced: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            outbox_bytes: AtomicU64::new(0),
             options,
             hooks,
         });

@@ -1,19 +1,20 @@
 //! Housekeeping of a replica: checkpoints, purging, expiry, opening a restored history, recovery, fatal errors.
 //!
-//! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds, what
-//! followers within keep_entries need, what a follower needs that takes a snapshot)`; on a disk that is nearly full
+//! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds unless that
+//! risk is accepted (see `outbox`), what followers within keep_entries need, what a follower needs that takes a snapshot)`; on a disk that is nearly full
 //! `keep_entries` counts for nothing (see `disk_keeper`). Of a history that forked from its archive nothing is purged: the
 //! log is what tells the two apart.
 
 use std::time::Duration;
 
 use holdfast_model::command::Command;
-use holdfast_model::state::{StateRead, Sys};
+use holdfast_model::state::StateRead;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::disk_keeper::DiskKeeper;
 use crate::handle::Replica;
+use crate::outbox::released;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Without a word from a leader for so long, a node asks whether it was taken out.
@@ -51,6 +52,7 @@ pub(crate) fn start(replica: &Replica) {
             announce(&replica, &mut announcing, &mut last_announce);
             open_history(&replica).await;
             set_policy(&replica).await;
+            replica.measure_outbox();
             checkpoint_and_purge(&replica).await;
             disk.tick(&replica);
             expire(&replica).await;
@@ -200,13 +202,7 @@ async fn checkpoint_and_purge(replica: &Replica) {
     {
         tracing::warn!(event = "snapshot.failed", %error, "no checkpoint was taken");
     }
-    let upto = purge_target(
-        status.snapshot_index,
-        status.applied_index,
-        options.keep_entries,
-        &replica.sys(),
-        &options.required_destinations,
-    );
+    let upto = purge_target(replica, options.keep_entries, false);
     let window = status.applied_index.saturating_sub(options.keep_entries);
     let floor = replica.peers().transfers.floor(&status.matched, window).unwrap_or(u64::MAX);
     let upto = upto.map(|upto| upto.min(floor));
@@ -217,13 +213,18 @@ async fn checkpoint_and_purge(replica: &Replica) {
     }
 }
 
-/// Highest index that may be purged.
-pub(crate) fn purge_target(snapshot: u64, applied: u64, keep: u64, sys: &Sys, required: &[String]) -> Option<u64> {
+/// Highest index that may be purged, if so many applied entries are kept. `frugal` = the disk is nearly full.
+pub(crate) fn purge_target(replica: &Replica, keep: u64, frugal: bool) -> Option<u64> {
+    let sys = replica.sys();
     if sys.lineage_fork.is_some() {
         return None;
     }
-    let offsite =
-        required.iter().map(|name| sys.offsite.get(name).map_or(0, |fact| fact.index)).min().unwrap_or(u64::MAX);
+    let status = replica.status();
+    let offsite = released(&replica.options().outbox, &sys, replica.log(), frugal);
+    lowest(status.snapshot_index, status.applied_index, keep, offsite)
+}
+
+fn lowest(snapshot: u64, applied: u64, keep: u64, offsite: u64) -> Option<u64> {
     let target = snapshot.min(applied.saturating_sub(keep)).min(offsite);
     (target > 0).then_some(target)
 }
@@ -258,44 +259,13 @@ async fn expire(replica: &Replica) {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_model::command::{LineageFork, OffsiteFact};
-    use holdfast_model::id::{Incarnation, Millis, NodeId};
-
     use super::*;
-
-    fn sys(facts: &[(&str, u64)]) -> Sys {
-        let offsite = facts
-            .iter()
-            .map(|(name, index)| {
-                let fact = OffsiteFact {
-                    destination: (*name).into(),
-                    index: *index,
-                    chain: [0; 32],
-                    verifier: NodeId(1),
-                    at: Millis(0),
-                };
-                ((*name).into(), fact)
-            })
-            .collect();
-        Sys { offsite, ..Sys::default() }
-    }
 
     #[test]
     fn the_log_is_kept_for_checkpoint_followers_and_destinations() {
-        let required = ["vault".to_owned()];
-        assert_eq!(purge_target(100, 150, 10, &sys(&[]), &[]), Some(100), "not beyond the checkpoint");
-        assert_eq!(purge_target(100, 105, 10, &sys(&[]), &[]), Some(95), "not what followers need");
-        assert_eq!(purge_target(100, 150, 10, &sys(&[("vault", 40)]), &required), Some(40), "not what is not offsite");
-        assert_eq!(purge_target(100, 150, 10, &sys(&[]), &required), None, "nothing is offsite yet");
-        let fork = LineageFork {
-            incarnation: Incarnation(1),
-            destination: "vault".into(),
-            index: 41,
-            evidence: String::new(),
-            verifier: NodeId(1),
-            since: Millis(0),
-        };
-        let forked = Sys { lineage_fork: Some(fork.into()), ..sys(&[("vault", 40)]) };
-        assert_eq!(purge_target(100, 150, 10, &forked, &required), None, "not what tells two histories apart");
+        assert_eq!(lowest(100, 150, 10, u64::MAX), Some(100), "not beyond the checkpoint");
+        assert_eq!(lowest(100, 105, 10, u64::MAX), Some(95), "not what followers need");
+        assert_eq!(lowest(100, 150, 10, 40), Some(40), "not what is not offsite");
+        assert_eq!(lowest(100, 150, 10, 0), None, "nothing is offsite yet");
     }
 }

@@ -8,6 +8,7 @@ use holdfast_wire::internal::v1 as pb;
 use openraft::{Config, SnapshotPolicy};
 
 use crate::integrity::IntegrityOptions;
+use crate::outbox::OutboxOptions;
 use crate::types::Member;
 
 /// How to run a replica. Times in milliseconds.
@@ -34,8 +35,8 @@ pub struct Options {
     pub inflight_bytes_max: usize,
     /// Memory for recent entries.
     pub log_cache_bytes_max: usize,
-    /// Destinations that must hold an entry before the log forgets it.
-    pub required_destinations: Vec<String>,
+    /// How much of the log is kept for destinations.
+    pub outbox: OutboxOptions,
     /// Lifetimes and quotas that the group is to have while this node leads.
     pub policy: Policy,
     /// How the state is watched.

@@ -48,6 +48,9 @@ pub enum ProposeError {
     /// Refused before proposing: disks are nearly full; the evidence.
     #[error("{0}; nothing was proposed")]
     DiskFull(String),
+    /// Refused before proposing: too much of the log is not offsite; the evidence.
+    #[error("{0}; nothing was proposed")]
+    OutboxFull(String),
     /// Proposed; whether it took or takes effect is not known.
     #[error("the outcome is unknown")]
     Unknown {
@@ -83,7 +86,8 @@ impl Replica {
     /// Proposes `command` and waits for its outcome until `deadline`.
     ///
     /// # Errors
-    /// See [`ProposeError`]; only `NoLeader`, `Overloaded` and `DiskFull` mean that nothing was proposed.
+    /// See [`ProposeError`]; only `NoLeader`, `Overloaded`, `DiskFull` and `OutboxFull` mean that nothing was
+    /// proposed.
     pub async fn propose(
         &self,
         command: Command,
@@ -147,11 +151,18 @@ impl Replica {
             let metrics = self.raft().metrics();
             let metrics = metrics.borrow_watched();
             let configs = metrics.membership_config.membership().get_joint_config();
-            self.peers().rooms.judge(self.node_id(), configs, weight_of(&proposal.command), bytes.0.len())
+            let weight = weight_of(&proposal.command);
+            match self.outbox_refuses(weight) {
+                Some(evidence) => Some(ProposeError::OutboxFull(evidence)),
+                None => match self.peers().rooms.judge(self.node_id(), configs, weight, bytes.0.len()) {
+                    Verdict::Refuse(evidence) => Some(ProposeError::DiskFull(evidence)),
+                    Verdict::Take => None,
+                },
+            }
         };
-        if let Verdict::Refuse(evidence) = judged {
+        if let Some(refused) = judged {
             let remembered = self.remembered(&stamped, deadline).await;
-            return remembered.map(Local::Applied).ok_or(ProposeError::DiskFull(evidence));
+            return remembered.map(Local::Applied).ok_or(refused);
         }
         let (responder, answer) = OneshotResponder::<TypeConfig, _>::new_pair();
         if self.raft().client_write_ff(bytes, Some(responder)).await.is_err() {
@@ -216,6 +227,7 @@ impl Replica {
                 Err(Overloaded { retry_after: Duration::from_millis(ms.into()) }.into())
             }
             Some(pb::forward_response::Result::DiskFull(evidence)) => Err(ProposeError::DiskFull(evidence)),
+            Some(pb::forward_response::Result::OutboxFull(evidence)) => Err(ProposeError::OutboxFull(evidence)),
             Some(pb::forward_response::Result::Unknown(_)) | None => Err(ProposeError::Unknown { deadline: false }),
         }
     }

@@ -230,6 +230,13 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
         let index = shared.shipper.reach(&destination.name).durable;
         lag.value(&format!("dest=\"{}\"", label_value(&destination.name)), applied.saturating_sub(index));
     }
+    let outbox = shared.replica.outbox();
+    for (name, help, value) in [
+        ("holdfast_outbox_bytes", "Bytes of the log that a required destination does not hold.", outbox.bytes),
+        ("holdfast_outbox_bytes_max", "So many of them may wait (ship.outbox_bytes).", outbox.bytes_max),
+    ] {
+        Family::new(out, name, "gauge", help).value("", value);
+    }
 }
 
 /// What the survey says, on the leader alone: no other node knows enough.

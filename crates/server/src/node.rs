@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_archive::{ArchiveError, Keyring, ReadLimit, marker};
 use holdfast_model::id::GroupId;
 use holdfast_model::limits::MESSAGE_BYTES_MAX;
-use holdfast_replica::{Hooks, IntegrityOptions, Member, Options, Replica, StartError};
+use holdfast_replica::{Hooks, IntegrityOptions, Member, Options, OutboxOptions, Replica, StartError};
 use holdfast_store::{DataDir, StoreError};
 use holdfast_wire::PUBLIC_DESCRIPTOR;
 use holdfast_wire::v1::admin_service_server::AdminServiceServer;
@@ -182,7 +182,11 @@ pub fn run(config: Config) -> Result<(), RunError> {
         inflight_bytes_max: usize::try_from(config.inflight_bytes_max).unwrap_or(usize::MAX),
         log_cache_bytes_max: LOG_CACHE_BYTES_MAX,
         policy: config.policy,
-        required_destinations: config.offsite.iter().filter(|one| one.required).map(|one| one.name.clone()).collect(),
+        outbox: OutboxOptions {
+            required: config.offsite.iter().filter(|one| one.required).map(|one| one.name.clone()).collect(),
+            bytes_max: config.ship_outbox_bytes,
+            past: config.ship_past_outbox,
+        },
         integrity: IntegrityOptions {
             interval: Duration::from_millis(config.integrity_interval_ms),
             scrub_bytes_per_second: config.scrub_bytes_per_second,

@@ -12,9 +12,11 @@ mod flush;
 mod frame;
 mod open;
 mod rows;
+mod sizes;
 mod tail;
 mod types;
 mod wal;
+mod walk;
 
 use std::io;
 use std::path::PathBuf;
@@ -245,6 +247,16 @@ impl LogStore {
     /// Bytes that flushes of the database have yet to write; what the WAL holds of them goes only after that.
     pub fn unflushed_bytes(&self) -> u64 {
         self.shared().db.memtable_bytes()
+    }
+
+    /// Bytes of the entries behind `index`; up to a quarter of a MiB more than there are, never read from disk.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.shared().tail.read(|tail| tail.sizes().after(index))
+    }
+
+    /// An entry behind which no more than `bytes` lie, as low as it is known without reading.
+    pub fn index_leaving(&self, bytes: u64) -> Option<u64> {
+        self.shared().tail.read(|tail| tail.sizes().leaving(bytes))
     }
 
     /// While `on`, the database rewrites its tables only in [`LogStore::reclaim`].

@@ -30,6 +30,8 @@ pub enum CheckId {
     Diverged,
     /// A node's disk is nearly full.
     DiskLow,
+    /// Too much of the log waits for a required destination.
+    OutboxFull,
     /// Large payloads that a restore holds back are not there yet.
     Restoring,
     /// A label that others carry is missing.
@@ -50,6 +52,7 @@ impl CheckId {
             Self::ReplicaLag => "REPLICA_LAG",
             Self::Diverged => "DIVERGED",
             Self::DiskLow => "DISK_LOW",
+            Self::OutboxFull => "OUTBOX_FULL",
             Self::Restoring => "RESTORING",
             Self::LabelMissing => "LABEL_MISSING",
         }

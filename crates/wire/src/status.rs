@@ -56,6 +56,8 @@ pub enum Refusal {
     Overloaded(Duration),
     /// Disks have no room for more data, deletes still work; or for nothing at all: the evidence says which.
     DiskFull(String),
+    /// A required offsite destination is too far behind: nothing is taken until it holds more of the log.
+    OutboxFull(String),
     /// The caller took a part of its answer too slowly.
     TooSlow,
     /// The stream watches as many users as one may.
@@ -162,6 +164,15 @@ impl Refusal {
                 "DISK_FULL",
                 format!(
                     "nearly full: {evidence}; nothing was proposed; make room or grow the disk, it clears by itself"
+                ),
+                Some(Duration::from_secs(5)),
+            ),
+            Self::OutboxFull(evidence) => (
+                Code::ResourceExhausted,
+                "OUTBOX_FULL",
+                format!(
+                    "read-only until offsite copies have caught up: {evidence}; nothing was proposed; see the \
+                     destination's last error in `holdfast cluster status`, it clears by itself"
                 ),
                 Some(Duration::from_secs(5)),
             ),
@@ -451,6 +462,7 @@ mod tests {
             (Refusal::OutcomeUnknown { deadline: false }, Code::Unavailable, "OUTCOME_UNKNOWN", Some(100)),
             (Refusal::Overloaded(Duration::from_millis(20)), Code::ResourceExhausted, "OVERLOADED", Some(20)),
             (Refusal::DiskFull("e".into()), Code::ResourceExhausted, "DISK_FULL", Some(5000)),
+            (Refusal::OutboxFull("e".into()), Code::ResourceExhausted, "OUTBOX_FULL", Some(5000)),
             (Refusal::Unsupported("undelete"), Code::Unimplemented, "UNSUPPORTED", None),
             (Refusal::NoSuchMethod, Code::Unimplemented, "UNSUPPORTED", None),
             (Refusal::NotFound("it".into()), Code::NotFound, "NOT_FOUND", None),

@@ -2,7 +2,8 @@ use super::http_fake::{Fault, SECRET, at, fake, fake_within};
 use super::tests::{an_object_comes_once, lists_are_whole};
 use super::*;
 use crate::fixture::{GROUP, History, run};
-use crate::ship::{SegmentShipper, ShipOutcome, read_segment};
+use crate::log::read_segment;
+use crate::ship::{SegmentShipper, ShipOutcome};
 
 fn bytes(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())

@@ -107,7 +107,7 @@ fn an_end_that_is_gone_is_missed() {
     let (folder, history) = archive(&[NOW_MS + 3_600_000]);
     let (destination, id) = (folder.destination(), history.facts.id);
     assert!(run(verify(&destination, &id, Level::Bytes)).expect("looks").is_good());
-    let segments = run(crate::ship::list_segments(&destination, &id, GROUP)).expect("lists");
+    let segments = run(crate::log::list_segments(&destination, &id, GROUP)).expect("lists");
     let gone = segments.last().expect("a segment");
     std::fs::remove_file(folder.file(&gone.object)).expect("removes");
     let error = run(plan(&destination, GROUP, Choose::default())).expect_err("its end is gone");

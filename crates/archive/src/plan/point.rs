@@ -10,9 +10,9 @@ use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::LineageId;
 use crate::lineage::LineageFacts;
+use crate::log::{list_segments, read_listed, read_segment};
 use crate::recover::lineage_of_genesis;
 use crate::segment::stamp_of_entry;
-use crate::ship::{list_segments, read_segment};
 use crate::snapshot::{list_snapshots, read_manifest};
 
 const READS_MAX: usize = 4;
@@ -77,13 +77,15 @@ async fn last_before(
     segments.drain(..segments.partition_point(|found| found.first <= from).saturating_sub(1));
     // What opens the history may have no stamp, and then belongs to the first entry that has one.
     let mut stamped = end.is_some();
-    let reads = segments.iter().map(|found| read_segment(destination, &facts.id, group, found.first));
+    let reads = segments.iter().map(|found| read_listed(destination, &facts.id, group, found));
     let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
     loop {
         let segment = match reads.try_next().await {
             Ok(Some(segment)) => segment,
             // The log was ended here by a recovery.
             Ok(None) | Err(ArchiveError::Fenced { .. }) => break,
+            // The snapshot stands in for it.
+            Err(ArchiveError::NotShipped { gap, .. }) if gap.last.index < from => continue,
             Err(error) => return Err(error),
         };
         for entry in segment.entries().iter().filter(|entry| entry.position.index >= from) {

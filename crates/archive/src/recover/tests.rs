@@ -172,7 +172,7 @@ fn a_fence_in_a_wrong_place_is_named() {
         // Under another name its bytes are no fence of that place.
         let copied = crate::ObjectName::segment(GROUP, history.last().index + 9).path(&history.facts.id);
         std::fs::copy(folder.file(&object), folder.file(&copied)).expect("copies");
-        let read = crate::ship::read_segment(&destination, &history.facts.id, GROUP, history.last().index + 9).await;
+        let read = crate::log::read_segment(&destination, &history.facts.id, GROUP, history.last().index + 9).await;
         assert!(matches!(&read, Err(ArchiveError::Corrupt { object, .. }) if *object == copied), "{read:?}");
     });
 }

@@ -22,6 +22,7 @@ fn open(segment: &Segment, first: u64) -> Result<Segment, ArchiveError> {
         &Keyring::default(),
         GROUP,
         first,
+        0,
         &segment.seal(&LINEAGE, &Sealing::default()).expect("seals").bytes,
     )
 }
@@ -43,7 +44,7 @@ fn every_flipped_bit_is_found() {
     let history = History::found(7);
     let bytes = segment(&history, 0, 2).seal(&LINEAGE, &Sealing::default()).expect("seals").bytes;
     every_flip_is_found(&bytes, |object, bytes| {
-        Segment::open(object, &LINEAGE, &Keyring::default(), GROUP, 0, bytes).map(drop)
+        Segment::open(object, &LINEAGE, &Keyring::default(), GROUP, 0, 0, bytes).map(drop)
     });
 }
 
@@ -77,8 +78,8 @@ fn a_proposal_that_does_not_decode_is_history_too() {
 fn another_place_is_refused() {
     let history = history();
     let bytes = segment(&history, 3, 8).seal(&LINEAGE, &Sealing::default()).expect("seals").bytes;
-    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 4, &bytes).is_err());
-    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GroupId(1), 3, &bytes).is_err());
+    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 4, 0, &bytes).is_err());
+    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GroupId(1), 3, 0, &bytes).is_err());
 }
 
 #[test]
@@ -159,7 +160,7 @@ proptest! {
         let good = segment(&history, 0, 2);
         let header = pb::ArchiveSegmentHeader { chain_before: vec![0; 32].into(), ..Default::default() };
         let bytes = object::seal("s", &LINEAGE, Kind::Segment(header), &Sealing::open_to_all(Compression::None), &body).expect("seals").bytes;
-        prop_assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 0, &bytes).is_err());
+        prop_assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 0, 0, &bytes).is_err());
         prop_assert!(open(&good, 0).is_ok());
     }
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::destination::tests::{Fault, faulty};
 use crate::fixture::{Folder, GROUP, History, run};
+use crate::log::{list_segments, read_listed};
 
 fn history() -> History {
     let mut history = History::found(5);
@@ -300,5 +301,125 @@ fn two_clusters_cannot_share_an_identity() {
         let error = OpenLineage::find(elsewhere.clone(), &history.facts).await.expect_err("nothing is there");
         assert!(matches!(error, ArchiveError::Missing { .. }), "{error}");
         assert_eq!(elsewhere.list("").await.expect("lists"), [], "and nothing was put there");
+    });
+}
+
+/// One bit of an object at rest, found by everybody who reads it.
+#[test]
+fn a_poisoned_end_is_shipped_again_beside_itself_and_read_from_there() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        ship(&mut a, &history, 0, 5).await.expect("ships");
+        ship(&mut a, &history, 5, 10).await.expect("ships");
+        let object = ObjectName::segment(GROUP, 5).path(&history.facts.id);
+        folder.flip(&object, 4001);
+        let mut b = shipper(&history, &destination).await;
+        let damage = b.tail().await.expect_err("poisoned");
+        assert_eq!(b.tail_before_damage(damage).await.expect("the one before"), Some(tail(&history, 4)));
+        ship(&mut b, &history, 5, 12).await.expect("ships");
+        ship(&mut b, &history, 12, 15).await.expect("ships");
+        let repair = ObjectName::Segment { group: GROUP, level: 0, first: 5, repair: 1 }.path(&history.facts.id);
+        assert!(folder.file(&repair).is_file() && folder.file(&object).is_file(), "nothing is overwritten");
+
+        let mut c = shipper(&history, &destination).await;
+        assert_eq!(c.tail().await.expect("tail"), Some(tail(&history, 14)));
+        let listed = list_segments(&destination, &history.facts.id, GROUP).await.expect("lists");
+        assert_eq!(
+            listed.iter().map(|found| (found.first, found.repairs)).collect::<Vec<_>>(),
+            [(0, 0), (5, 1), (12, 0)]
+        );
+        let read = read_listed(&destination, &history.facts.id, GROUP, &listed[1]).await.expect("reads");
+        assert_eq!(read.last().index, 11);
+        let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
+        let report = report.expect("looks");
+        assert_eq!((report.bad, report.repaired), (Vec::new(), vec![object.clone()]));
+        let plan = crate::plan(&destination, GROUP, crate::Choose::default()).await.expect("plans");
+        assert_eq!(plan.last.index, 14);
+
+        // A damaged repair repairs nothing; the next one does.
+        folder.flip(&repair, 4001);
+        let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
+        let bad: Vec<String> = report.expect("looks").bad.into_iter().map(|(object, _)| object).collect();
+        assert_eq!(bad, [object.clone(), repair.clone()]);
+        std::fs::remove_file(folder.file(&ObjectName::segment(GROUP, 12).path(&history.facts.id))).expect("removed");
+        let mut d = shipper(&history, &destination).await;
+        let damage = d.tail().await.expect_err("poisoned");
+        d.tail_before_damage(damage).await.expect("the one before");
+        ship(&mut d, &history, 5, 15).await.expect("ships");
+        let second = ObjectName::Segment { group: GROUP, level: 0, first: 5, repair: 2 }.path(&history.facts.id);
+        assert!(folder.file(&second).is_file());
+        // The bytes of the first come back: who reads it, reads on behind what it holds.
+        folder.flip(&object, 4001);
+        let plan = crate::plan(&destination, GROUP, crate::Choose::default()).await.expect("plans");
+        assert_eq!(plan.last.index, 14);
+        let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
+        assert_eq!(report.expect("looks").bad.len(), 1, "the damaged repair");
+    });
+}
+
+/// Damage in the middle of the log is nothing that a shipper mends: who has those entries, nobody knows.
+#[test]
+fn only_the_end_of_the_log_is_repaired() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        for from in [0, 5, 10] {
+            ship(&mut a, &history, from, from + 5).await.expect("ships");
+        }
+        folder.flip(&ObjectName::segment(GROUP, 5).path(&history.facts.id), 4001);
+        let mut b = shipper(&history, &destination).await;
+        assert_eq!(b.tail().await.expect("tail"), Some(tail(&history, 14)));
+        folder.flip(&ObjectName::segment(GROUP, 10).path(&history.facts.id), 4001);
+        let damage = b.tail().await.expect_err("poisoned");
+        let error = b.tail_before_damage(damage).await.expect_err("the one before is, too");
+        assert!(matches!(error, ArchiveError::Corrupt { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_gap_has_one_winner_and_is_followed_like_a_segment() {
+    let (folder, history) = (Folder::new(), history());
+    let gap = |first: u64, last: u64| Gap {
+        group: GROUP,
+        first,
+        chain_before: history.chain_before(first),
+        last: history.range(last, last + 1)[0].position,
+        chain_after: history.chain_before(last + 1),
+    };
+    run(async {
+        let destination = folder.destination();
+        let (mut a, mut b) = (shipper(&history, &destination).await, shipper(&history, &destination).await);
+        ship(&mut a, &history, 0, 5).await.expect("ships");
+        assert_eq!(b.tail().await.expect("tail"), Some(tail(&history, 4)));
+        assert!(a.leave_out(gap(6, 9)).await.is_err(), "it leaves out an entry that nobody speaks of");
+        let other = Gap { chain_before: [1; 32], ..gap(5, 9) };
+        is_fork(a.leave_out(other).await, 5);
+        let won = a.leave_out(gap(5, 9)).await.expect("left out");
+        assert_eq!((won.tail(), matches!(won, ShipOutcome::Created { .. })), (tail(&history, 9), true));
+        // Who has the entries and comes second goes on behind the gap.
+        let second = ship(&mut b, &history, 5, 12).await.expect("ships");
+        assert_eq!((second.tail(), matches!(second, ShipOutcome::Adopted { .. })), (tail(&history, 9), true));
+        ship(&mut b, &history, 10, 15).await.expect("ships");
+        // And who comes second with a gap, behind the segment.
+        let second = a.leave_out(gap(10, 11)).await.expect("left out");
+        assert_eq!(second.tail(), tail(&history, 14));
+        assert_eq!(shipper(&history, &destination).await.tail().await.expect("tail"), Some(tail(&history, 14)));
+        // Nothing stands in for it here.
+        let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
+        let report = report.expect("looks");
+        let object = ObjectName::segment(GROUP, 5).path(&history.facts.id);
+        assert_eq!(report.bad.iter().map(|(object, _)| object).collect::<Vec<_>>(), [&object]);
+        assert_eq!(report.gaps, [gap(5, 9)]);
+        let offer = crate::offer(&destination, GROUP, crate::Choose::default(), &|_, _, _| {})
+            .await
+            .expect("something is left");
+        assert_eq!((offer.plan.last.index, offer.is_whole), (4, false), "up to the gap");
+        // One bit of it.
+        folder.flip(&object, 1);
+        let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
+        assert!(report.expect("looks").bad.iter().any(|(named, _)| *named == object));
     });
 }

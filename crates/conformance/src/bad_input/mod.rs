@@ -30,6 +30,7 @@ const RETRYABLE: &[&str] = &[
     "OVERLOADED",
     "RATE_LIMITED",
     "DISK_FULL",
+    "OUTBOX_FULL",
     "DEADLINE_TOO_SHORT",
 ];
 

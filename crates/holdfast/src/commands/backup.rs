@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
-use holdfast_archive::ship::{ListedSegment, list_log, read_segment};
+use holdfast_archive::log::{ListedSegment, list_log, read_segment};
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::Level;
 use holdfast_archive::{
@@ -369,9 +369,14 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let destination = args.from.open()?;
     let report = verify_all(&destination, args.level()).await?;
     let bad: Vec<BadObject> = report.bad.iter().map(BadObject::from).collect();
+    let gaps = report.gaps.iter().map(|(lineage, gap)| {
+        serde_json::json!({
+            "lineage": lineage.to_string(), "first_index": gap.first, "last_index": gap.last.index,
+        })
+    });
     let value = serde_json::json!({
         "v": 1, "from": args.from.from, "lineages": report.lineages, "objects": report.objects, "bytes": report.bytes,
-        "locked": report.locked, "bad": bad,
+        "locked": report.locked, "bad": bad, "gaps": gaps.collect::<Vec<_>>(), "repaired": report.repaired,
     });
     output::answer(format, &value, || {
         let (objects, bytes) = (report.objects, output::bytes(report.bytes));
@@ -383,7 +388,13 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
             ),
         };
         let faults = bad.iter().map(|bad| format!("{}: {}\n", bad.object, bad.reason));
-        faults.collect::<String>() + &looked + &locked
+        let repaired =
+            report.repaired.iter().map(|object| format!("{object}: damaged; its repair beside it is good\n"));
+        let gaps = report.gaps.iter().map(|(lineage, gap)| {
+            let (first, last) = (gap.first, gap.last.index);
+            format!("{lineage}: entries {first} to {last} were never shipped here; the snapshot at {last} stands in for them\n")
+        });
+        faults.chain(repaired).chain(gaps).collect::<String>() + &looked + &locked
     })?;
     Ok(match (report.lineages, bad.is_empty()) {
         (0, _) => Exit::NotFound,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use holdfast_archive::ship::list_log;
+use holdfast_archive::log::list_log;
 use holdfast_archive::{
     ArchiveError, Choose, Destination, DestinationConfig, Fence, FoundLineages, Joint, Keyring, LineageFacts,
     LineageId, OpenLineage, Sealing, SegmentShipper, SnapshotOptions, Survivor, find_lineages, list_snapshots,

@@ -356,6 +356,7 @@ impl PeerService for Service {
                         Answer::OverloadedRetryMs(overloaded.retry_after.as_millis() as u32)
                     }
                     Err(ProposeError::DiskFull(evidence)) => Answer::DiskFull(evidence),
+                    Err(ProposeError::OutboxFull(evidence)) => Answer::OutboxFull(evidence),
                     Err(ProposeError::Unknown { .. }) => Answer::Unknown(pb::Empty {}),
                 }
             }
@@ -371,6 +372,15 @@ impl PeerService for Service {
         self.check_group(request.into_inner().group_id)?;
         let index = self.replica.shared_index_here().await;
         Ok(Response::new(pb::ReadIndexResponse { leading: index.is_some(), index: index.unwrap_or(0) }))
+    }
+
+    async fn read_log(&self, request: Request<pb::ReadLogRequest>) -> Result<Response<pb::ReadLogResponse>, Status> {
+        self.check(&request)?;
+        let message = request.into_inner();
+        self.check_group(message.group_id)?;
+        let replica = self.replica.clone();
+        let read = tokio::task::spawn_blocking(move || replica.read_log_for_peer(&message)).await;
+        read.map_err(fatal)?.map(Response::new).map_err(fatal)
     }
 
     async fn announce(&self, request: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceResponse>, Status> {

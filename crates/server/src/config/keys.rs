@@ -42,6 +42,14 @@ pub const KEYS: &[(&str, &str)] = &[
         "ship.heartbeat_ms",
         "silence after which a destination is told that it holds everything, 100 to 3600000 ms (default 60000)",
     ),
+    (
+        "ship.outbox_bytes",
+        "bytes of committed entries that may wait in the log for a required destination (default 8589934592)",
+    ),
+    (
+        "ship.past_outbox",
+        "beyond that: read-only refuses writes, accept-risk forgets entries that are not offsite (default read-only)",
+    ),
     ("ship.key_file", "secret that encrypts what is shipped, as `backup keys new` makes it; the same on all nodes"),
     ("ship.compression", "zstd, or none: how what is shipped is packed before it is encrypted (default zstd)"),
     ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),

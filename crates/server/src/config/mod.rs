@@ -14,6 +14,7 @@ use holdfast_archive::segment::PLAIN_BYTES_MAX;
 use holdfast_archive::{Compression, DestinationConfig};
 use holdfast_model::command::Policy;
 use holdfast_model::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
+use holdfast_replica::PastBudget;
 
 pub use self::keys::KEYS;
 pub use self::offsite::Offsite;
@@ -74,6 +75,10 @@ pub struct Config {
     pub ship_snapshot_bytes_per_second: u64,
     /// A leader that has put nothing for so long vouches that there was nothing to put.
     pub ship_heartbeat_ms: u64,
+    /// Bytes of committed entries that may wait for a required destination.
+    pub ship_outbox_bytes: u64,
+    /// What happens beyond that.
+    pub ship_past_outbox: PastBudget,
     /// Secret that encrypts what is shipped; `None` = this node cannot encrypt.
     pub ship_key_file: Option<PathBuf>,
     /// How what is shipped is packed.
@@ -282,6 +287,14 @@ impl Values {
             ship_segment_bytes: self.number("ship.segment_bytes", 4 << 20, 4096..=PLAIN_BYTES_MAX as u64)?,
             ship_snapshot_bytes_per_second: self.number("ship.snapshot_bytes_per_second", 64 << 20, 0..=u64::MAX)?,
             ship_heartbeat_ms: self.number("ship.heartbeat_ms", 60_000, 100..=60 * 60 * 1000)?,
+            ship_outbox_bytes: self.number("ship.outbox_bytes", 8 << 30, 1 << 20..=1 << 50)?,
+            ship_past_outbox: match self.text("ship.past_outbox", "read-only").as_str() {
+                "read-only" => PastBudget::ReadOnly,
+                "accept-risk" => PastBudget::AcceptRisk,
+                other => {
+                    return Err(wrong("ship.past_outbox", format!("{other:?} is neither read-only nor accept-risk")));
+                }
+            },
             ship_key_file: self.scalars.get("ship.key_file").map(PathBuf::from),
             ship_compression: match self.text("ship.compression", "zstd").as_str() {
                 "zstd" => Compression::Zstd,

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::status::hex;
-use crate::grpc::{Shared, storage};
+use crate::grpc::{Shared, storage, unproposed};
 use crate::operations::Job;
 
 /// How long founding may take: an election and one entry.
@@ -152,7 +152,9 @@ impl Admin {
                     self.set_policy(deadline).await;
                 }
                 Err(ProposeError::Overloaded(error)) => return Err(Refusal::Overloaded(error.retry_after)),
-                Err(ProposeError::DiskFull(evidence)) => return Err(Refusal::DiskFull(evidence)),
+                Err(error @ (ProposeError::DiskFull(_) | ProposeError::OutboxFull(_))) => {
+                    return Err(unproposed(error));
+                }
                 Err(ProposeError::NoLeader | ProposeError::Unknown { .. }) => sleep(Duration::from_millis(50)).await,
             }
         }

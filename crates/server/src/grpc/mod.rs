@@ -125,6 +125,7 @@ pub fn unproposed(error: ProposeError) -> Refusal {
         ProposeError::NoLeader => Refusal::NoLeader,
         ProposeError::Overloaded(Overloaded { retry_after }) => Refusal::Overloaded(retry_after),
         ProposeError::DiskFull(evidence) => Refusal::DiskFull(evidence),
+        ProposeError::OutboxFull(evidence) => Refusal::OutboxFull(evidence),
         ProposeError::Unknown { deadline } => Refusal::OutcomeUnknown { deadline },
     }
 }
@@ -190,8 +191,10 @@ impl Shared {
         deadline: Instant,
     ) -> Result<Applied, Refusal> {
         let proposed = self.replica.propose(command, admitted, deadline).await;
-        if matches!(proposed, Err(ProposeError::DiskFull(_))) {
-            self.metrics.rejected("disk_full");
+        match proposed {
+            Err(ProposeError::DiskFull(_)) => self.metrics.rejected("disk_full"),
+            Err(ProposeError::OutboxFull(_)) => self.metrics.rejected("outbox_full"),
+            Ok(_) | Err(_) => {}
         }
         let applied = proposed.map_err(unproposed)?;
         self.answered.fetch_max(applied.index, Ordering::AcqRel);

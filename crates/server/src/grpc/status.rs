@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use holdfast_model::command::LineageFork;
 use holdfast_model::state::Sys;
-use holdfast_replica::{DiskLevel, Member};
+use holdfast_replica::{DiskLevel, Member, PastBudget};
 use holdfast_store::Space;
 use holdfast_survey::CheckId;
 use holdfast_wire::reply;
@@ -141,6 +141,24 @@ impl Shared {
                 severity,
                 format!("{} MiB are left on the disk of {}{what}", space.free >> 20, self.config.data_dir.display()),
                 "make room or grow the disk: writes are refused before it is full, and taken again once there is room",
+            );
+        }
+        let outbox = self.replica.outbox();
+        if self.replica.is_leader() && outbox.bytes > outbox.bytes_max / 2 {
+            let (severity, what) = match (outbox.is_full(), outbox.past) {
+                (false, _) => (v1::HealthSeverity::Warning, "no more than that may wait"),
+                (true, PastBudget::ReadOnly) => (v1::HealthSeverity::Error, "writes are refused"),
+                (true, PastBudget::AcceptRisk) => {
+                    (v1::HealthSeverity::Error, "the log forgets entries that are not offsite (ship.past_outbox)")
+                }
+            };
+            let [bytes, bytes_max] = [outbox.bytes, outbox.bytes_max].map(|bytes| bytes >> 10);
+            check(
+                CheckId::OutboxFull.as_str(),
+                severity,
+                format!("{bytes} KiB of the log wait for a required destination, of {bytes_max} KiB: {what}"),
+                "see the destinations' last errors in `holdfast cluster status`; raise ship.outbox_bytes where the disk has \
+                 room, or make a destination that is lost for good required = false",
             );
         }
         if self.replica.is_removed() {

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_archive::{RowIndexes, SnapshotOptions, SnapshotReport, ship_snapshot};
+use holdfast_archive::snapshot::read_manifest;
+use holdfast_archive::{
+    ArchiveError, Gap, OpenLineage, RowIndexes, SegmentShipper, SnapshotOptions, SnapshotReport, list_snapshots,
+    ship_snapshot,
+};
 use holdfast_model::command::{Command, SnapshotBarrier};
 use holdfast_replica::DiskLevel;
 use holdfast_store::StateStore;
@@ -13,6 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shipper;
+use super::course::Course;
 use crate::config::Offsite;
 use crate::operations::Job;
 
@@ -37,20 +42,23 @@ impl Barriers {
         if waiting.is_empty() {
             return;
         }
-        let path = self.dir.join(format!("barrier-{index:020}"));
         let began = Instant::now();
-        let taken = std::fs::create_dir_all(&self.dir)
-            .map_err(|error| error.to_string())
-            .and_then(|()| state.checkpoint(&path).map_err(|error| error.to_string()));
+        // Each its own: whoever is done first removes what it read.
+        let take = |number: usize| {
+            let path = self.dir.join(format!("barrier-{index:020}-{number}"));
+            std::fs::create_dir_all(&self.dir).map_err(|error| error.to_string())?;
+            state.checkpoint(&path).map_err(|error| error.to_string()).map(|_| path)
+        };
+        let taken: Vec<_> = waiting.into_values().enumerate().map(|(number, waiter)| (waiter, take(number))).collect();
         tracing::info!(
             event = "backup.checkpoint",
             index,
             took_ms = began.elapsed().as_millis() as u64,
             "nothing was applied meanwhile"
         );
-        for (_, waiter) in waiting {
+        for (waiter, taken) in taken {
             // A job that gave up waits no more.
-            let _ = waiter.send(taken.as_ref().map(|_| path.clone()).map_err(Clone::clone));
+            let _ = waiter.send(taken);
         }
     }
 
@@ -65,7 +73,8 @@ impl Shipper {
     /// Takes a snapshot at a barrier and ships it to every destination; runs as a job, which ends once the snapshot is at
     /// every destination that is required. Nobody waits for the others, unless there are no more than those.
     pub async fn backup(self: Arc<Self>, job: Job, id: String) {
-        let checkpoint = match self.take_checkpoint(&job, &id).await {
+        job.stage("taking a checkpoint", 0, 0).await;
+        let checkpoint = match self.take_checkpoint(&id).await {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 tracing::warn!(event = "backup.failed", error, "no snapshot was shipped");
@@ -96,14 +105,13 @@ impl Shipper {
         }
     }
 
-    async fn take_checkpoint(&self, job: &Job, id: &str) -> Result<PathBuf, String> {
+    async fn take_checkpoint(&self, id: &str) -> Result<PathBuf, String> {
         if self.destinations.is_empty() {
             return Err("no offsite destination is configured; set [[offsite]] and restart the node".into());
         }
         if let Some(fork) = &self.replica.sys().lineage_fork {
             return Err(format!("nothing is shipped of a history that forked: {}", fork.evidence));
         }
-        job.stage("taking a checkpoint", 0, 0).await;
         // What memory holds goes to disk now, beside what is applied: at the barrier, applying waits for it.
         let state = self.replica.state().clone();
         let flushed = tokio::task::spawn_blocking(move || state.flush()).await;
@@ -117,6 +125,69 @@ impl Shipper {
             .await
             .map_err(|_| "this node did not reach the barrier in time; try again".to_owned())?
             .map_err(|_| "the barrier was lost; try again".to_owned())?
+    }
+
+    /// Goes on at a destination that lacks entries which no node has any more: ships a snapshot there, unless there is one from
+    /// which on this node's log goes on, and says that it stands in for them. Gives the place behind it.
+    pub(super) async fn bridge(
+        &self,
+        destination: &Offsite,
+        lineage: &OpenLineage,
+        shipper: &mut SegmentShipper,
+        course: Course,
+    ) -> Result<Course, ArchiveError> {
+        let begins = self.replica.log().first_index();
+        let group = self.replica.group_id();
+        let there = list_snapshots(shipper.destination(), lineage.id(), group).await?;
+        let known = there.last().map(|found| found.index).filter(|index| index + 1 >= begins);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                tracing::warn!(
+                    event = "offsite.gap",
+                    destination = destination.name,
+                    from = course.next,
+                    log_begins = begins,
+                    "no node has these entries any more; a snapshot is shipped in their place"
+                );
+                self.ship_in_place(destination).await.map_err(|reason| ArchiveError::Refused { reason })?
+            }
+        };
+        let (manifest, _) = read_manifest(shipper.destination(), lineage.id(), group, index).await?;
+        // Before it is said for ever: it is a snapshot of this node's own history.
+        let behind = Course { next: manifest.applied.index + 1, chain: manifest.entry_chain };
+        behind.check(self, &destination.url).await?;
+        let gap = Gap {
+            group,
+            first: course.next,
+            chain_before: course.chain,
+            last: manifest.applied,
+            chain_after: manifest.entry_chain,
+        };
+        let tail = shipper.leave_out(gap).await?.tail();
+        tracing::error!(
+            event = "offsite.gap",
+            destination = destination.name,
+            from = course.next,
+            to = tail.last.index,
+            "there is no way back to a point in between, there"
+        );
+        Ok(Course { next: tail.last.index + 1, chain: tail.chain })
+    }
+
+    /// Takes a snapshot for one destination; gives its index.
+    async fn ship_in_place(&self, destination: &Offsite) -> Result<u64, String> {
+        if let Some(left) = self.replica.sys().restoring.as_ref().map(|restoring| &restoring.left) {
+            let left: Vec<&str> = left.iter().map(|stage| stage.name()).collect();
+            return Err(format!("no snapshot is taken while payloads of {} are being restored", left.join(", ")));
+        }
+        let checkpoint = self.take_checkpoint(&format!("gap-{}", uuid::Uuid::new_v4())).await?;
+        let options = SnapshotOptions { limit: self.pace.snapshot, indexes: None };
+        let shipped = self.ship_checkpoint(destination, &checkpoint, &options).await;
+        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
+            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
+        }
+        shipped.map(|report| report.index)
     }
 
     /// Ships to one destination after the other. One that fails does not keep the snapshot from the others.

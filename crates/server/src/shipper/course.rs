@@ -22,8 +22,21 @@ pub(super) trait OwnLog {
     /// does not lead any more, or no quorum confirms that it does.
     async fn committed(&self) -> Option<u64>;
 
+    /// Its log begins with this entry; what lies before was purged.
+    fn begins(&self) -> u64;
+
     /// Entries of `[start, end)`: the first of them at least, and as many as make one segment.
     async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError>;
+
+    /// The same out of the log of another node. What comes from there is compared with the entry chain before it is shipped.
+    async fn lent(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError>;
+}
+
+/// Entries that this node's own log does not hold any more, proved to be of its history.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Lent {
+    /// Up to here, the entry chain is this.
+    marks: Vec<(u64, [u8; 32])>,
 }
 
 /// The place where the next segment begins.
@@ -36,8 +49,9 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// The chain here, continued by this node's log, must give this node's own chain.
-    pub async fn check(&self, own: &impl OwnLog, url: &str) -> Result<(), ArchiveError> {
+    /// The chain here, continued by this node's log, must give this node's own chain. What its log does not hold any more comes
+    /// from other nodes, and is to be shipped first.
+    pub async fn check(&self, own: &impl OwnLog, url: &str) -> Result<Lent, ArchiveError> {
         let is_applied = match self.next.checked_sub(1) {
             Some(last) => is_applied(own, last, url).await?,
             None => true,
@@ -51,8 +65,54 @@ impl Course {
         if !is_applied {
             return Err(fork("it is ahead of everything that is committed here"));
         }
-        if self.continued(own, applied.index() + 1).await? != applied.entry_chain {
-            return Err(fork("its entries, continued by this node's log, are not this node's history"));
+        let (lent, here) = self.lent(own, applied.index() + 1).await?;
+        if here.continued(own, applied.index() + 1).await? == applied.entry_chain {
+            return Ok(lent);
+        }
+        if lent != Lent::default() {
+            // Whose history it is not, the archive's or that node's, nobody can tell.
+            let reason = format!("what other nodes hold of the log from {} on does not lead to this node's", self.next);
+            return Err(ArchiveError::Refused { reason });
+        }
+        Err(fork("its entries, continued by this node's log, are not this node's history"))
+    }
+
+    /// Looks through the entries before `end` that other nodes must lend, and gives the place behind them.
+    async fn lent(&self, own: &impl OwnLog, end: u64) -> Result<(Lent, Self), ArchiveError> {
+        let (mut lent, mut here) = (Lent::default(), *self);
+        while here.next < own.begins() {
+            let entries = own.lent(here.next, end.min(own.begins())).await?;
+            here.chain = entries.iter().fold(here.chain, |chain, entry| entry_chain(chain, &entry.bytes));
+            here.next += entries.len() as u64;
+            lent.marks.push((here.next - 1, here.chain));
+        }
+        Ok((lent, here))
+    }
+
+    /// Ships what other nodes lend.
+    pub async fn ship_lent(
+        &mut self,
+        own: &impl OwnLog,
+        shipper: &mut SegmentShipper,
+        lent: Lent,
+    ) -> Result<(), ArchiveError> {
+        for (through, chain) in lent.marks {
+            let (mut entries, mut next) = (Vec::new(), self.next);
+            while next <= through {
+                let more = own.lent(next, through + 1).await?;
+                next += more.len() as u64;
+                entries.extend(more);
+            }
+            let linked = entries.iter().fold(self.chain, |chain, entry| entry_chain(chain, &entry.bytes));
+            if self.next <= through && linked != chain {
+                let reason =
+                    format!("the entries up to {through} that another node lent are not what they were before");
+                return Err(ArchiveError::Refused { reason });
+            }
+            while self.next <= through {
+                let rest = entries.partition_point(|entry| entry.position.index < self.next);
+                self.ship(own, shipper, &entries[rest..]).await?;
+            }
         }
         Ok(())
     }
@@ -147,6 +207,41 @@ mod tests {
     /// A node that applied these.
     struct Log(Vec<StoredEntry>, Cell<Lead>);
 
+    /// A node that purged what lies before an entry; another one lends it, and may lie.
+    struct Short {
+        own: Log,
+        begins: u64,
+        lender: Log,
+        lends: Cell<u64>,
+    }
+
+    impl OwnLog for Short {
+        fn applied(&self) -> Applied {
+            self.own.applied()
+        }
+
+        async fn committed(&self) -> Option<u64> {
+            self.own.committed().await
+        }
+
+        fn begins(&self) -> u64 {
+            self.begins
+        }
+
+        async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
+            assert!(start >= self.begins, "it has entry {start} no more");
+            self.own.entries(start, end).await
+        }
+
+        async fn lent(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
+            if self.lends.get() == 0 {
+                return Err(ArchiveError::LogGone { index: start, unanswered: None });
+            }
+            self.lends.set(self.lends.get() - 1);
+            self.lender.entries(start, end).await
+        }
+    }
+
     impl OwnLog for Log {
         async fn committed(&self) -> Option<u64> {
             match self.1.get() {
@@ -174,8 +269,16 @@ mod tests {
             }
         }
 
+        fn begins(&self) -> u64 {
+            0
+        }
+
         async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
             Ok(self.0.iter().filter(|entry| (start..end).contains(&entry.position.index)).take(2).cloned().collect())
+        }
+
+        async fn lent(&self, start: u64, _end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
+            Err(ArchiveError::LogGone { index: start, unanswered: None })
         }
     }
 
@@ -275,5 +378,37 @@ mod tests {
         let fork = archive.check(&with(Lead::All, 5), "file:///a").await.expect_err("a fork");
         assert!(matches!(&fork, ArchiveError::LineageFork { position, .. } if position.index == 4), "{fork}");
         assert_eq!(archive.own_end(&with(Lead::All, 5), 11, "file:///a").await.expect("it is sure"), None);
+    }
+
+    #[tokio::test]
+    async fn what_another_node_lends_is_proved_before_it_is_shipped() {
+        let short = |lender: Log, lends| Short { own: log(20, 1, 20), begins: 9, lender, lends: Cell::new(lends) };
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut shipper = shipper(&dir).await;
+        let mut course = START;
+        let honest = short(log(20, 1, 20), u64::MAX);
+        let lent = course.check(&honest, "file:///a").await.expect("its own");
+        assert_eq!(lent.marks.iter().map(|(through, _)| *through).collect::<Vec<_>>(), [1, 3, 5, 7, 8]);
+        course.ship_lent(&honest, &mut shipper, lent).await.expect("ships");
+        assert_eq!(course.next, 9, "from here on it has them itself");
+        assert_eq!(course.check(&honest, "file:///a").await.expect("its own"), Lent::default());
+        course.ship(&honest, &mut shipper, &honest.own.0[9..]).await.expect("ships");
+        assert_eq!(course.next, 20);
+
+        // Another history: no fork of the archive is told, for it may be the lender's.
+        let error = START.check(&short(log(5, 2, 20), u64::MAX), "file:///a").await.expect_err("not its own");
+        assert!(matches!(error, ArchiveError::Refused { .. }), "{error}");
+        // The second time it is asked it gives something else.
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut shipper = self::shipper(&dir).await;
+        let lent = START.check(&honest, "file:///a").await.expect("its own");
+        let mut course = START;
+        let error =
+            course.ship_lent(&short(log(5, 2, 20), u64::MAX), &mut shipper, lent).await.expect_err("other entries");
+        assert!(matches!(error, ArchiveError::Refused { .. }), "{error}");
+        assert_eq!(course.next, 4, "nothing of it was shipped");
+        // Nobody has them.
+        let gone = START.check(&short(log(20, 1, 20), 2), "file:///a").await.expect_err("gone");
+        assert!(matches!(gone, ArchiveError::LogGone { index: 4, unanswered: None }), "{gone}");
     }
 }

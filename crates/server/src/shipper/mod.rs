@@ -297,13 +297,24 @@ impl Shipper {
         let keys = sys.archive_keys.clone();
         drop(sys);
         let lineage = self.open(destination, history).await?;
-        let mut shipper = SegmentShipper::new(lineage, self.replica.group_id()).known_to(known);
-        let mut course = match (shipper.tail().await.map_err(poisoned)?, &history.parent) {
+        let mut shipper = SegmentShipper::new(lineage.clone(), self.replica.group_id()).known_to(known);
+        let tail = match shipper.tail().await {
+            Err(damage @ ArchiveError::Corrupt { .. }) => shipper.tail_before_damage(damage).await.map_err(poisoned)?,
+            tail => tail?,
+        };
+        let mut course = match (tail, &history.parent) {
             (Some(tail), _) => Course { next: tail.last.index + 1, chain: tail.chain },
             (None, Some(parent)) => Course { next: parent.index + 1, chain: parent.chain },
             (None, None) => Course { next: 0, chain: [0; 32] },
         };
-        course.check(self, &destination.url).await?;
+        let lent = match course.check(self, &destination.url).await {
+            Err(ArchiveError::LogGone { unanswered: None, .. }) => {
+                course = self.bridge(destination, &lineage, &mut shipper, course).await?;
+                course.check(self, &destination.url).await?
+            }
+            checked => checked?,
+        };
+        course.ship_lent(self, &mut shipper, lent).await?;
         if course.next > 0 {
             self.publish(destination, &course).await;
         }
@@ -423,6 +434,18 @@ impl OwnLog for Shipper {
         self.replica.committed_as_leader().await
     }
 
+    fn begins(&self) -> u64 {
+        self.replica.log().first_index()
+    }
+
+    async fn lent(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
+        match self.replica.entries_of_peers(start, end, self.pace.segment_bytes).await {
+            Ok(Some(entries)) => Ok(entries),
+            Ok(None) => Err(ArchiveError::LogGone { index: start, unanswered: None }),
+            Err(unanswered) => Err(ArchiveError::LogGone { index: start, unanswered: Some(unanswered) }),
+        }
+    }
+
     async fn entries(&self, start: u64, end: u64) -> Result<Vec<StoredEntry>, ArchiveError> {
         let log = self.replica.log().clone();
         let bytes_max = self.pace.segment_bytes;
@@ -431,7 +454,8 @@ impl OwnLog for Shipper {
             .map_err(|_| ArchiveError::Stopped { what: "reading the log" })?
             .map_err(|source| ArchiveError::Store { path: "raft".into(), source })?;
         if entries.is_empty() {
-            return Err(ArchiveError::Refused { reason: format!("entry {start} is not in this node's log any more") });
+            // It was purged just now; the next try looks elsewhere.
+            return Err(ArchiveError::LogGone { index: start, unanswered: Some("nobody was asked yet".into()) });
         }
         Ok(entries)
     }
@@ -469,8 +493,8 @@ fn poisoned(error: ArchiveError) -> ArchiveError {
         ArchiveError::Corrupt { object, reason } => ArchiveError::Corrupt {
             object,
             reason: format!(
-                "{reason}; it is the newest of the log there, and nothing is shipped behind it: move it away, and it is \
-                 shipped again from this node's log, or put its bytes back"
+                "{reason}; it is at the end of the log there, and nothing is shipped behind it: move it away, and it is \
+                 shipped again, or put its bytes back"
             ),
         },
         error => error,

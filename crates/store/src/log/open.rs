@@ -23,9 +23,10 @@ use crate::files;
 use crate::log::floor::{Floor, FloorFile, FloorKeeper, Found};
 use crate::log::frame;
 use crate::log::rows::{entry_key, fact_key, parse_entry_key, parse_position, parse_purged, parse_vote, put_position};
-use crate::log::tail::{Link, TailState};
+use crate::log::tail::TailState;
 use crate::log::types::{LogOptions, LogPosition, LogReport, StoredEntry, VoteRecord};
 use crate::log::wal;
+use crate::log::walk::Walked;
 use crate::marker::DataDir;
 use crate::options::{self, Sizes};
 use crate::planted;
@@ -75,16 +76,6 @@ pub(crate) struct Opened {
     pub(crate) floor: FloorKeeper,
 }
 
-/// What the database holds of a group.
-struct Walked {
-    vote: Option<VoteRecord>,
-    committed: Option<LogPosition>,
-    purged: Link,
-    last: Link,
-    /// First broken entry, the highest position known to have been there, and what is broken.
-    broken: Option<(u64, LogPosition, String)>,
-}
-
 pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Result<(Opened, LogReport), StoreError> {
     let floor_dir = options.floor_dir.as_deref().unwrap_or(data.path());
     let (mut floor_file, found) = FloorFile::open(floor_dir, &data.identity(), group)?;
@@ -129,10 +120,10 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
     db.sync()?;
     report.floor = floor;
     report.recovering = (!reasons.is_empty()).then(|| reasons.join("; "));
-    let Walked { committed, purged, last, .. } = walked;
+    let Walked { committed, purged, last, sizes, .. } = walked;
     let first = purged.position.map_or(0, |purged| purged.index + 1);
     report.entries = last.position.map_or(0, |last| last.index + 1) - first;
-    let state = TailState::opened(purged, last, vote, committed);
+    let state = TailState::opened(purged, last, vote, committed, sizes);
     Ok((Opened { db, state, floor: FloorKeeper::new(floor_file) }, report))
 }
 
@@ -498,14 +489,9 @@ impl LogDb {
         let purged = self.fact(group, PURGED)?.map(|value| parse_purged(&value).ok_or_else(|| self.bad_fact("marker")));
         let committed = self.fact(group, COMMITTED)?;
         let purged = purged.transpose()?.unwrap_or_default();
-        let mut walked = Walked {
-            vote: vote.transpose()?,
-            // Only a hint: without it the node learns it from the leader.
-            committed: committed.and_then(|value| parse_position(&value).map(|(position, _)| position)),
-            purged,
-            last: purged,
-            broken: None,
-        };
+        // Only a hint: without it the node learns it from the leader.
+        let committed = committed.and_then(|value| parse_position(&value).map(|(position, _)| position));
+        let mut walked = Walked::begin(vote.transpose()?, committed, purged);
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(entry_key(group, u64::MAX).to_vec());
         options.fill_cache(false);
@@ -561,38 +547,6 @@ impl LogDb {
             path: self.path.clone(),
             reason: "it does not decode".into(),
             part: Part::Log,
-        }
-    }
-}
-
-impl Walked {
-    /// Takes the next row, in order of keys. After the first break it only looks for how far the log once went.
-    fn step(&mut self, index: Option<u64>, value: &[u8]) {
-        let expected = self.last.position.map_or(0, |last| last.index + 1);
-        let framed = index.ok_or("its key does not parse").and_then(|index| frame::decode(index, value));
-        if let Some((_, seen, _)) = &mut self.broken {
-            if let Ok(framed) = framed {
-                *seen = (*seen).max(framed.entry.position);
-            }
-            return;
-        }
-        let term = self.last.position.map_or(0, |last| last.term);
-        let fault = match &framed {
-            Err(reason) => Some(*reason),
-            Ok(framed) if framed.entry.position.index != expected => Some("is missing"),
-            Ok(framed) if framed.previous_crc != self.last.crc => Some("does not link to the one before"),
-            Ok(framed) if framed.entry.position.term < term => Some("is of an older term than the one before"),
-            Ok(_) => None,
-        };
-        match (fault, framed) {
-            (None, Ok(framed)) => self.last = Link { position: Some(framed.entry.position), crc: framed.crc },
-            (fault, framed) => {
-                // At least this much was there once; the node that wrote it is not known any more.
-                let node = self.last.position.map_or(0, |last| last.node);
-                let least = LogPosition { term, node, index: expected };
-                let seen = framed.map_or(least, |framed| framed.entry.position.max(least));
-                self.broken = Some((expected, seen, fault.unwrap_or("is broken").to_owned()));
-            }
         }
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::log::sizes::Sizes;
 use crate::log::types::{LogPosition, StoredEntry, VoteRecord};
 
 type Subscriber = Arc<dyn Fn(u64) + Send + Sync>;
@@ -32,6 +33,7 @@ pub(crate) struct TailState {
     cache: VecDeque<(StoredEntry, u32)>,
     cache_bytes: usize,
     cache_bytes_max: usize,
+    sizes: Sizes,
     /// Vote, durable or on its way.
     pub(crate) vote: Option<VoteRecord>,
     /// Vote that an fsync covers.
@@ -104,8 +106,15 @@ impl Tail {
 
 impl TailState {
     /// As found on disk: all of it is durable.
-    pub(crate) fn opened(purged: Link, last: Link, vote: Option<VoteRecord>, committed: Option<LogPosition>) -> Self {
+    pub(crate) fn opened(
+        purged: Link,
+        last: Link,
+        vote: Option<VoteRecord>,
+        committed: Option<LogPosition>,
+        sizes: Sizes,
+    ) -> Self {
         Self {
+            sizes,
             purged: purged.position,
             purged_crc: purged.crc,
             last: last.position,
@@ -146,6 +155,10 @@ impl TailState {
         self.purged.map_or(0, |purged| purged.index + 1)
     }
 
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
     pub(crate) fn cache_bytes(&self) -> usize {
         self.cache_bytes
     }
@@ -160,6 +173,7 @@ impl TailState {
             debug_assert_eq!(entry.position.index, self.last.map_or(0, |last| last.index + 1));
             self.last = Some(entry.position);
             self.last_crc = crc;
+            self.sizes.push(entry.position.index, entry.bytes.len());
             self.cache_bytes += entry.bytes.len();
             self.cache.push_back((entry, crc));
         }
@@ -176,6 +190,7 @@ impl TailState {
                 self.cache_bytes -= entry.bytes.len();
             }
         }
+        self.sizes.truncate(end);
         self.last = last;
         self.last_crc = crc;
         if self.durable.is_some_and(|durable| durable.index >= end) {
@@ -189,6 +204,7 @@ impl TailState {
         self.purged = upto;
         self.purged_crc = crc;
         let first = self.first_index();
+        self.sizes.purge(first);
         while self.cache.front().is_some_and(|(entry, _)| entry.position.index < first) {
             self.forget_oldest();
         }
@@ -199,6 +215,7 @@ impl TailState {
         let first = purged.map_or(0, |purged| purged.index + 1);
         self.cache.clear();
         self.cache_bytes = 0;
+        self.sizes.clear();
         (self.purged, self.purged_crc) = (purged, crc);
         (self.last, self.last_crc) = (purged, crc);
         self.durable = self.durable.filter(|durable| durable.index < first);

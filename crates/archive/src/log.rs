@@ -1,0 +1,193 @@
+//! Reading the log at a destination: which positions there are, where it ends, and what lies at one.
+//!
+//! Invariants: a position that was damaged and shipped again counts as what its repair holds; what lies behind the newest
+//! position is a fence or nothing.
+
+use holdfast_model::id::GroupId;
+
+use crate::destination::{Destination, Listed};
+use crate::error::ArchiveError;
+use crate::fence::Fence;
+use crate::layout::{LineageId, ObjectName};
+use crate::segment::Segment;
+
+/// Nobody repairs one position more often.
+pub(crate) const REPAIRS_MAX: u32 = 100;
+
+/// A segment in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedSegment {
+    /// Index of its first entry.
+    pub first: u64,
+    /// Full name; that of its first repair where it is gone itself.
+    pub object: String,
+    /// Length.
+    pub bytes: u64,
+    /// Number of its newest repair; 0 = it has none.
+    pub repairs: u32,
+}
+
+/// Positions of a group's log as they were shipped, ascending; the last may be a fence ([`list_log`]). Objects with other names are not segments of ours; `verify`
+/// reports them.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn list_segments(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<Vec<ListedSegment>, ArchiveError> {
+    Ok(segments_in(destination.list(&lineage.log_prefix(group, 0)).await?))
+}
+
+/// `listed` is in the order of names: repairs come right behind what they repair.
+fn segments_in(listed: Vec<Listed>) -> Vec<ListedSegment> {
+    let mut segments: Vec<ListedSegment> = Vec::new();
+    for found in listed {
+        let Some((_, ObjectName::Segment { level: 0, first, repair, .. })) = ObjectName::parse(&found.path) else {
+            continue;
+        };
+        match segments.last_mut().filter(|last| last.first == first) {
+            Some(last) => last.repairs = last.repairs.max(repair),
+            None => segments.push(ListedSegment { first, object: found.path, bytes: found.bytes, repairs: repair }),
+        }
+    }
+    segments
+}
+
+/// The newest segment, and the fence behind it if a recovery ended the log. `known` = an index that is most likely in
+/// one of the last segments; a wrong one costs lists, no truth.
+pub(crate) async fn newest(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    known: u64,
+) -> Result<(Option<ListedSegment>, Option<Fence>), ArchiveError> {
+    // Each entry may be a segment of its own: a list of so many names is one answer, or a hundred, or all of them.
+    for back in [1_000, 100_000] {
+        let Some(after) = known.checked_sub(back) else { break };
+        let after = ObjectName::segment(group, after).path(lineage);
+        let listed = destination.list_after(&lineage.log_prefix(group, 0), &after).await?;
+        let (mut segments, fence) = end_of(destination, lineage, group, segments_in(listed)).await?;
+        if let Some(newest) = segments.pop() {
+            return Ok((Some(newest), fence));
+        }
+    }
+    let (mut segments, fence) = list_log(destination, lineage, group).await?;
+    Ok((segments.pop(), fence))
+}
+
+/// Segments of a group, and the fence behind them if a recovery ended the log.
+///
+/// # Errors
+/// When the newest object is damaged, or the destination fails.
+pub async fn list_log(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
+    let segments = list_segments(destination, lineage, group).await?;
+    end_of(destination, lineage, group, segments).await
+}
+
+/// Tells the fence from the segments before it.
+async fn end_of(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    mut segments: Vec<ListedSegment>,
+) -> Result<(Vec<ListedSegment>, Option<Fence>), ArchiveError> {
+    let Some(newest) = segments.last() else { return Ok((segments, None)) };
+    match read_segment(destination, lineage, group, newest.first).await {
+        Err(ArchiveError::Fenced { index, successor, .. }) => {
+            segments.pop();
+            Ok((segments, Some(Fence { group, index, successor })))
+        }
+        // A damaged segment is for those to name who need what is in it. What needs a key is no fence.
+        Ok(_) | Err(ArchiveError::Corrupt { .. } | ArchiveError::NotShipped { .. } | ArchiveError::NoKey { .. }) => {
+            Ok((segments, None))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Index of the last entry in a group's segments that can be read; `None` = there is none. What is damaged is passed over.
+///
+/// # Errors
+/// When the destination fails.
+pub(crate) async fn last_index(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<Option<u64>, ArchiveError> {
+    for found in list_segments(destination, lineage, group).await?.into_iter().rev() {
+        match read_segment(destination, lineage, group, found.first).await {
+            Ok(segment) => return Ok(Some(segment.last().index)),
+            Err(ArchiveError::Fenced { .. }) => {}
+            // Its snapshot is there.
+            Err(ArchiveError::NotShipped { gap, .. }) => return Ok(Some(gap.last.index)),
+            Err(error) if error.fault().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Reads and checks what lies at a position: the segment, or where it is damaged or gone, the first repair that is not.
+///
+/// # Errors
+/// Names the object and what is wrong; `Fenced` and `NotShipped` where no segment lies there.
+pub async fn read_segment(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    first: u64,
+) -> Result<Segment, ArchiveError> {
+    let damaged = match read_repair(destination, lineage, group, first, 0).await {
+        Err(error @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing { .. })) => error,
+        read => return read,
+    };
+    for repair in 1..=REPAIRS_MAX {
+        match read_repair(destination, lineage, group, first, repair).await {
+            Err(ArchiveError::Missing { .. }) => break,
+            Err(ArchiveError::Corrupt { .. }) => {}
+            read => return read,
+        }
+    }
+    Err(damaged)
+}
+
+/// The same for one of a list. Where it was repaired, what reaches furthest is taken: who repaired it may have known more, or
+/// less, than is readable there now.
+///
+/// # Errors
+/// As [`read_segment`].
+pub async fn read_listed(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    found: &ListedSegment,
+) -> Result<Segment, ArchiveError> {
+    let mut best = read_segment(destination, lineage, group, found.first).await;
+    for repair in 1..=found.repairs.min(REPAIRS_MAX) {
+        let Ok(now) = &best else { break };
+        match read_repair(destination, lineage, group, found.first, repair).await {
+            Ok(other) if other.last().index > now.last().index => best = Ok(other),
+            Ok(_) | Err(ArchiveError::Corrupt { .. } | ArchiveError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    best
+}
+
+async fn read_repair(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    first: u64,
+    repair: u32,
+) -> Result<Segment, ArchiveError> {
+    let object = ObjectName::Segment { group, level: 0, first, repair }.path(lineage);
+    let bytes = destination.get(&object).await?;
+    Segment::open(&object, lineage, destination.keys(), group, first, repair, &bytes)
+}
