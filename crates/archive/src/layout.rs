@@ -5,7 +5,8 @@
 //! <cluster>/<incarnation>/gen/<generation:04>/KEYS.age
 //! <cluster>/<incarnation>/gen/<generation:04>/chunk/<blake3 of the rows, keyed where they are encrypted>
 //! <cluster>/<incarnation>/gen/<generation:04>/patch/<the same>
-//! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>[.r<repair>]    a segment, a gap, or the fence behind the last
+//! <cluster>/<incarnation>/log/<group>/L0/<first_index:020>[.r<repair>]    a segment, a gap, or the fence behind the last
+//! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>-<last_index:020>    the entries of several segments
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
 //! <cluster>/<incarnation>/heartbeat/<group>/<at_ms:020>
 //! ```
@@ -77,12 +78,21 @@ pub enum ObjectName {
     Segment {
         /// Group.
         group: GroupId,
-        /// 0 = as shipped; higher = compacted.
-        level: u8,
         /// Index of its first entry.
         first: u64,
         /// 0 = none; n = the n-th repair of a poisoned position.
         repair: u32,
+    },
+    /// The entries of several segments once more. Its name says how far it reaches: a list of names tells what it covers.
+    Joined {
+        /// Group.
+        group: GroupId,
+        /// 1 or more.
+        level: u8,
+        /// Index of its first entry.
+        first: u64,
+        /// Index of its last entry.
+        last: u64,
     },
     /// Rows of the state.
     Chunk {
@@ -122,18 +132,19 @@ pub enum ObjectName {
 impl ObjectName {
     /// A segment as it is shipped.
     pub fn segment(group: GroupId, first: u64) -> Self {
-        Self::Segment { group, level: 0, first, repair: 0 }
+        Self::Segment { group, first, repair: 0 }
     }
 
     /// Full name inside the destination.
     pub fn path(&self, lineage: &LineageId) -> String {
         match self {
             Self::Lineage => format!("{lineage}/LINEAGE"),
-            Self::Segment { group, level, first, repair: 0 } => {
-                format!("{}/{first:020}", lineage.log_prefix(*group, *level))
+            Self::Segment { group, first, repair: 0 } => format!("{}/{first:020}", lineage.log_prefix(*group, 0)),
+            Self::Segment { group, first, repair } => {
+                format!("{}/{first:020}.r{repair}", lineage.log_prefix(*group, 0))
             }
-            Self::Segment { group, level, first, repair } => {
-                format!("{}/{first:020}.r{repair}", lineage.log_prefix(*group, *level))
+            Self::Joined { group, level, first, last } => {
+                format!("{}/{first:020}-{last:020}", lineage.log_prefix(*group, *level))
             }
             Self::Keys { generation } => format!("{}/KEYS.age", lineage.generation_prefix(*generation)),
             Self::Chunk { generation, name } => {
@@ -156,13 +167,21 @@ impl ObjectName {
         };
         let name = match rest {
             ["LINEAGE"] => Self::Lineage,
-            ["log", group, level, file] => {
+            ["log", group, "L0", file] => {
                 let (first, repair) = match file.split_once(".r") {
                     Some((first, repair)) => (first, repair.parse().ok()?),
                     None => (*file, 0),
                 };
+                Self::Segment { group: GroupId(group.parse().ok()?), first: first.parse().ok()?, repair }
+            }
+            ["log", group, level, file] => {
                 let level = level.strip_prefix('L')?.parse().ok()?;
-                Self::Segment { group: GroupId(group.parse().ok()?), level, first: first.parse().ok()?, repair }
+                let (first, last) = file.split_once('-')?;
+                let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+                if level == 0 || first > last {
+                    return None;
+                }
+                Self::Joined { group: GroupId(group.parse().ok()?), level, first, last }
             }
             ["gen", generation, "KEYS.age"] => Self::Keys { generation: generation.parse().ok()? },
             ["gen", generation, "chunk", name] => {
@@ -226,8 +245,16 @@ mod tests {
     fn name() -> impl Strategy<Value = ObjectName> {
         prop_oneof![
             Just(ObjectName::Lineage),
-            (any::<u32>(), any::<u8>(), any::<u64>(), any::<u32>()).prop_map(|(group, level, first, repair)| {
-                ObjectName::Segment { group: GroupId(group), level, first, repair }
+            (any::<u32>(), any::<u64>(), any::<u32>()).prop_map(|(group, first, repair)| ObjectName::Segment {
+                group: GroupId(group),
+                first,
+                repair
+            }),
+            (any::<u32>(), 1u8.., any::<u64>(), any::<u64>()).prop_map(|(group, level, a, b)| ObjectName::Joined {
+                group: GroupId(group),
+                level,
+                first: a.min(b),
+                last: a.max(b)
             }),
             (0u32..99_999).prop_map(|generation| ObjectName::Keys { generation }),
             (0u32..99_999, any::<[u8; 32]>()).prop_map(|(generation, name)| ObjectName::Chunk { generation, name }),
@@ -291,6 +318,9 @@ mod tests {
             "log/0/L00/00000000000000000009",
             "log/0/L0/00000000000000000009.r0",
             "log/0/L0/00000000000000000009.r02",
+            "log/0/L1/00000000000000000009",
+            "log/0/L0/00000000000000000009-00000000000000000010",
+            "log/0/L1/00000000000000000010-00000000000000000009",
             "gen/945/KEYS.age",
             "gen/02945/chunk/ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff",
             "snap/0/12/MANIFEST",

@@ -15,6 +15,7 @@ pub mod destination;
 pub mod fence;
 pub mod gap;
 pub mod heartbeat;
+pub mod join;
 pub mod keys;
 pub mod layout;
 pub mod lineage;

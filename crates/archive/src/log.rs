@@ -11,6 +11,8 @@ use crate::fence::Fence;
 use crate::layout::{LineageId, ObjectName};
 use crate::segment::Segment;
 
+/// Level of objects that join segments as they were shipped.
+pub(crate) const JOINED_LEVEL: u8 = 1;
 /// Nobody repairs one position more often.
 pub(crate) const REPAIRS_MAX: u32 = 100;
 
@@ -25,6 +27,8 @@ pub struct ListedSegment {
     pub bytes: u64,
     /// Number of its newest repair; 0 = it has none.
     pub repairs: u32,
+    /// Last index, of an object that joins several segments; `None` = it is one as it was shipped.
+    pub joined: Option<u64>,
 }
 
 /// Positions of a group's log as they were shipped, ascending; the last may be a fence ([`list_log`]). Objects with other names are not segments of ours; `verify`
@@ -44,15 +48,70 @@ pub async fn list_segments(
 fn segments_in(listed: Vec<Listed>) -> Vec<ListedSegment> {
     let mut segments: Vec<ListedSegment> = Vec::new();
     for found in listed {
-        let Some((_, ObjectName::Segment { level: 0, first, repair, .. })) = ObjectName::parse(&found.path) else {
+        let Some((_, ObjectName::Segment { first, repair, .. })) = ObjectName::parse(&found.path) else {
             continue;
         };
         match segments.last_mut().filter(|last| last.first == first) {
             Some(last) => last.repairs = last.repairs.max(repair),
-            None => segments.push(ListedSegment { first, object: found.path, bytes: found.bytes, repairs: repair }),
+            None => segments.push(ListedSegment {
+                first,
+                object: found.path,
+                bytes: found.bytes,
+                repairs: repair,
+                joined: None,
+            }),
         }
     }
     segments
+}
+
+/// Objects that join segments of a group, in the order of their first entries.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn list_joined(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<Vec<ListedSegment>, ArchiveError> {
+    let listed = destination.list(&lineage.log_prefix(group, JOINED_LEVEL)).await?;
+    let joined = listed.into_iter().filter_map(|found| match ObjectName::parse(&found.path) {
+        Some((_, ObjectName::Joined { first, last, .. })) => {
+            Some(ListedSegment { first, object: found.path, bytes: found.bytes, repairs: 0, joined: Some(last) })
+        }
+        _ => None,
+    });
+    Ok(joined.collect())
+}
+
+/// What to read of a log from entry `from` on, which is in the first of `segments`: instead of several segments, what joins
+/// them.
+pub(crate) fn with_joined(segments: Vec<ListedSegment>, joined: &[ListedSegment], from: u64) -> Vec<ListedSegment> {
+    let mut read: Vec<ListedSegment> = Vec::new();
+    let firsts: Vec<u64> = segments.iter().map(|segment| segment.first).collect();
+    let mut next = 0;
+    for (number, segment) in segments.into_iter().enumerate() {
+        if segment.first < next {
+            continue;
+        }
+        let begins = |one: &&ListedSegment| match number {
+            0 => one.first <= segment.first && one.joined >= Some(from.max(segment.first)),
+            _ => one.first == segment.first,
+        };
+        // Whole segments are joined: what it ends with is followed by one.
+        let ends = |one: &&ListedSegment| {
+            let next = one.joined.and_then(|last| last.checked_add(1));
+            next.is_some_and(|next| firsts.binary_search(&next).is_ok())
+        };
+        match joined.iter().filter(begins).filter(ends).max_by_key(|one| one.joined) {
+            Some(one) => {
+                next = one.joined.map_or(next, |last| last + 1);
+                read.push(one.clone());
+            }
+            None => read.push(segment),
+        }
+    }
+    read
 }
 
 /// The newest segment, and the fence behind it if a recovery ended the log. `known` = an index that is most likely in
@@ -168,6 +227,10 @@ pub async fn read_listed(
     group: GroupId,
     found: &ListedSegment,
 ) -> Result<Segment, ArchiveError> {
+    if let Some(last) = found.joined {
+        let name = ObjectName::Joined { group, level: JOINED_LEVEL, first: found.first, last };
+        return read_named(destination, lineage, &name).await;
+    }
     let mut best = read_segment(destination, lineage, group, found.first).await;
     for repair in 1..=found.repairs.min(REPAIRS_MAX) {
         let Ok(now) = &best else { break };
@@ -187,7 +250,15 @@ async fn read_repair(
     first: u64,
     repair: u32,
 ) -> Result<Segment, ArchiveError> {
-    let object = ObjectName::Segment { group, level: 0, first, repair }.path(lineage);
+    read_named(destination, lineage, &ObjectName::Segment { group, first, repair }).await
+}
+
+async fn read_named(
+    destination: &Destination,
+    lineage: &LineageId,
+    name: &ObjectName,
+) -> Result<Segment, ArchiveError> {
+    let object = name.path(lineage);
     let bytes = destination.get(&object).await?;
-    Segment::open(&object, lineage, destination.keys(), group, first, repair, &bytes)
+    Segment::open(&object, lineage, destination.keys(), name, &bytes)
 }

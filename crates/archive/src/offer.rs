@@ -87,6 +87,7 @@ async fn step(
             let is_new = snapshot.is_some_and(|manifest| around.snapshots.insert((lineage, manifest.applied.index)));
             Ok(is_new.then_some(now))
         }
+        ObjectName::Joined { .. } => Ok(around.joined.insert(object.to_owned()).then_some(now)),
         ObjectName::Segment { first, .. } => {
             let before = first.checked_sub(1).filter(|before| now.at != At::Index(*before));
             Ok(before.map(|index| Choose { lineage: Some(lineage), at: At::Index(index) }))

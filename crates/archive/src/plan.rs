@@ -17,7 +17,7 @@ use crate::error::ArchiveError;
 use crate::heartbeat::{Heartbeat, newest_heartbeat};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
-use crate::log::{ListedSegment, last_index, list_log, list_segments, read_listed};
+use crate::log::{ListedSegment, last_index, list_joined, list_log, list_segments, read_listed, with_joined};
 use crate::manifest::Manifest;
 use crate::payloads::Section;
 use crate::segment::{ChainWalk, Segment, stamp_of_entry};
@@ -57,6 +57,15 @@ pub enum At {
 pub(crate) struct Around {
     /// Snapshots that cannot be used, by history and index.
     pub(crate) snapshots: BTreeSet<(LineageId, u64)>,
+    /// Objects that join segments and cannot be used; the segments may.
+    pub(crate) joined: BTreeSet<String>,
+}
+
+impl Around {
+    fn usable(&self, mut joined: Vec<ListedSegment>) -> Vec<ListedSegment> {
+        joined.retain(|one| !self.joined.contains(&one.object));
+        joined
+    }
 }
 
 /// What a restore would do.
@@ -355,9 +364,11 @@ impl Stages {
             (None, None) => 0,
         };
         let (mut segments, _) = list_log(destination, &facts.id, group).await?;
-        segments.retain(|segment| segment.first <= through);
         let start = segments.partition_point(|segment| segment.first <= from).saturating_sub(1);
         segments.drain(..start);
+        let joined = around.usable(list_joined(destination, &facts.id, group).await?);
+        let mut segments = with_joined(segments, &joined, from);
+        segments.retain(|segment| segment.first <= through);
         self.log.push(PlannedLog { lineage: facts.id, segments, through });
         Ok(())
     }

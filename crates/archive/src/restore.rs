@@ -24,7 +24,7 @@ use crate::compose::read_rows;
 use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::ObjectName;
-use crate::log::read_listed;
+use crate::log::{ListedSegment, read_listed};
 use crate::manifest::Manifest;
 use crate::marker::{self, Opening, RestoreMark};
 use crate::plan::RestorePlan;
@@ -242,8 +242,18 @@ where
             read_listed(destination, &log.lineage, plan.group, found).await.map(|segment| (found, segment))
         });
         let mut reads = futures::stream::iter(reads).buffered(READS_MAX);
+        let mut joined = None;
         while let Some((found, segment)) = reads.try_next().await? {
-            let taken = walk.follow(&log.lineage, &found.object, &segment, log.through)?;
+            let taken = match (walk.follow(&log.lineage, &found.object, &segment, log.through), joined) {
+                // Which of the two is of another history, the segments that were joined tell.
+                (Err(ArchiveError::Corrupt { .. }), Some(before)) => {
+                    let before: &ListedSegment = before;
+                    let reason = format!("{} does not continue its entry chain", found.object);
+                    return Err(ArchiveError::corrupt(&before.object, reason));
+                }
+                (taken, _) => taken?,
+            };
+            joined = Some(found).filter(|found| found.joined.is_some());
             take(taken, found.bytes).await?;
         }
         // The next history begins where this one was cut; without that much of it, it is not whole.

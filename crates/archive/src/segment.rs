@@ -105,17 +105,14 @@ impl Segment {
         self.seal_as(&self.name(), lineage, sealing)
     }
 
-    /// Under its name, or that of a repair.
+    /// Under its name, that of a repair, or one that says where it ends.
     pub(crate) fn seal_as(
         &self,
         name: &ObjectName,
         lineage: &LineageId,
         sealing: &Sealing,
     ) -> Result<Sealed, ArchiveError> {
-        let repair = match name {
-            ObjectName::Segment { repair, .. } => *repair,
-            _ => 0,
-        };
+        let (level, repair) = place_of(name);
         let mut body = BytesMut::new();
         for entry in &self.entries {
             body.put_u32(entry.bytes.len() as u32);
@@ -123,7 +120,7 @@ impl Segment {
         }
         let header = pb::ArchiveSegmentHeader {
             group_id: self.group.0,
-            level: 0,
+            level: level.into(),
             repair,
             first: Some(log_id(self.first())),
             last: Some(log_id(self.last())),
@@ -143,34 +140,37 @@ impl Segment {
         object: &str,
         lineage: &LineageId,
         keys: &Keyring,
-        group: GroupId,
-        first: u64,
-        repair: u32,
+        name: &ObjectName,
         bytes: &Bytes,
     ) -> Result<Self, ArchiveError> {
         let opened = object::open(object, lineage, keys, bytes)?;
         let bad = |reason: String| ArchiveError::corrupt(object, reason);
+        let (group, first, joined) = match name {
+            ObjectName::Segment { group, first, .. } => (*group, *first, None),
+            ObjectName::Joined { group, first, last, .. } => (*group, *first, Some(*last)),
+            _ => return Err(bad("its name is not that of a segment".into())),
+        };
         let header = match opened.kind {
             Kind::Segment(header) => header,
-            Kind::Fence(header) => return Err(fence::met(object, group, first, &header)),
-            Kind::Gap(header) => return Err(gap::met(object, group, first, &header)),
-            Kind::Lineage(_) | Kind::Chunk(_) | Kind::Patch(_) | Kind::Manifest(_) | Kind::Heartbeat(_) => {
-                return Err(bad("it is no segment".into()));
-            }
+            Kind::Fence(header) if joined.is_none() => return Err(fence::met(object, group, first, &header)),
+            Kind::Gap(header) if joined.is_none() => return Err(gap::met(object, group, first, &header)),
+            _ => return Err(bad("it is no segment".into())),
         };
         let chain_before = object::fixed(&header.chain_before).ok_or_else(|| bad("it has no chain".into()))?;
         let entries = entries_from(opened.plain).map_err(bad)?;
         let segment = Self::checked(group, chain_before, entries).map_err(bad)?;
+        let (level, repair) = place_of(name);
         let said = (header.group_id, header.level, header.repair, header.first, header.last, header.entries);
         let is = (
             group.0,
-            0,
+            level.into(),
             repair,
             Some(log_id(segment.first())),
             Some(log_id(segment.last())),
             segment.entries.len() as u64,
         );
-        if said != is || segment.first().index != first {
+        let ends = joined.is_none_or(|last| segment.last().index == last);
+        if said != is || segment.first().index != first || !ends {
             let reason = format!("it holds group {} from index {}", header.group_id, segment.first().index);
             return Err(bad(format!("{reason}, which is not what its name and header say")));
         }
@@ -178,6 +178,15 @@ impl Segment {
             return Err(bad("its entries do not link to the chain in its header".into()));
         }
         Ok(segment)
+    }
+}
+
+/// Level, and number of the repair, that a name says.
+fn place_of(name: &ObjectName) -> (u8, u32) {
+    match name {
+        ObjectName::Segment { repair, .. } => (0, *repair),
+        ObjectName::Joined { level, .. } => (*level, 0),
+        _ => (0, 0),
     }
 }
 

@@ -230,15 +230,7 @@ impl SegmentShipper {
         let object = fence.name().path(self.lineage.id());
         let bytes = fence.seal(self.lineage.id())?.bytes;
         if let Put::Lost(found) = self.destination().put_checked(&object, &bytes).await? {
-            return match Segment::open(
-                &object,
-                self.lineage.id(),
-                self.destination().keys(),
-                self.group,
-                index,
-                0,
-                &found,
-            ) {
+            return match Segment::open(&object, self.lineage.id(), self.destination().keys(), &fence.name(), &found) {
                 Err(ArchiveError::Fenced { successor, .. }) => Ok(Fence { successor, ..fence }),
                 Err(error) => Err(error),
                 Ok(_) => Err(ArchiveError::NoChoice {
@@ -317,7 +309,7 @@ impl SegmentShipper {
     ) -> Result<Placed, ArchiveError> {
         let mut repair = 0;
         loop {
-            let name = ObjectName::Segment { group: self.group, level: 0, first, repair };
+            let name = ObjectName::Segment { group: self.group, first, repair };
             let object = name.path(self.lineage.id());
             let bytes = seal(name)?.bytes;
             let mut length = bytes.len() as u64;
@@ -326,7 +318,7 @@ impl SegmentShipper {
                 Put::Same => Came::Same,
                 Put::Lost(found) => {
                     length = found.len() as u64;
-                    match self.winner(&object, first, repair, &found) {
+                    match self.winner(&object, &name, &found) {
                         Ok((winner, tail)) => Came::Second(winner, tail),
                         Err(error @ ArchiveError::Corrupt { .. }) => {
                             if repair == REPAIRS_MAX || !self.is_damaged_at_rest(&object, &found).await? {
@@ -356,14 +348,8 @@ impl SegmentShipper {
     }
 
     /// What lies where this shipper came second: a segment, or `None` for a gap; and where it ends.
-    fn winner(
-        &self,
-        object: &str,
-        first: u64,
-        repair: u32,
-        found: &Bytes,
-    ) -> Result<(Option<Segment>, Tail), ArchiveError> {
-        match Segment::open(object, self.lineage.id(), self.destination().keys(), self.group, first, repair, found) {
+    fn winner(&self, object: &str, name: &ObjectName, found: &Bytes) -> Result<(Option<Segment>, Tail), ArchiveError> {
+        match Segment::open(object, self.lineage.id(), self.destination().keys(), name, found) {
             Ok(winner) => {
                 let tail = Tail::of(&winner);
                 Ok((Some(winner), tail))

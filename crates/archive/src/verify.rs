@@ -23,6 +23,7 @@ use crate::heartbeat::Heartbeat;
 use crate::keys::{Keyring, NO_KEYS, OTHER_KEYS, SealedWith, check_keys_age};
 use crate::layout::{LineageId, ObjectName};
 use crate::lineage::{LineageFacts, find_lineages};
+use crate::log::JOINED_LEVEL;
 use crate::manifest::Manifest;
 use crate::object;
 use crate::segment::{ChainWalk, Segment};
@@ -130,6 +131,8 @@ struct Group {
     vouched: BTreeMap<(u64, [u8; 32]), Heartbeat>,
     /// Where the log has been followed to.
     walk: Option<ChainWalk>,
+    /// Objects that join segments: the entry chain before their first entry, and behind their last.
+    joined: Vec<(String, [ChainWalk; 2])>,
     /// What was read of the position that comes next; its repairs follow it.
     position: Option<Position>,
     /// The segment before could not be read: that is one fault, not one more for what follows it.
@@ -179,21 +182,10 @@ pub async fn verify(
     let mut named = Vec::new();
     for found in &listed {
         match ObjectName::parse(&found.path) {
-            Some((_, ObjectName::Segment { level: 0, .. }))
-            | Some((
-                _,
-                ObjectName::Lineage
-                | ObjectName::Keys { .. }
-                | ObjectName::Chunk { .. }
-                | ObjectName::Patch { .. }
-                | ObjectName::Manifest { .. }
-                | ObjectName::Heartbeat { .. },
-            )) => {
-                named.extend(ObjectName::parse(&found.path).map(|(_, name)| (name, found)));
-            }
-            Some((_, ObjectName::Segment { .. })) => {
+            Some((_, ObjectName::Joined { level, .. })) if level != JOINED_LEVEL => {
                 report.fault(&found.path, "it is of a kind that a newer build writes")
             }
+            Some((_, name)) => named.push((name, found)),
             None => report.fault(&found.path, "it is no object of Holdfast"),
         }
     }
@@ -203,7 +195,7 @@ pub async fn verify(
     // Facts first, then manifests: they say what the others should be.
     named.sort_by_key(|(name, _)| match name {
         ObjectName::Lineage | ObjectName::Keys { .. } => (0, *name),
-        ObjectName::Manifest { .. } | ObjectName::Heartbeat { .. } => (1, *name),
+        ObjectName::Manifest { .. } | ObjectName::Heartbeat { .. } | ObjectName::Joined { .. } => (1, *name),
         ObjectName::Segment { .. } | ObjectName::Chunk { .. } | ObjectName::Patch { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
@@ -236,6 +228,7 @@ impl Check<'_> {
         let wanted = named.iter().filter(move |(name, _)| match name {
             ObjectName::Lineage | ObjectName::Keys { .. } | ObjectName::Manifest { .. } => true,
             ObjectName::Segment { .. }
+            | ObjectName::Joined { .. }
             | ObjectName::Chunk { .. }
             | ObjectName::Patch { .. }
             | ObjectName::Heartbeat { .. } => level >= Level::Bytes,
@@ -253,7 +246,7 @@ impl Check<'_> {
                 (Ok(Contents::Log(held)), ObjectName::Segment { group, first, .. }) => {
                     self.position(group, first, report)?.held.push((read.object, held));
                 }
-                (Ok(contents), _) => self.take(contents),
+                (Ok(contents), _) => self.take(&read.object, contents),
                 (Err(ArchiveError::NoKey { .. }), name) => {
                     report.locked += 1;
                     if let ObjectName::Segment { group, first, .. } = name {
@@ -337,7 +330,7 @@ impl Check<'_> {
         }
     }
 
-    fn take(&mut self, contents: Contents) {
+    fn take(&mut self, object: &str, contents: Contents) {
         match contents {
             Contents::Facts(facts) => self.facts = Some(facts),
             Contents::Manifest(manifest, seal) => {
@@ -349,6 +342,12 @@ impl Check<'_> {
                 group.vouched.insert((heartbeat.last.index, heartbeat.chain), heartbeat);
             }
             Contents::Rows | Contents::Log(_) => {}
+            Contents::Joined(joined) => {
+                let group = self.groups.entry(joined.group).or_default();
+                let begin = ChainWalk { next: joined.first().index, chain: joined.chain_before };
+                let end = ChainWalk { next: joined.last().index.saturating_add(1), chain: joined.chain_after };
+                group.joined.push((object.to_owned(), [begin, end]));
+            }
             Contents::Keys(generation, hash) => {
                 self.keys.insert(generation, hash);
             }
@@ -412,6 +411,12 @@ impl Check<'_> {
         }
         report.log.entry(segment.group).or_insert((first, last)).1 = last;
         group.walk = Some(ChainWalk { next: last.saturating_add(1), chain: segment.chain_after });
+        for (joined, chains) in &group.joined {
+            let mut here = chains.iter().filter(|place| (first..=last.saturating_add(1)).contains(&place.next));
+            if here.any(|place| segment.chain_before(place.next) != Some(place.chain)) {
+                report.fault(joined.clone(), format!("its entry chain is not that of the log in {object}"));
+            }
+        }
         for (index, (manifest, _)) in group.manifests.range(first..=last) {
             if segment.chain_before(index + 1) != Some(manifest.entry_chain) {
                 let snapshot = manifest.name().path(self.lineage);
@@ -505,6 +510,8 @@ enum Contents {
     Manifest(Box<Manifest>, [u8; 32]),
     /// At a position of the log.
     Log(Held),
+    /// Of several.
+    Joined(Segment),
     /// Of a chunk or a patch.
     Rows,
     Heartbeat(Heartbeat),
@@ -551,8 +558,9 @@ fn check(
         }
         ObjectName::Manifest { group, index } => Manifest::open(object, lineage, keys, group, index, bytes)
             .map(|(manifest, seal)| Contents::Manifest(Box::new(manifest), seal)),
-        ObjectName::Segment { group, first, repair, .. } => {
-            let held = match Segment::open(object, lineage, keys, group, first, repair, bytes) {
+        ObjectName::Joined { .. } => Segment::open(object, lineage, keys, &name, bytes).map(Contents::Joined),
+        ObjectName::Segment { .. } => {
+            let held = match Segment::open(object, lineage, keys, &name, bytes) {
                 Err(ArchiveError::Fenced { .. }) => Held::Fence,
                 Err(ArchiveError::NotShipped { gap, .. }) => Held::Gap(*gap),
                 opened => Held::Segment(opened?),

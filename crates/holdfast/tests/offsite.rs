@@ -352,3 +352,56 @@ async fn a_second_snapshot_ships_what_changed_and_is_restored_as_any_other() {
         assert!(found.is_some_and(|found| found == payload(number, round)), "record {number}");
     }
 }
+
+/// A cluster that writes little fills a bucket with small objects; a restore asks for few.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_segments_are_joined_and_a_restore_reads_what_joins_them() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let offsite = dir.path().join("offsite");
+    let from = url(&offsite);
+    let args = ["--offsite", &from, "--set", "ship.interval_ms=10", "--set", "ship.join_interval_ms=300"];
+    let mut cluster = Cluster::start(&dir.path().join("c"), &args);
+    let joined = || {
+        let found =
+            walk(&offsite).into_iter().filter(|file| file.parent().is_some_and(|folder| folder.ends_with("L1")));
+        found.collect::<Vec<_>>()
+    };
+    let mut written = 0;
+    wait_for("small segments to be joined", async || {
+        let index = write(&cluster, &format!("c{written}")).await;
+        written += 1;
+        wait_offsite(&cluster, index).await;
+        joined().len() >= 2
+    })
+    .await;
+    let last = write(&cluster, "last").await;
+    wait_offsite(&cluster, last).await;
+    cluster.stop();
+    let (code, report, stderr) = holdfast_json(&["backup", "verify", "--from", &from, "--level", "1"]);
+    assert_eq!((code, &report["bad"]), (0, &serde_json::json!([])), "{report}{stderr}");
+    let (code, plan, stderr) = holdfast_json(&["restore", "plan", "--from", &from]);
+    assert!(code == 0 && plan["last_index"].as_u64() >= Some(last), "{plan}{stderr}");
+    let (read, shipped) =
+        (plan["segments"].as_u64().expect("a number"), Part::Segment.files(&offsite).expect("lists").len());
+    assert!(read as usize + 30 <= shipped, "{read} of {shipped} are read");
+    let (code, listed, _) = holdfast_json(&["backup", "ls", "--from", &from]);
+    assert_eq!((code, listed["lineages"][0]["log_joined"].as_u64()), (0, Some(joined().len() as u64)), "{listed}");
+    // One bit of what joins: it is named, and the segments are read in its place.
+    let object = joined().remove(0);
+    flip_middle(&object);
+    let name = object.file_name().expect("a name").to_string_lossy().into_owned();
+    let (code, report, _) = holdfast(&["backup", "verify", "--from", &from, "--output", "json"]);
+    assert!(code == 9 && report.contains(&name), "{report}");
+    let (code, around, stderr) = holdfast_json(&["restore", "plan", "--from", &from]);
+    assert_eq!((code, &around["last_index"]), (0, &plan["last_index"]), "{around}{stderr}");
+    assert!(around["bad"][0]["object"].as_str().is_some_and(|bad| bad.ends_with(&name)), "{around}");
+    let (target, port) = (dir.path().join("r").display().to_string(), cluster.port_base().to_string());
+    let run = ["restore", "run", "--from", &from, "--data", &target, "--port-base", &port];
+    let (code, report, stderr) = holdfast_json(&run);
+    assert_eq!((code, report["records"].as_u64()), (0, Some(written + 1)), "{report}{stderr}");
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.flat_map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { vec![entry.path()] }).collect()
+}

@@ -165,14 +165,10 @@ async fn an_accepted_risk_leaves_a_gap_that_says_so_and_a_snapshot_behind_it() {
     let (code, plan, stderr) = plan(&inside.to_string());
     assert_eq!((code, plan["newest_good_index"].as_u64()), (9, Some(gap_first - 1)), "{plan}{stderr}");
     assert!(plan["bad"][0]["reason"].as_str().is_some_and(|reason| reason.contains("never shipped")), "{plan}");
-    let (code, report, stderr) =
-        holdfast_json(&["restore", "run", "--from", &from, "--data", &target(dir.path(), "r")]);
+    let (target, port) = (dir.path().join("r").display().to_string(), cluster.port_base().to_string());
+    let run = ["restore", "run", "--from", &from, "--data", &target, "--port-base", &port];
+    let (code, report, stderr) = holdfast_json(&run);
     assert_eq!((code, report["records"].as_u64()), (0, Some(number + 4)), "{report}{stderr}");
-}
-
-/// A directory to restore into.
-fn target(dir: &Path, name: &str) -> String {
-    dir.join(name).display().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

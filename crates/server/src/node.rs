@@ -212,6 +212,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
             segment_bytes: usize::try_from(config.ship_segment_bytes).unwrap_or(usize::MAX),
             snapshot: ReadLimit::bytes_per_second(config.ship_snapshot_bytes_per_second),
             heartbeat: Duration::from_millis(config.ship_heartbeat_ms),
+            join: (config.ship_join_interval_ms > 0).then(|| Duration::from_millis(config.ship_join_interval_ms)),
         },
         Encryption { keys, compression: config.ship_compression },
         barriers,

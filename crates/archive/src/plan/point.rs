@@ -10,7 +10,7 @@ use crate::destination::Destination;
 use crate::error::ArchiveError;
 use crate::layout::LineageId;
 use crate::lineage::LineageFacts;
-use crate::log::{list_segments, read_listed, read_segment};
+use crate::log::{list_joined, list_segments, read_listed, read_segment, with_joined};
 use crate::recover::lineage_of_genesis;
 use crate::segment::stamp_of_entry;
 use crate::snapshot::{list_snapshots, read_manifest};
@@ -75,6 +75,8 @@ async fn last_before(
     let mut segments = list_segments(destination, &facts.id, group).await?;
     let from = end.map_or(0, |index| index + 1);
     segments.drain(..segments.partition_point(|found| found.first <= from).saturating_sub(1));
+    let joined = around.usable(list_joined(destination, &facts.id, group).await?);
+    let segments = with_joined(segments, &joined, from);
     // What opens the history may have no stamp, and then belongs to the first entry that has one.
     let mut stamped = end.is_some();
     let reads = segments.iter().map(|found| read_listed(destination, &facts.id, group, found));

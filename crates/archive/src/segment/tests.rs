@@ -20,9 +20,7 @@ fn open(segment: &Segment, first: u64) -> Result<Segment, ArchiveError> {
         "s",
         &LINEAGE,
         &Keyring::default(),
-        GROUP,
-        first,
-        0,
+        &ObjectName::segment(GROUP, first),
         &segment.seal(&LINEAGE, &Sealing::default()).expect("seals").bytes,
     )
 }
@@ -44,7 +42,7 @@ fn every_flipped_bit_is_found() {
     let history = History::found(7);
     let bytes = segment(&history, 0, 2).seal(&LINEAGE, &Sealing::default()).expect("seals").bytes;
     every_flip_is_found(&bytes, |object, bytes| {
-        Segment::open(object, &LINEAGE, &Keyring::default(), GROUP, 0, 0, bytes).map(drop)
+        Segment::open(object, &LINEAGE, &Keyring::default(), &ObjectName::segment(GROUP, 0), bytes).map(drop)
     });
 }
 
@@ -78,8 +76,8 @@ fn a_proposal_that_does_not_decode_is_history_too() {
 fn another_place_is_refused() {
     let history = history();
     let bytes = segment(&history, 3, 8).seal(&LINEAGE, &Sealing::default()).expect("seals").bytes;
-    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 4, 0, &bytes).is_err());
-    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GroupId(1), 3, 0, &bytes).is_err());
+    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), &ObjectName::segment(GROUP, 4), &bytes).is_err());
+    assert!(Segment::open("s", &LINEAGE, &Keyring::default(), &ObjectName::segment(GroupId(1), 3), &bytes).is_err());
 }
 
 #[test]
@@ -160,7 +158,7 @@ proptest! {
         let good = segment(&history, 0, 2);
         let header = pb::ArchiveSegmentHeader { chain_before: vec![0; 32].into(), ..Default::default() };
         let bytes = object::seal("s", &LINEAGE, Kind::Segment(header), &Sealing::open_to_all(Compression::None), &body).expect("seals").bytes;
-        prop_assert!(Segment::open("s", &LINEAGE, &Keyring::default(), GROUP, 0, 0, &bytes).is_err());
+        prop_assert!(Segment::open("s", &LINEAGE, &Keyring::default(), &ObjectName::segment(GROUP, 0), &bytes).is_err());
         prop_assert!(open(&good, 0).is_ok());
     }
 }

@@ -320,7 +320,7 @@ fn a_poisoned_end_is_shipped_again_beside_itself_and_read_from_there() {
         assert_eq!(b.tail_before_damage(damage).await.expect("the one before"), Some(tail(&history, 4)));
         ship(&mut b, &history, 5, 12).await.expect("ships");
         ship(&mut b, &history, 12, 15).await.expect("ships");
-        let repair = ObjectName::Segment { group: GROUP, level: 0, first: 5, repair: 1 }.path(&history.facts.id);
+        let repair = ObjectName::Segment { group: GROUP, first: 5, repair: 1 }.path(&history.facts.id);
         assert!(folder.file(&repair).is_file() && folder.file(&object).is_file(), "nothing is overwritten");
 
         let mut c = shipper(&history, &destination).await;
@@ -348,7 +348,7 @@ fn a_poisoned_end_is_shipped_again_beside_itself_and_read_from_there() {
         let damage = d.tail().await.expect_err("poisoned");
         d.tail_before_damage(damage).await.expect("the one before");
         ship(&mut d, &history, 5, 15).await.expect("ships");
-        let second = ObjectName::Segment { group: GROUP, level: 0, first: 5, repair: 2 }.path(&history.facts.id);
+        let second = ObjectName::Segment { group: GROUP, first: 5, repair: 2 }.path(&history.facts.id);
         assert!(folder.file(&second).is_file());
         // The bytes of the first come back: who reads it, reads on behind what it holds.
         folder.flip(&object, 4001);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
-use holdfast_archive::log::{ListedSegment, list_log, read_segment};
+use holdfast_archive::log::{ListedSegment, list_joined, list_log, read_segment};
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::Level;
 use holdfast_archive::{
@@ -162,6 +162,7 @@ struct LineageAnswer {
     fork_index: Option<u64>,
     snapshots: Vec<SnapshotAnswer>,
     log_segments: u64,
+    log_joined: u64,
     log_bytes: u64,
     /// Last entry of the log; null = there is none, or the newest segment does not open.
     log_last_index: Option<u64>,
@@ -293,6 +294,7 @@ async fn lineage(
         fork_index: facts.parent.as_ref().map(|parent| parent.index),
         snapshots,
         log_segments: segments.len() as u64,
+        log_joined: list_joined(destination, &facts.id, GROUP).await?.len() as u64,
         log_bytes: segments.iter().map(|segment| segment.bytes).sum(),
         log_last_index: last,
         complete_time: complete_ms.map(clock::rfc3339),

@@ -50,6 +50,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "ship.past_outbox",
         "beyond that: read-only refuses writes, accept-risk forgets entries that are not offsite (default read-only)",
     ),
+    (
+        "ship.join_interval_ms",
+        "from one joining of small segments into larger objects to the next; 0: never (default 3600000, an hour)",
+    ),
     ("ship.key_file", "secret that encrypts what is shipped, as `backup keys new` makes it; the same on all nodes"),
     ("ship.compression", "zstd, or none: how what is shipped is packed before it is encrypted (default zstd)"),
     ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),

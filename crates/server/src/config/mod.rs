@@ -79,6 +79,8 @@ pub struct Config {
     pub ship_outbox_bytes: u64,
     /// What happens beyond that.
     pub ship_past_outbox: PastBudget,
+    /// From one joining of small segments to the next, ms; 0 = never.
+    pub ship_join_interval_ms: u64,
     /// Secret that encrypts what is shipped; `None` = this node cannot encrypt.
     pub ship_key_file: Option<PathBuf>,
     /// How what is shipped is packed.
@@ -295,6 +297,7 @@ impl Values {
                     return Err(wrong("ship.past_outbox", format!("{other:?} is neither read-only nor accept-risk")));
                 }
             },
+            ship_join_interval_ms: self.number("ship.join_interval_ms", 60 * 60 * 1000, 0..=7 * 24 * 60 * 60 * 1000)?,
             ship_key_file: self.scalars.get("ship.key_file").map(PathBuf::from),
             ship_compression: match self.text("ship.compression", "zstd").as_str() {
                 "zstd" => Compression::Zstd,

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holdfast_archive::join::{JoinReport, join_segments};
 use holdfast_archive::{
     ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, ReadLimit, SegmentShipper,
 };
@@ -82,6 +83,8 @@ pub struct Pace {
     pub snapshot: ReadLimit,
     /// Silence after which a heartbeat says that there was nothing to ship.
     pub heartbeat: Duration,
+    /// From one joining of small segments to the next; `None` = never.
+    pub join: Option<Duration>,
 }
 
 /// Ships this node's group.
@@ -129,7 +132,11 @@ impl Shipper {
     /// Starts one task per destination.
     pub fn start(self: &Arc<Self>) {
         for destination in self.destinations.clone() {
-            let shipper = self.clone();
+            let (shipper, joins) = (self.clone(), self.clone());
+            if let Some(interval) = self.pace.join {
+                let destination = destination.clone();
+                tokio::spawn(async move { joins.join(destination, interval).await });
+            }
             tokio::spawn(async move { shipper.run(destination).await });
         }
         let shipper = self.clone();
@@ -240,6 +247,32 @@ impl Shipper {
                     });
                     sleep(RETRY_PAUSE).await;
                 }
+            }
+        }
+    }
+
+    /// Joins small segments at a destination now and then, while this node leads. Nothing waits for it.
+    async fn join(&self, destination: Offsite, interval: Duration) {
+        loop {
+            sleep(interval).await;
+            let sys = self.replica.sys();
+            let history = sys.history.clone().filter(|_| self.replica.is_opened(&sys));
+            // What was shipped there, a leader saw.
+            let ships = matches!(self.state_of(&destination.name).seen, Seen::UpTo(_));
+            let Some(history) = history.filter(|_| ships && self.replica.is_leader()) else { continue };
+            drop(sys);
+            let joined = async {
+                let lineage = self.open(&destination, &history).await?;
+                let go_on = || self.replica.is_leader() && self.is_shipped(&history);
+                join_segments(&lineage, self.replica.group_id(), go_on).await
+            };
+            let name = &destination.name;
+            match joined.await {
+                Ok(JoinReport { objects: 0, .. }) => {}
+                Ok(JoinReport { objects, segments, bytes }) => {
+                    tracing::info!(event = "offsite.joined", destination = name, objects, segments, bytes, "segments");
+                }
+                Err(error) => tracing::warn!(event = "offsite.join_failed", destination = name, %error, "trying again"),
             }
         }
     }
