@@ -27,6 +27,8 @@ use tokio::task::JoinSet;
 const GROUP: GroupId = GroupId(0);
 /// Connections that the puts are spread over: so many may be under way.
 const CLIENTS: u64 = 64;
+/// Of payloads in one batch: so many clients at once stay below what a cluster lets wait.
+const BATCH_BYTES: usize = 256 << 10;
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// After a killed leader is back and all nodes hold the same.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -242,7 +244,7 @@ async fn fill(client: &Client, args: &Args) -> anyhow::Result<()> {
         tasks.spawn(async move {
             let user = format!("kept-{number}");
             let keys: Vec<u64> = (number..records).step_by(CLIENTS as usize).collect();
-            for batch in keys.chunks(100) {
+            for batch in keys.chunks((BATCH_BYTES / bytes.max(1)).clamp(1, 100)) {
                 let put = |n: &u64| v1::Mutation {
                     key: Some(v1::RecordKey { collection: "notes".into(), record_id: format!("r{n}") }),
                     op: Some(v1::mutation::Op::Put(v1::PutOp {

@@ -13,7 +13,7 @@ use crate::destination::Put;
 use crate::error::ArchiveError;
 use crate::layout::ObjectName;
 use crate::lineage::OpenLineage;
-use crate::log::{JOINED_LEVEL, ListedSegment, list_joined, list_segments, read_listed};
+use crate::log::{JOINED_LEVEL, ListedSegment, list_joined, list_segments_from, read_listed};
 use crate::segment::{PLAIN_BYTES_MAX, Segment};
 
 /// Fewer segments are not worth an object.
@@ -30,9 +30,11 @@ pub struct JoinReport {
     pub segments: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Nothing before this entry needs to be looked at again.
+    pub next: u64,
 }
 
-/// Joins what is worth it and is not joined yet; `go_on` is asked between two objects.
+/// Joins what is worth it and is not joined yet, from entry `from` on; `go_on` is asked between two objects.
 ///
 /// # Errors
 /// When the destination fails, or holds something else under a name that was to be written. Damaged segments are passed
@@ -40,44 +42,29 @@ pub struct JoinReport {
 pub async fn join_segments(
     lineage: &OpenLineage,
     group: GroupId,
+    from: u64,
     go_on: impl Fn() -> bool,
 ) -> Result<JoinReport, ArchiveError> {
     let destination = lineage.destination();
-    let segments = list_segments(destination, lineage.id(), group).await?;
     let joined = list_joined(destination, lineage.id(), group).await?;
-    let mut report = JoinReport::default();
-    for run in runs(segments, &joined) {
-        let mut rest = &run[..];
-        while rest.len() >= SEGMENTS_MIN && go_on() {
-            let (taken, joined) = gather(lineage, group, rest).await?;
-            rest = &rest[taken.max(1)..];
-            let Some(joined) = joined else { continue };
+    let ends = joined.iter().filter_map(|one| one.joined).map(|last| last.saturating_add(1));
+    let from = ends.max().unwrap_or(0).max(from);
+    let segments = list_segments_from(destination, lineage.id(), group, from).await?;
+    let mut report = JoinReport { next: from, ..JoinReport::default() };
+    // The newest may be a fence, or be repaired; what follows it does not lie there yet.
+    let Some((_, settled)) = segments.split_last() else { return Ok(report) };
+    let mut rest = settled;
+    while rest.len() >= SEGMENTS_MIN && go_on() {
+        let (taken, joined) = gather(lineage, group, rest).await?;
+        rest = &rest[taken.max(1)..];
+        if let Some(joined) = joined {
             report.bytes += put(lineage, &joined).await?;
             report.objects += 1;
             report.segments += taken as u64;
         }
     }
+    report.next = rest.first().or(segments.last()).map_or(from, |next| next.first);
     Ok(report)
-}
-
-/// Segments that nothing joins yet, in stretches that are worth an object, or several.
-fn runs(mut segments: Vec<ListedSegment>, joined: &[ListedSegment]) -> Vec<Vec<ListedSegment>> {
-    // The newest may be a fence, or be repaired; what follows it does not lie there yet.
-    segments.pop();
-    let is_joined = |first: u64| {
-        let before = joined.partition_point(|one| one.first <= first);
-        joined[..before].iter().rev().any(|one| one.joined >= Some(first))
-    };
-    let mut runs = vec![Vec::new()];
-    for segment in segments {
-        if is_joined(segment.first) {
-            runs.push(Vec::new());
-        } else if let Some(run) = runs.last_mut() {
-            run.push(segment);
-        }
-    }
-    runs.retain(|run| run.len() >= SEGMENTS_MIN);
-    runs
 }
 
 /// Reads segments from the first on, as many as one object may hold; gives how many, and what they make. None of it, where

@@ -44,6 +44,24 @@ pub async fn list_segments(
     Ok(segments_in(destination.list(&lineage.log_prefix(group, 0)).await?))
 }
 
+/// The same from the position of entry `from` on.
+///
+/// # Errors
+/// When the destination fails.
+pub(crate) async fn list_segments_from(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    from: u64,
+) -> Result<Vec<ListedSegment>, ArchiveError> {
+    let Some(before) = from.checked_sub(1) else { return list_segments(destination, lineage, group).await };
+    let after = ObjectName::segment(group, before).path(lineage);
+    let mut segments = segments_in(destination.list_after(&lineage.log_prefix(group, 0), &after).await?);
+    // Repairs of the position before come behind its name.
+    segments.retain(|segment| segment.first >= from);
+    Ok(segments)
+}
+
 /// `listed` is in the order of names: repairs come right behind what they repair.
 fn segments_in(listed: Vec<Listed>) -> Vec<ListedSegment> {
     let mut segments: Vec<ListedSegment> = Vec::new();
@@ -94,16 +112,20 @@ pub(crate) fn with_joined(segments: Vec<ListedSegment>, joined: &[ListedSegment]
         if segment.first < next {
             continue;
         }
-        let begins = |one: &&ListedSegment| match number {
-            0 => one.first <= segment.first && one.joined >= Some(from.max(segment.first)),
-            _ => one.first == segment.first,
+        let behind = joined.partition_point(|one| one.first <= segment.first);
+        let here = joined[..behind].partition_point(|one| one.first < segment.first);
+        // The first segment may lie within what joins it.
+        let (candidates, reaches) = match number {
+            0 => (&joined[..behind], from.max(segment.first)),
+            _ => (&joined[here..behind], segment.first),
         };
+        let reaching = candidates.iter().filter(|one| one.joined >= Some(reaches));
         // Whole segments are joined: what it ends with is followed by one.
         let ends = |one: &&ListedSegment| {
             let next = one.joined.and_then(|last| last.checked_add(1));
             next.is_some_and(|next| firsts.binary_search(&next).is_ok())
         };
-        match joined.iter().filter(begins).filter(ends).max_by_key(|one| one.joined) {
+        match reaching.filter(ends).max_by_key(|one| one.joined) {
             Some(one) => {
                 next = one.joined.map_or(next, |last| last + 1);
                 read.push(one.clone());

@@ -7,12 +7,15 @@ use holdfast_model::command::{Command, Operation};
 use holdfast_replica::Replica;
 use tokio::time::Instant;
 
-/// Writes a job's state; a failure is logged, the job goes on.
+/// Writes a job's state, and waits until this node knows it: whoever asks here next is told of it. A failure is logged, the
+/// job goes on.
 pub async fn record(replica: &Replica, operation: Operation) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let admitted = replica.admission().admit_first(256);
-    if let Err(error) = replica.propose(Command::SetOperation(operation), admitted, deadline).await {
-        tracing::warn!(event = "operation.not_recorded", %error, "the job goes on");
+    match replica.propose(Command::SetOperation(operation), admitted, deadline).await {
+        // One that lags for so long answers with what it knew before.
+        Ok(applied) => drop(replica.wait_applied(applied.index, deadline).await),
+        Err(error) => tracing::warn!(event = "operation.not_recorded", %error, "the job goes on"),
     }
 }
 

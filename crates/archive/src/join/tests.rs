@@ -18,7 +18,7 @@ fn archive(writes: usize) -> (Folder, History) {
 
 async fn join(folder: &Folder, history: &History) -> JoinReport {
     let lineage = history.open(&folder.destination()).await;
-    join_segments(&lineage, GROUP, || true).await.expect("joins")
+    join_segments(&lineage, GROUP, 0, || true).await.expect("joins")
 }
 
 async fn joined(folder: &Folder, history: &History) -> Vec<ListedSegment> {
@@ -32,8 +32,10 @@ fn many_small_segments_are_read_as_one_object_and_the_newest_stays_apart() {
         let (segments, _) = list_log(&folder.destination(), &history.facts.id, GROUP).await.expect("lists");
         let report = join(&folder, &history).await;
         assert_eq!((report.objects, report.segments), (1, segments.len() as u64 - 1));
-        assert_eq!(join(&folder, &history).await, JoinReport::default(), "there is nothing left to join");
         let last = segments.last().expect("one").first - 1;
+        assert_eq!(report.next, last + 1, "the newest comes next");
+        let again = join(&folder, &history).await;
+        assert_eq!((again.objects, again.next), (0, last + 1), "there is nothing left to join");
         let [one] = &joined(&folder, &history).await[..] else { panic!("one object") };
         assert_eq!((one.first, one.joined), (0, Some(last)));
         let plan = plan(&folder.destination(), GROUP, Choose::default()).await.expect("plans");
@@ -103,7 +105,11 @@ fn a_damaged_segment_is_not_joined_and_hides_nothing() {
     let (folder, history) = archive(150);
     let few = archive(20);
     run(async {
-        assert_eq!(join(&few.0, &few.1).await, JoinReport::default(), "a dozen segments are not worth it");
+        assert_eq!(
+            join(&few.0, &few.1).await,
+            JoinReport::default(),
+            "a dozen segments are not worth it, and more may come"
+        );
         folder.flip(&ObjectName::segment(GROUP, 60).path(&history.facts.id), 99);
         let report = join(&folder, &history).await;
         assert_eq!(report.objects, 2);

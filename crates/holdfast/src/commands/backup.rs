@@ -120,7 +120,7 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
 }
 
 async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
-    let (admin, _) = args.admin.leader().await?;
+    let admin = args.admin.snapshot_taker().await?;
     let operation_id = take(&admin, Duration::from_secs(args.wait)).await?;
     let value = serde_json::json!({"v": 1, "operation_id": operation_id, "done": true});
     output::answer(format, &value, || "the backup is complete and was read back".to_owned())?;

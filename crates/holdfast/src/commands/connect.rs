@@ -86,6 +86,43 @@ impl AdminArgs {
     }
 }
 
+/// A node that is further behind takes no snapshot: it would come late to it.
+const BEHIND_ENTRIES_MAX: u64 = 10_000;
+
+impl AdminArgs {
+    /// Who takes a snapshot: a voter that does not lead, so that reading the state is beside everybody's writes and not before
+    /// them; the leader where no other is well. The same one time after time, as long as it is: it knows what it shipped
+    /// before.
+    pub async fn snapshot_taker(&self) -> anyhow::Result<AdminClient> {
+        let (leading, leader_id) = self.leader().await?;
+        let statuses = self.statuses().await?;
+        let Some(leader) = statuses.by_id.get(&leader_id) else { return Ok(leading) };
+        match statuses.by_id.values().find(|status| takes_snapshots(leader, status)) {
+            Some(follower) => {
+                let own = follower.self_.as_ref().map(|own| own.admin_address.as_str()).unwrap_or_default();
+                Ok(AdminClient::new(own)?)
+            }
+            None => Ok(leading),
+        }
+    }
+}
+
+/// A follower that is as good for it as the leader.
+fn takes_snapshots(leader: &v1::GetStatusResponse, status: &v1::GetStatusResponse) -> bool {
+    let (Some(own), Some(group), Some(led)) = (&status.self_, status.groups.first(), leader.groups.first()) else {
+        return false;
+    };
+    let names = |status: &v1::GetStatusResponse| -> Vec<String> {
+        status.destinations.iter().map(|destination| destination.name.clone()).collect()
+    };
+    let voter = leader.nodes.iter().any(|node| node.node_id == own.node_id && node.role() == v1::NodeRole::Voter);
+    let sound = status.integrity.as_ref().is_none_or(|known| known.diverged.is_empty() && known.doubt.is_empty());
+    let near = led.committed_index.saturating_sub(group.applied_index) <= BEHIND_ENTRIES_MAX;
+    let known = status.incarnation == leader.incarnation && names(status) == names(leader);
+    let leads = leader.self_.as_ref().is_some_and(|leading| leading.node_id == own.node_id);
+    voter && sound && near && known && !leads && !status.draining && !own.admin_address.is_empty()
+}
+
 /// What the nodes of a cluster said of themselves.
 pub struct Statuses {
     /// Of the first endpoint that answered.
@@ -122,5 +159,49 @@ impl Statuses {
         let statuses: Vec<v1::GetStatusResponse> = self.by_id.values().cloned().collect();
         let answers = Answers { statuses: &statuses, asked_all: true };
         (answers.facts(), answers.limits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(id: u64, applied_index: u64) -> v1::GetStatusResponse {
+        let node = |node_id| v1::Node {
+            node_id,
+            admin_address: format!("10.0.0.{node_id}:7472"),
+            role: v1::NodeRole::Voter.into(),
+            ..Default::default()
+        };
+        v1::GetStatusResponse {
+            self_: Some(node(id)),
+            nodes: (1..=3).map(node).collect(),
+            groups: vec![v1::GroupStatus { applied_index, committed_index: 20_000, ..Default::default() }],
+            destinations: vec![v1::DestinationStatus { name: "vault".into(), ..Default::default() }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_follower_that_is_well_takes_snapshots() {
+        let leader = status(1, 20_000);
+        assert!(!takes_snapshots(&leader, &leader), "the leader does where nobody else can");
+        assert!(takes_snapshots(&leader, &status(2, 19_000)));
+        assert!(!takes_snapshots(&leader, &status(2, 9_000)), "it is far behind");
+        let with = |change: fn(&mut v1::GetStatusResponse)| {
+            let mut follower = status(2, 20_000);
+            change(&mut follower);
+            takes_snapshots(&leader, &follower)
+        };
+        assert!(!with(|status| status.destinations.clear()), "it ships elsewhere");
+        assert!(!with(|status| status.draining = true));
+        assert!(!with(|status| status.incarnation = 7));
+        assert!(!with(|status| status.self_ = None));
+        assert!(!with(|status| {
+            status.integrity = Some(v1::IntegrityStatus { doubt: "they differ".into(), ..Default::default() });
+        }));
+        let mut learner = status(2, 20_000);
+        learner.self_ = Some(v1::Node { node_id: 9, ..learner.self_.expect("itself") });
+        assert!(!takes_snapshots(&leader, &learner), "no voter");
     }
 }

@@ -10,6 +10,7 @@
 mod backup;
 mod course;
 mod keys;
+mod retry;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +32,7 @@ use tokio::time::{Instant, sleep};
 pub use self::backup::Barriers;
 use self::course::{Course, OwnLog};
 pub use self::keys::Encryption;
+use self::retry::Failures;
 use crate::config::Offsite;
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -212,6 +214,7 @@ impl Shipper {
     }
 
     async fn run(&self, destination: Offsite) {
+        let mut failures = Failures::default();
         loop {
             let sys = self.replica.sys();
             let history = sys.history.clone().filter(|_| self.replica.is_opened(&sys));
@@ -220,11 +223,13 @@ impl Shipper {
             let Some(history) = history else {
                 // Another leads, and knows better; or nothing is shipped any more.
                 self.note(&destination.name, |state| *state = DestinationState::default());
+                failures.end();
                 sleep(IDLE_PAUSE).await;
                 continue;
             };
+            let began = Instant::now();
             match self.lead(&destination, &history).await {
-                Ok(()) => {}
+                Ok(()) => failures.end(),
                 Err(error @ ArchiveError::LineageFork { position, .. }) => {
                     self.note(&destination.name, |state| {
                         state.seen = Seen::Unseen;
@@ -240,12 +245,15 @@ impl Shipper {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(event = "offsite.failed", destination = destination.name, %error, "trying again");
+                    let next = failures.failed(began, Instant::now(), &error.to_string());
+                    if next.tell {
+                        tracing::warn!(event = "offsite.failed", destination = destination.name, %error, "trying again");
+                    }
                     self.note(&destination.name, |state| {
                         state.seen = seen_after(state.seen, &error);
                         state.error = error.to_string();
                     });
-                    sleep(RETRY_PAUSE).await;
+                    sleep(next.pause).await;
                 }
             }
         }
@@ -253,6 +261,8 @@ impl Shipper {
 
     /// Joins small segments at a destination now and then, while this node leads. Nothing waits for it.
     async fn join(&self, destination: Offsite, interval: Duration) {
+        // Of this history, from here on; another one begins anew.
+        let mut looked = (None, 0);
         loop {
             sleep(interval).await;
             let sys = self.replica.sys();
@@ -264,12 +274,17 @@ impl Shipper {
             let joined = async {
                 let lineage = self.open(&destination, &history).await?;
                 let go_on = || self.replica.is_leader() && self.is_shipped(&history);
-                join_segments(&lineage, self.replica.group_id(), go_on).await
+                let from = if looked.0 == Some(history.incarnation) { looked.1 } else { 0 };
+                join_segments(&lineage, self.replica.group_id(), from, go_on).await
             };
             let name = &destination.name;
-            match joined.await {
+            let joined = joined.await;
+            if let Ok(report) = &joined {
+                looked = (Some(history.incarnation), report.next);
+            }
+            match joined {
                 Ok(JoinReport { objects: 0, .. }) => {}
-                Ok(JoinReport { objects, segments, bytes }) => {
+                Ok(JoinReport { objects, segments, bytes, .. }) => {
                     tracing::info!(event = "offsite.joined", destination = name, objects, segments, bytes, "segments");
                 }
                 Err(error) => tracing::warn!(event = "offsite.join_failed", destination = name, %error, "trying again"),
