@@ -78,8 +78,8 @@ pub type Progress<'a> = &'a (dyn Fn(RestoreStage, u64, u64) + Send + Sync);
 
 /// What an entry, and a change in it, cost in a replay besides their bytes: as many bytes more (`make bench-offsite` with
 /// payloads of 1 KiB and of 20 kB, two cores).
-const ENTRY_WEIGHT: u64 = 5_700;
-const CHANGE_WEIGHT: u64 = 1_500;
+const ENTRY_WEIGHT: u64 = 500;
+const CHANGE_WEIGHT: u64 = 2_400;
 /// So many entries of a segment tell how many changes there are in it.
 const SAMPLED: usize = 8;
 

@@ -27,9 +27,9 @@ const LOAD_RECORDS_PER_MS: f64 = 358.0;
 /// All rows are handed over when this share of the loading is done; the rest of it writes them to disks.
 const LOAD_HANDED_OVER: f64 = 0.75;
 /// Replaying: of what an archive counts ([`holdfast_archive::restore::replay_weight`]).
-const REPLAY_WEIGHT_PER_MS: f64 = 279_000.0;
+const REPLAY_WEIGHT_PER_MS: f64 = 340_000.0;
 /// What an entry of one small change weighs besides its bytes, as long as nothing better is known.
-const ENTRY_WEIGHT: f64 = 7_200.0;
+const ENTRY_WEIGHT: f64 = 2_900.0;
 /// For one directory to be opened, flushed and seated, with as many at a time as there are processors.
 const DIRECTORY_MS: f64 = 60.0;
 /// From one line for programs to the next.
