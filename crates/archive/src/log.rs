@@ -158,6 +158,24 @@ pub(crate) async fn newest(
     Ok((segments.pop(), fence))
 }
 
+/// The position before that of entry `first`; `None` = there is none.
+pub(crate) async fn before(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    first: u64,
+) -> Result<Option<ListedSegment>, ArchiveError> {
+    for back in [1_000, 100_000, u64::MAX] {
+        let from = first.saturating_sub(back);
+        let segments = list_segments_from(destination, lineage, group, from).await?;
+        let found = segments.into_iter().take_while(|segment| segment.first < first).last();
+        if found.is_some() || from == 0 {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
 /// Segments of a group, and the fence behind them if a recovery ended the log.
 ///
 /// # Errors
@@ -185,9 +203,9 @@ async fn end_of(
             Ok((segments, Some(Fence { group, index, successor })))
         }
         // A damaged segment is for those to name who need what is in it. What needs a key is no fence.
-        Ok(_) | Err(ArchiveError::Corrupt { .. } | ArchiveError::NotShipped { .. } | ArchiveError::NoKey { .. }) => {
-            Ok((segments, None))
-        }
+        Ok(_) => Ok((segments, None)),
+        Err(ArchiveError::NotShipped { .. } | ArchiveError::NoKey { .. }) => Ok((segments, None)),
+        Err(error) if error.fault().is_some() => Ok((segments, None)),
         Err(error) => Err(error),
     }
 }

@@ -19,9 +19,9 @@ use crate::fence::Fence;
 use crate::gap::Gap;
 use crate::heartbeat::Heartbeat;
 use crate::layout::{LineageId, ObjectName};
-use crate::lineage::OpenLineage;
-use crate::log::{REPAIRS_MAX, list_log, newest, read_listed, read_segment};
-use crate::object::Sealed;
+use crate::lineage::{OpenLineage, find_lineages};
+use crate::log::{ListedSegment, REPAIRS_MAX, before, list_log, newest, read_listed};
+use crate::object::{self, Sealed};
 use crate::sealing::Sealing;
 use crate::segment::{Segment, fitting};
 
@@ -128,11 +128,21 @@ impl SegmentShipper {
     pub async fn tail(&mut self) -> Result<Option<Tail>, ArchiveError> {
         match self.end().await? {
             (tail, None) => Ok(tail),
-            (_, Some(fence)) => Err(ArchiveError::Fenced {
-                object: fence.name().path(self.lineage.id()),
-                index: fence.index,
-                successor: fence.successor,
-            }),
+            (_, Some(fence)) => Err(self.fenced(&fence)),
+        }
+    }
+
+    fn fenced(&self, fence: &Fence) -> ArchiveError {
+        let object = fence.name().path(self.lineage.id());
+        ArchiveError::Fenced { object, index: fence.index, successor: fence.successor }
+    }
+
+    /// Where the log ends with what lies at a position.
+    async fn end_at(&self, found: &ListedSegment) -> Result<Tail, ArchiveError> {
+        match read_listed(self.destination(), self.lineage.id(), self.group, found).await {
+            Ok(segment) => Ok(Tail::of(&segment)),
+            Err(ArchiveError::NotShipped { gap, .. }) => Ok(Tail::behind(&gap)),
+            Err(error) => Err(error),
         }
     }
 
@@ -144,11 +154,7 @@ impl SegmentShipper {
         let (newest, fence) = newest(self.destination(), self.lineage.id(), self.group, self.known).await?;
         let tail = match &newest {
             None => None,
-            Some(found) => match read_segment(self.destination(), self.lineage.id(), self.group, found.first).await {
-                Ok(segment) => Some(Tail::of(&segment)),
-                Err(ArchiveError::NotShipped { gap, .. }) => Some(Tail::behind(&gap)),
-                Err(error) => return Err(error),
-            },
+            Some(found) => Some(self.end_at(found).await?),
         };
         self.tail = Some(tail);
         self.newest = newest.map(|found| Listed { path: found.object, bytes: found.bytes });
@@ -159,27 +165,34 @@ impl SegmentShipper {
     /// repairs it. `None` = it is the first.
     ///
     /// # Errors
-    /// What is wrong with the newest position, where that may pass; whatever is wrong with the one before.
+    /// What is wrong with the newest position, where that may pass, or where it is not known what lies before it; `Fenced` when
+    /// a recovery ended this log.
     pub async fn tail_before_damage(&mut self, damage: ArchiveError) -> Result<Option<Tail>, ArchiveError> {
-        let (listed, _) = newest(self.destination(), self.lineage.id(), self.group, self.known).await?;
-        let is_newest = |object: &str| listed.as_ref().is_some_and(|newest| newest.object == object);
-        let object = match &damage {
-            ArchiveError::Corrupt { object, .. } if is_newest(object) => object.clone(),
-            _ => return Err(damage),
+        let (id, group) = (*self.lineage.id(), self.group);
+        let (listed, fence) = newest(self.destination(), &id, group, self.known).await?;
+        if let Some(fence) = fence {
+            return Err(self.fenced(&fence));
+        }
+        let fault = match &damage {
+            ArchiveError::Corrupt { object, .. } | ArchiveError::Missing { object, .. } => ObjectName::parse(object),
+            _ => None,
         };
-        let found = self.destination().get(&object).await?;
-        if !self.is_damaged_at_rest(&object, &found).await? {
+        let (Some(listed), Some((_, ObjectName::Segment { first, .. }))) = (listed, fault) else { return Err(damage) };
+        let is_gone = matches!(damage, ArchiveError::Missing { .. });
+        // It is there no more, and a repair of it is damaged; or it is there, and damaged.
+        let object = if is_gone { listed.object.clone() } else { ObjectName::segment(group, first).path(&id) };
+        if listed.first != first || !self.may_be_repaired(&object, &self.destination().get(&object).await?).await? {
             return Err(damage);
         }
-        let (mut segments, _) = list_log(self.destination(), self.lineage.id(), self.group).await?;
-        segments.retain(|segment| segment.object != object);
-        let tail = match segments.last() {
+        let tail = match before(self.destination(), &id, group, first).await? {
             None => None,
-            Some(before) => match read_segment(self.destination(), self.lineage.id(), self.group, before.first).await {
-                Ok(segment) => Some(Tail::of(&segment)),
-                Err(ArchiveError::NotShipped { gap, .. }) => Some(Tail::behind(&gap)),
-                Err(error) => return Err(error),
-            },
+            Some(found) => {
+                let tail = self.end_at(&found).await?;
+                if tail.last.index.checked_add(1) != Some(first) {
+                    return Err(damage);
+                }
+                Some(tail)
+            }
         };
         self.tail = Some(tail);
         self.newest = None;
@@ -321,7 +334,7 @@ impl SegmentShipper {
                     match self.winner(&object, &name, &found) {
                         Ok((winner, tail)) => Came::Second(winner, tail),
                         Err(error @ ArchiveError::Corrupt { .. }) => {
-                            if repair == REPAIRS_MAX || !self.is_damaged_at_rest(&object, &found).await? {
+                            if repair == REPAIRS_MAX || !self.may_be_repaired(&object, &found).await? {
                                 return Err(error);
                             }
                             tracing::error!(event = "offsite.poisoned", %error, "it is shipped again beside it");
@@ -336,15 +349,21 @@ impl SegmentShipper {
         }
     }
 
-    /// The same bytes come again and again: it is not the way to them that is at fault.
-    async fn is_damaged_at_rest(&self, object: &str, found: &Bytes) -> Result<bool, ArchiveError> {
+    /// An object was damaged at rest: it is no object as anybody wrote it, and the same bytes come again and again, so that it
+    /// is not the way to them that is at fault. Nothing is mended in a log that another history goes on from: what is damaged
+    /// may be the fence.
+    async fn may_be_repaired(&self, object: &str, found: &Bytes) -> Result<bool, ArchiveError> {
+        if object::is_whole(found) {
+            return Ok(false);
+        }
         for _ in 0..REREADS {
             tokio::time::sleep(REREAD_PAUSE).await;
             if self.destination().get(object).await? != *found {
                 return Ok(false);
             }
         }
-        Ok(true)
+        let found = find_lineages(self.destination()).await?;
+        Ok(!found.lineages.iter().any(|facts| facts.parent_id() == Some(*self.lineage.id())))
     }
 
     /// What lies where this shipper came second: a segment, or `None` for a gap; and where it ends.

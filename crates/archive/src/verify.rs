@@ -131,8 +131,8 @@ struct Group {
     vouched: BTreeMap<(u64, [u8; 32]), Heartbeat>,
     /// Where the log has been followed to.
     walk: Option<ChainWalk>,
-    /// Objects that join segments: the entry chain before their first entry, and behind their last.
-    joined: Vec<(String, [ChainWalk; 2])>,
+    /// Objects that join segments, with their entry chain before this entry: their first, and the one behind their last.
+    joined: BTreeMap<u64, Vec<(String, [u8; 32])>>,
     /// What was read of the position that comes next; its repairs follow it.
     position: Option<Position>,
     /// The segment before could not be read: that is one fault, not one more for what follows it.
@@ -286,6 +286,14 @@ impl Check<'_> {
         let Some(position) = self.groups.entry(group).or_default().position.take() else { return Ok(()) };
         let Position { first, held, damaged } = position;
         let own = ObjectName::segment(group, first).path(self.lineage);
+        // Who repairs a position ships the same entries again.
+        for pair in held.windows(2) {
+            if let [(object, Held::Segment(one)), (other, Held::Segment(two))] = pair
+                && one.entries().iter().zip(two.entries()).any(|(one, two)| one != two)
+            {
+                report.fault(other, format!("it holds other entries than {object}, at one position"));
+            }
+        }
         // The first of those that reach furthest.
         let best = held.into_iter().rev().max_by_key(|(_, held)| held.last());
         for (object, reason) in damaged {
@@ -344,9 +352,13 @@ impl Check<'_> {
             Contents::Rows | Contents::Log(_) => {}
             Contents::Joined(joined) => {
                 let group = self.groups.entry(joined.group).or_default();
-                let begin = ChainWalk { next: joined.first().index, chain: joined.chain_before };
-                let end = ChainWalk { next: joined.last().index.saturating_add(1), chain: joined.chain_after };
-                group.joined.push((object.to_owned(), [begin, end]));
+                let places = [
+                    (joined.first().index, joined.chain_before),
+                    (joined.last().index.saturating_add(1), joined.chain_after),
+                ];
+                for (next, chain) in places {
+                    group.joined.entry(next).or_default().push((object.to_owned(), chain));
+                }
             }
             Contents::Keys(generation, hash) => {
                 self.keys.insert(generation, hash);
@@ -411,9 +423,8 @@ impl Check<'_> {
         }
         report.log.entry(segment.group).or_insert((first, last)).1 = last;
         group.walk = Some(ChainWalk { next: last.saturating_add(1), chain: segment.chain_after });
-        for (joined, chains) in &group.joined {
-            let mut here = chains.iter().filter(|place| (first..=last.saturating_add(1)).contains(&place.next));
-            if here.any(|place| segment.chain_before(place.next) != Some(place.chain)) {
+        for (next, joined) in group.joined.range(first..=last.saturating_add(1)) {
+            for (joined, _) in joined.iter().filter(|(_, chain)| segment.chain_before(*next) != Some(*chain)) {
                 report.fault(joined.clone(), format!("its entry chain is not that of the log in {object}"));
             }
         }

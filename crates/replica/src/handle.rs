@@ -3,6 +3,7 @@
 //! Invariants: the log and the state agree before openraft sees them; a recovering node neither votes nor leads; a
 //! fatal error of openraft or of the disk ends the process, it is never served past.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,6 +89,8 @@ pub(crate) struct Core {
     removed: AtomicBool,
     /// Bytes of the log that a required destination does not hold.
     pub(crate) outbox_bytes: AtomicU64,
+    pub(crate) outbox_forgot: AtomicBool,
+    pub(crate) log_holds: Arc<Mutex<BTreeMap<u64, u64>>>,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -238,6 +241,8 @@ impl Replica {
             drained: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             outbox_bytes: AtomicU64::new(0),
+            outbox_forgot: AtomicBool::new(false),
+            log_holds: Arc::default(),
             options,
             hooks,
         });

@@ -36,7 +36,7 @@ pub use integrity::examine::Findings;
 pub use integrity::{IntegrityOptions, IntegrityStatus};
 pub use membership::{MembershipError, Probe};
 pub use options::Options;
-pub use outbox::{Outbox, OutboxOptions, PastBudget};
+pub use outbox::{LogHold, Outbox, OutboxOptions, PastBudget};
 pub use propose::{Applied, ProposeError};
 pub use read::{Fresh, Level, ReadError};
 pub use rooms::{Disk, DiskLevel};

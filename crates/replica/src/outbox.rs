@@ -7,7 +7,9 @@
 //!
 //! Invariant: nothing that is not offsite is forgotten unless the configuration accepts that risk, and then it is said.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use holdfast_model::state::Sys;
@@ -54,6 +56,8 @@ pub struct Outbox {
     pub bytes_max: u64,
     /// What happens beyond that.
     pub past: PastBudget,
+    /// This node's log begins behind what a required destination holds: it forgot entries that are not there.
+    pub forgot: bool,
 }
 
 impl Outbox {
@@ -73,24 +77,56 @@ pub(crate) fn released(options: &OutboxOptions, sys: &Sys, log: &LogStore, fruga
     let held = held_offsite(sys, &options.required);
     match options.past {
         PastBudget::ReadOnly => held,
+        // The cluster's own life counts more than its archive's: that is the risk.
         PastBudget::AcceptRisk if frugal => u64::MAX,
         PastBudget::AcceptRisk if log.bytes_after(held) <= options.bytes_max => held,
         PastBudget::AcceptRisk => log.index_leaving(options.bytes_max).map_or(held, |index| index.max(held)),
     }
 }
 
+/// Keeps the log from an entry on for as long as it lives.
+#[derive(Debug)]
+pub struct LogHold {
+    held: Arc<Mutex<BTreeMap<u64, u64>>>,
+    number: u64,
+}
+
+impl Drop for LogHold {
+    fn drop(&mut self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
 impl Replica {
+    /// This node's log is not purged beyond `index` until what this gives is dropped, except on a disk that is nearly full.
+    pub fn hold_log(&self, index: u64) -> LogHold {
+        let held = self.core.log_holds.clone();
+        let mut holds = held.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = holds.last_key_value().map_or(0, |(last, _)| last + 1);
+        holds.insert(number, index);
+        drop(holds);
+        LogHold { held, number }
+    }
+
+    /// The lowest entry behind which the log is held.
+    pub(crate) fn log_held(&self) -> Option<u64> {
+        self.core.log_holds.lock().unwrap_or_else(PoisonError::into_inner).values().min().copied()
+    }
+
     /// The outbox, as it was measured a moment ago.
     pub fn outbox(&self) -> Outbox {
         let options = &self.options().outbox;
         let bytes = self.core.outbox_bytes.load(Ordering::Relaxed);
-        Outbox { bytes, bytes_max: options.bytes_max, past: options.past }
+        let forgot = self.core.outbox_forgot.load(Ordering::Relaxed);
+        Outbox { bytes, bytes_max: options.bytes_max, past: options.past, forgot }
     }
 
     pub(crate) fn measure_outbox(&self) {
         let held = held_offsite(&self.sys(), &self.options().outbox.required);
         let bytes = if held == u64::MAX { 0 } else { self.log().bytes_after(held) };
         self.core.outbox_bytes.store(bytes, Ordering::Relaxed);
+        let forgot = self.log().purged().is_some_and(|purged| purged.index > held);
+        self.core.outbox_forgot.store(forgot, Ordering::Relaxed);
     }
 
     /// As the leader: why a command is not taken, for people; `None` = it is. What the group needs to ship, to elect and to
@@ -134,9 +170,10 @@ impl Replica {
             match timeout(ASK_TIMEOUT, client.read_log(request)).await {
                 Ok(Ok(answer)) => {
                     let entries = answer.into_inner().entries;
-                    let read = stored(start, entries).map_err(|error| format!("node {node}: {error}"))?;
-                    if !read.is_empty() {
-                        return Ok(Some(read));
+                    match stored(start, entries) {
+                        Ok(read) if read.is_empty() => {}
+                        Ok(read) => return Ok(Some(read)),
+                        Err(error) => silent.push(format!("node {node}: {error}")),
                     }
                 }
                 Ok(Err(status)) => silent.push(format!("node {node}: {}", status.message())),
@@ -146,18 +183,28 @@ impl Replica {
         if silent.is_empty() { Ok(None) } else { Err(silent.join("; ")) }
     }
 
-    /// What a peer asked for: entries that this node applied, and so are committed.
-    pub(crate) fn read_log_for_peer(&self, request: &pb::ReadLogRequest) -> Result<pb::ReadLogResponse, StoreError> {
-        let end = request.end.min(self.applied_index().saturating_add(1));
-        let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX).min(ANSWER_BYTES_MAX);
-        // A state in doubt says nothing of what is committed.
-        if request.start >= end || self.integrity().withholds_state() {
+    /// What a peer asked for: entries that this node applied, and so are committed. None of them = its log begins later, or
+    /// ends before: it will never have them.
+    ///
+    /// # Errors
+    /// When it may have them, and cannot say yet: what it does not tell would be given up for good.
+    pub(crate) fn read_log_for_peer(&self, request: &pb::ReadLogRequest) -> Result<pb::ReadLogResponse, String> {
+        if self.integrity().withholds_state() {
+            return Err("its state is in doubt, and says nothing of what is committed".into());
+        }
+        if self.log().last().is_none_or(|last| last.index < request.start) {
             return Ok(pb::ReadLogResponse::default());
         }
-        match self.log().read(request.start, end, bytes_max) {
+        let end = request.end.min(self.applied_index().saturating_add(1));
+        let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX).min(ANSWER_BYTES_MAX);
+        // Entries that were purged were applied; the log tells before the state does.
+        if request.start >= self.log().first_index() && request.start >= end {
+            return Err(format!("it has not applied entry {} yet", request.start));
+        }
+        match self.log().read(request.start, end.max(request.start + 1), bytes_max) {
             Ok(entries) => Ok(pb::ReadLogResponse { entries: entries.into_iter().map(|entry| entry.bytes).collect() }),
             Err(StoreError::Purged { .. }) => Ok(pb::ReadLogResponse::default()),
-            Err(error) => Err(error),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

@@ -234,6 +234,11 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
     for (name, help, value) in [
         ("holdfast_outbox_bytes", "Bytes of the log that a required destination does not hold.", outbox.bytes),
         ("holdfast_outbox_bytes_max", "So many of them may wait (ship.outbox_bytes).", outbox.bytes_max),
+        (
+            "holdfast_outbox_forgot",
+            "1 while this node's log lacks entries that a required destination lacks, too.",
+            u64::from(outbox.forgot),
+        ),
     ] {
         Family::new(out, name, "gauge", help).value("", value);
     }

@@ -112,7 +112,7 @@ pub(super) async fn facts_from_log(
 ) -> Result<Option<LineageFacts>, ArchiveError> {
     for found in list_segments(destination, id, group).await?.iter().take(OPENED_WITHIN_SEGMENTS) {
         let segment = match read_segment(destination, id, group, found.first).await {
-            Err(ArchiveError::Fenced { .. }) => break,
+            Err(ArchiveError::Fenced { .. } | ArchiveError::NotShipped { .. }) => break,
             read => read?,
         };
         let opened = segment.entries().iter().filter_map(lineage_of_genesis).find(|facts| facts.id == *id);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::destination::tests::{Fault, faulty};
 use crate::fixture::{Folder, GROUP, History, run};
-use crate::log::{list_segments, read_listed};
+use crate::log::{list_segments, read_listed, read_segment};
 
 fn history() -> History {
     let mut history = History::found(5);
@@ -421,5 +421,44 @@ fn a_gap_has_one_winner_and_is_followed_like_a_segment() {
         folder.flip(&object, 1);
         let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
         assert!(report.expect("looks").bad.iter().any(|(named, _)| *named == object));
+    });
+}
+
+/// What a recovery ended stays ended, whatever becomes of its objects; and what is whole is nobody's to repair.
+#[test]
+fn nothing_is_repaired_behind_which_another_history_begins() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        let mut a = shipper(&history, &destination).await;
+        ship(&mut a, &history, 0, 5).await.expect("ships");
+        ship(&mut a, &history, 5, 10).await.expect("ships");
+        // An object that somebody put there, whole, of another place.
+        let (first, second) =
+            [0, 5].map(|at| folder.file(&ObjectName::segment(GROUP, at).path(&history.facts.id))).into();
+        let bytes = std::fs::read(&second).expect("reads");
+        std::fs::copy(&first, &second).expect("swapped");
+        let mut b = shipper(&history, &destination).await;
+        let damage = b.tail().await.expect_err("of another place");
+        let error = b.tail_before_damage(damage).await.expect_err("it is not damaged");
+        assert!(matches!(error, ArchiveError::Corrupt { .. }), "{error}");
+        std::fs::write(&second, bytes).expect("back");
+
+        let successor = LineageId { incarnation: holdfast_model::id::Incarnation(77), ..history.facts.id };
+        let fence = a.fence(10, successor).await.expect("ends it");
+        let object = ObjectName::segment(GROUP, 5).path(&history.facts.id);
+        folder.flip(&object, 4001);
+        let mut c = shipper(&history, &destination).await;
+        let damage = c.tail().await.expect_err("poisoned");
+        let error = c.tail_before_damage(damage).await.expect_err("ended");
+        assert!(matches!(error, ArchiveError::Fenced { index: 10, .. }), "{error}");
+        // The fence itself is damaged: the history that goes on tells.
+        folder.flip(&fence.name().path(&history.facts.id), 4001);
+        let mut child = History::continued(&history, 77).facts;
+        child.id = successor;
+        OpenLineage::open(destination.clone(), &child).await.expect("opens");
+        let damage = c.tail().await.expect_err("poisoned");
+        let error = c.tail_before_damage(damage).await.expect_err("it may be a fence");
+        assert!(matches!(error, ArchiveError::Corrupt { .. }), "{error}");
     });
 }

@@ -394,7 +394,7 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
             report.repaired.iter().map(|object| format!("{object}: damaged; its repair beside it is good\n"));
         let gaps = report.gaps.iter().map(|(lineage, gap)| {
             let (first, last) = (gap.first, gap.last.index);
-            format!("{lineage}: entries {first} to {last} were never shipped here; the snapshot at {last} stands in for them\n")
+            format!("{lineage}: entries {first} to {last} were never shipped here; snapshots from {last} on stand in for them\n")
         });
         faults.chain(repaired).chain(gaps).collect::<String>() + &looked + &locked
     })?;

@@ -120,7 +120,8 @@ fn takes_snapshots(leader: &v1::GetStatusResponse, status: &v1::GetStatusRespons
     let near = led.committed_index.saturating_sub(group.applied_index) <= BEHIND_ENTRIES_MAX;
     let known = status.incarnation == leader.incarnation && names(status) == names(leader);
     let leads = leader.self_.as_ref().is_some_and(|leading| leading.node_id == own.node_id);
-    voter && sound && near && known && !leads && !status.draining && !own.admin_address.is_empty()
+    let roomy = !status.checks.iter().any(|check| check.check_id == "DISK_LOW");
+    voter && roomy && sound && near && known && !leads && !status.draining && !own.admin_address.is_empty()
 }
 
 /// What the nodes of a cluster said of themselves.

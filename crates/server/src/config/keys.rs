@@ -48,7 +48,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "ship.past_outbox",
-        "beyond that: read-only refuses writes, accept-risk forgets entries that are not offsite (default read-only)",
+        "beyond that: read-only refuses writes, accept-risk forgets entries that are not offsite, all of them on a disk that is \
+         nearly full (default read-only)",
     ),
     (
         "ship.join_interval_ms",

@@ -144,12 +144,13 @@ impl Shared {
             );
         }
         let outbox = self.replica.outbox();
-        if self.replica.is_leader() && outbox.bytes > outbox.bytes_max / 2 {
-            let (severity, what) = match (outbox.is_full(), outbox.past) {
+        let forgets = outbox.forgot && outbox.past == PastBudget::AcceptRisk;
+        if self.replica.is_leader() && (outbox.bytes > outbox.bytes_max / 2 || forgets) {
+            let (severity, what) = match (outbox.is_full() || forgets, outbox.past) {
                 (false, _) => (v1::HealthSeverity::Warning, "no more than that may wait"),
                 (true, PastBudget::ReadOnly) => (v1::HealthSeverity::Error, "writes are refused"),
                 (true, PastBudget::AcceptRisk) => {
-                    (v1::HealthSeverity::Error, "the log forgets entries that are not offsite (ship.past_outbox)")
+                    (v1::HealthSeverity::Error, "the log forgot entries that are not offsite (ship.past_outbox)")
                 }
             };
             let [bytes, bytes_max] = [outbox.bytes, outbox.bytes_max].map(|bytes| bytes >> 10);

@@ -38,7 +38,9 @@ impl Barriers {
 
     /// Called right after a barrier was applied: takes the checkpoint if a job of this node waits for one.
     pub fn reached(&self, index: u64, state: &StateStore) {
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        // A job that gave up waits no more.
+        waiting.retain(|_, waiter| !waiter.is_closed());
         if waiting.is_empty() {
             return;
         }
@@ -57,8 +59,9 @@ impl Barriers {
             "nothing was applied meanwhile"
         );
         for (waiter, taken) in taken {
-            // A job that gave up waits no more.
-            let _ = waiter.send(taken);
+            if let Err(Ok(unwanted)) = waiter.send(taken) {
+                let _ = std::fs::remove_dir_all(unwanted);
+            }
         }
     }
 
@@ -157,6 +160,15 @@ impl Shipper {
         // Before it is said for ever: it is a snapshot of this node's own history.
         let behind = Course { next: manifest.applied.index + 1, chain: manifest.entry_chain };
         behind.check(self, &destination.url).await?;
+        // What lies before it must be of this history, too: a fact of the same entry tells its chain.
+        let fact = self.replica.sys().offsite.get(&destination.name).cloned();
+        if fact.is_some_and(|fact| fact.index + 1 == course.next && fact.chain != course.chain) {
+            return Err(ArchiveError::LineageFork {
+                position: manifest.applied,
+                object: destination.url.clone(),
+                reason: format!("its last entry {} is not the one that was shipped there", course.next - 1),
+            });
+        }
         let gap = Gap {
             group,
             first: course.next,

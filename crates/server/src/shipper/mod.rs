@@ -227,7 +227,7 @@ impl Shipper {
                 sleep(IDLE_PAUSE).await;
                 continue;
             };
-            let began = Instant::now();
+            let seen = self.state_of(&destination.name).seen;
             match self.lead(&destination, &history).await {
                 Ok(()) => failures.end(),
                 Err(error @ ArchiveError::LineageFork { position, .. }) => {
@@ -245,7 +245,8 @@ impl Shipper {
                     return;
                 }
                 Err(error) => {
-                    let next = failures.failed(began, Instant::now(), &error.to_string());
+                    let went_well = self.state_of(&destination.name).seen != seen;
+                    let next = failures.failed(went_well, Instant::now(), &error.to_string());
                     if next.tell {
                         tracing::warn!(event = "offsite.failed", destination = destination.name, %error, "trying again");
                     }
@@ -347,7 +348,9 @@ impl Shipper {
         let lineage = self.open(destination, history).await?;
         let mut shipper = SegmentShipper::new(lineage.clone(), self.replica.group_id()).known_to(known);
         let tail = match shipper.tail().await {
-            Err(damage @ ArchiveError::Corrupt { .. }) => shipper.tail_before_damage(damage).await.map_err(poisoned)?,
+            Err(damage @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing { .. })) => {
+                shipper.tail_before_damage(damage).await.map_err(poisoned)?
+            }
             tail => tail?,
         };
         let mut course = match (tail, &history.parent) {
@@ -355,8 +358,11 @@ impl Shipper {
             (None, Some(parent)) => Course { next: parent.index + 1, chain: parent.chain },
             (None, None) => Course { next: 0, chain: [0; 32] },
         };
+        // Until something of it was published, the log must not end behind what is bridged.
+        let mut held = None;
         let lent = match course.check(self, &destination.url).await {
             Err(ArchiveError::LogGone { unanswered: None, .. }) => {
+                held = Some(self.replica.hold_log(self.applied().index()));
                 course = self.bridge(destination, &lineage, &mut shipper, course).await?;
                 course.check(self, &destination.url).await?
             }
@@ -366,6 +372,7 @@ impl Shipper {
         if course.next > 0 {
             self.publish(destination, &course).await;
         }
+        drop(held);
         let (mut looked, mut put) = (Instant::now(), Instant::now());
         let mut waiting_since: Option<Instant> = None;
         while self.replica.is_leader() && self.is_shipped(history) && self.same_keys(keys.as_ref()) {
@@ -503,7 +510,8 @@ impl OwnLog for Shipper {
             .map_err(|source| ArchiveError::Store { path: "raft".into(), source })?;
         if entries.is_empty() {
             // It was purged just now; the next try looks elsewhere.
-            return Err(ArchiveError::LogGone { index: start, unanswered: Some("nobody was asked yet".into()) });
+            let unanswered = Some("the others are asked next".into());
+            return Err(ArchiveError::LogGone { index: start, unanswered });
         }
         Ok(entries)
     }

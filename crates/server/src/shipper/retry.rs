@@ -27,9 +27,9 @@ pub(super) struct Next {
 }
 
 impl Failures {
-    /// An attempt that began then failed now, for this reason. One that went well for a while before is the first of its row.
-    pub fn failed(&mut self, began: Instant, now: Instant, reason: &str) -> Next {
-        if now - began > PAUSE_MAX {
+    /// An attempt failed now, for this reason. If something was shipped before, it is the first of its row.
+    pub fn failed(&mut self, went_well: bool, now: Instant, reason: &str) -> Next {
+        if went_well {
             self.count = 0;
         }
         let pause = PAUSE_MIN.saturating_mul(1 << self.count.min(8)).min(PAUSE_MAX);
@@ -57,17 +57,17 @@ mod tests {
         let (mut now, mut told) = (Instant::now(), 0);
         let mut pauses = Vec::new();
         for _ in 0..20 {
-            let next = failures.failed(now, now, "gone");
+            let next = failures.failed(false, now, "gone");
             told += u32::from(next.tell);
             pauses.push(next.pause.as_millis());
             now += next.pause;
         }
         assert_eq!(pauses[..5], [500, 1000, 2000, 4000, 4000]);
         assert_eq!(told, 2, "more than one minute, less than two");
-        assert!(failures.failed(now, now, "refused").tell, "another reason");
+        assert!(failures.failed(false, now, "refused").tell, "another reason");
         // It shipped for a while, and failed then.
-        assert_eq!(failures.failed(now, now + Duration::from_secs(60), "gone").pause, PAUSE_MIN);
+        assert_eq!(failures.failed(true, now, "gone").pause, PAUSE_MIN);
         failures.end();
-        assert_eq!(failures.failed(now, now, "gone"), Next { pause: PAUSE_MIN, tell: true });
+        assert_eq!(failures.failed(false, now, "gone"), Next { pause: PAUSE_MIN, tell: true });
     }
 }
