@@ -24,6 +24,9 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
         return Ok(None);
     }
     chance.shuffle(&mut members);
+    if fault == Fault::RollbackBlind {
+        keep_with_lowest_ids(&mut members, chance, |place| world.cluster.nodes[place].id);
+    }
     let absent: Vec<usize> = members[..(members.len() - 1) / 2].to_vec();
     let forgetful = members[absent.len()];
     let keepers: Vec<usize> = members[absent.len() + 1..].to_vec();
@@ -70,6 +73,16 @@ pub(super) async fn strike(world: &mut World, fault: Fault, chance: &mut Chance)
     let knows = if knows { "it says that it does not vote" } else { "it does not say that it forgot anything" };
     struck.detail = format!("{plan}; {knows}; {did}");
     Ok(Some(struck))
+}
+
+/// Those who forgot may elect a second leader of a term that the keepers led. Consensus takes one of two such leaders for the
+/// later one, by its id; with a keeper as that one, its log wins over longer ones and nodes abort, which is more than the
+/// limit that is to be shown. So the keepers are those with the lowest ids.
+fn keep_with_lowest_ids(members: &mut [usize], chance: &mut Chance, id: impl Fn(usize) -> u64) {
+    members.sort_by_key(|place| std::cmp::Reverse(id(*place)));
+    let keepers = members.len() - (members.len() - 1) / 2 - 1;
+    let others = members.len() - keepers;
+    chance.shuffle(&mut members[..others]);
 }
 
 /// With the floor on another device it must know that it forgot, and without its vote nobody can acknowledge or answer
@@ -119,5 +132,20 @@ mod tests {
         assert!(says_since(&log, 0, KNOWS) && !says_since(&log, 15, KNOWS) && !says_since(&log, 99, KNOWS));
         std::fs::write(&log, b"log.recovering\n\xff log.recovering\n").expect("written");
         assert!(says_since(&log, 15, KNOWS));
+    }
+
+    #[test]
+    fn who_saw_what_is_forgotten_has_a_lower_id_than_whoever_may_lead_without_it() {
+        for seed in 0..50 {
+            for count in 3..=7 {
+                let mut members: Vec<usize> = (0..count).collect();
+                let mut chance = Chance::new(seed, 0);
+                chance.shuffle(&mut members);
+                keep_with_lowest_ids(&mut members, &mut chance, |place| place as u64 + 1);
+                let others = (count - 1) / 2 + 1;
+                let lowest = members[..others].iter().min();
+                assert!(members[others..].iter().all(|keeper| Some(keeper) < lowest), "{members:?}");
+            }
+        }
     }
 }
