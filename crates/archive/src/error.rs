@@ -175,6 +175,12 @@ pub enum ArchiveError {
         /// Nodes that may have them and did not say; `None` = all said that they do not.
         unanswered: Option<String>,
     },
+    /// Nothing is shipped as things stand; it is tried again.
+    #[error("not shipped now: {reason}")]
+    NotNow {
+        /// What stands in the way.
+        reason: String,
+    },
     /// The archive does not say what to restore.
     #[error("{destination}: {reason}")]
     NoChoice {
@@ -237,6 +243,7 @@ impl ArchiveError {
             | Self::Unconfirmed { .. }
             | Self::Fenced { .. }
             | Self::LogGone { .. }
+            | Self::NotNow { .. }
             | Self::Refused { .. }
             | Self::NoChoice { .. }
             | Self::Target { .. }

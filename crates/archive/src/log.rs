@@ -11,6 +11,9 @@ use crate::fence::Fence;
 use crate::layout::{LineageId, ObjectName};
 use crate::segment::Segment;
 
+/// Entries before one that is known: what is looked for most likely lies there. Each entry may be a segment of its own: a list
+/// of so many names is one answer, or a hundred.
+const LOOKED_BACK: [u64; 2] = [1_000, 100_000];
 /// Level of objects that join segments as they were shipped.
 pub(crate) const JOINED_LEVEL: u8 = 1;
 /// Nobody repairs one position more often.
@@ -144,12 +147,10 @@ pub(crate) async fn newest(
     group: GroupId,
     known: u64,
 ) -> Result<(Option<ListedSegment>, Option<Fence>), ArchiveError> {
-    // Each entry may be a segment of its own: a list of so many names is one answer, or a hundred, or all of them.
-    for back in [1_000, 100_000] {
-        let Some(after) = known.checked_sub(back) else { break };
-        let after = ObjectName::segment(group, after).path(lineage);
-        let listed = destination.list_after(&lineage.log_prefix(group, 0), &after).await?;
-        let (mut segments, fence) = end_of(destination, lineage, group, segments_in(listed)).await?;
+    for back in LOOKED_BACK {
+        let Some(before) = known.checked_sub(back) else { break };
+        let segments = list_segments_from(destination, lineage, group, before + 1).await?;
+        let (mut segments, fence) = end_of(destination, lineage, group, segments).await?;
         if let Some(newest) = segments.pop() {
             return Ok((Some(newest), fence));
         }
@@ -165,7 +166,7 @@ pub(crate) async fn before(
     group: GroupId,
     first: u64,
 ) -> Result<Option<ListedSegment>, ArchiveError> {
-    for back in [1_000, 100_000, u64::MAX] {
+    for back in LOOKED_BACK.into_iter().chain([u64::MAX]) {
         let from = first.saturating_sub(back);
         let segments = list_segments_from(destination, lineage, group, from).await?;
         let found = segments.into_iter().take_while(|segment| segment.first < first).last();

@@ -65,20 +65,12 @@ impl ShipOutcome {
     }
 }
 
-/// What was put at a position, or found there.
+/// What lies at a position now.
 struct Placed {
     object: Listed,
-    came: Came,
-}
-
-/// Who wins a position.
-enum Came {
-    /// This shipper.
-    First,
-    /// Somebody with the same bytes.
-    Same,
-    /// Somebody with this segment, or with a gap, which ends here.
-    Second(Option<Segment>, Tail),
+    outcome: ShipOutcome,
+    /// The segment of whoever was first, if that was another.
+    winner: Option<Segment>,
 }
 
 /// Ships one group's log to one destination.
@@ -271,20 +263,11 @@ impl SegmentShipper {
         let first = segment.first();
         check_follows(&segment.name().path(self.lineage.id()), first, segment.chain_before, tail)?;
         let seal = |name| segment.seal_as(&name, self.lineage.id(), self.lineage.sealing());
-        let placed = self.place(first.index, seal).await?;
-        let object = placed.object.path.clone();
-        let outcome = match placed.came {
-            Came::First => ShipOutcome::Created { tail: Tail::of(&segment), bytes: placed.object.bytes },
-            Came::Same => ShipOutcome::Adopted { tail: Tail::of(&segment) },
-            Came::Second(Some(winner), tail) => {
-                check_same_history(&object, &segment, &winner)?;
-                ShipOutcome::Adopted { tail }
-            }
-            Came::Second(None, tail) => ShipOutcome::Adopted { tail },
-        };
-        self.tail = Some(Some(outcome.tail()));
-        self.newest = Some(placed.object);
-        Ok(outcome)
+        let placed = self.place(first.index, Tail::of(&segment), seal).await?;
+        if let Some(winner) = &placed.winner {
+            check_same_history(&placed.object.path, &segment, winner)?;
+        }
+        Ok(self.ends_with(placed))
     }
 
     /// Says that entries which follow the end of the log there will never come; a snapshot at the last of them is there. Where
@@ -301,51 +284,56 @@ impl SegmentShipper {
         let object = gap.name().path(self.lineage.id());
         let first = LogPosition { index: gap.first, ..gap.last };
         check_follows(&object, first, gap.chain_before, tail)?;
-        let placed =
-            self.place(gap.first, |name| gap.seal_as(&name, self.lineage.id(), self.lineage.sealing())).await?;
-        let outcome = match placed.came {
-            Came::First => ShipOutcome::Created { tail: Tail::behind(&gap), bytes: placed.object.bytes },
-            Came::Same => ShipOutcome::Adopted { tail: Tail::behind(&gap) },
-            Came::Second(_, tail) => ShipOutcome::Adopted { tail },
-        };
-        self.tail = Some(Some(outcome.tail()));
-        self.newest = Some(placed.object);
-        Ok(outcome)
+        let seal = |name| gap.seal_as(&name, self.lineage.id(), self.lineage.sealing());
+        let placed = self.place(gap.first, Tail::behind(&gap), seal).await?;
+        Ok(self.ends_with(placed))
     }
 
-    /// Puts something at a position. One that is poisoned, because what lies there is damaged at rest, is repaired: the lowest
-    /// free number of a repair is its place.
+    fn ends_with(&mut self, placed: Placed) -> ShipOutcome {
+        self.tail = Some(Some(placed.outcome.tail()));
+        self.newest = Some(placed.object);
+        placed.outcome
+    }
+
+    /// Puts something at a position, which ends with `tail`. One that is poisoned, because what lies there is damaged at rest, is
+    /// repaired: the lowest free number of a repair is its place.
     async fn place(
         &self,
         first: u64,
+        tail: Tail,
         seal: impl Fn(ObjectName) -> Result<Sealed, ArchiveError>,
     ) -> Result<Placed, ArchiveError> {
         let mut repair = 0;
         loop {
             let name = ObjectName::Segment { group: self.group, first, repair };
-            let object = name.path(self.lineage.id());
-            let bytes = seal(name)?.bytes;
-            let mut length = bytes.len() as u64;
-            let came = match self.destination().put_checked(&object, &bytes).await? {
-                Put::Created => Came::First,
-                Put::Same => Came::Same,
-                Put::Lost(found) => {
-                    length = found.len() as u64;
-                    match self.winner(&object, &name, &found) {
-                        Ok((winner, tail)) => Came::Second(winner, tail),
-                        Err(error @ ArchiveError::Corrupt { .. }) => {
-                            if repair == REPAIRS_MAX || !self.may_be_repaired(&object, &found).await? {
-                                return Err(error);
-                            }
-                            tracing::error!(event = "offsite.poisoned", %error, "it is shipped again beside it");
-                            repair += 1;
-                            continue;
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
+            let path = name.path(self.lineage.id());
+            let sealed = seal(name)?.bytes;
+            let bytes = sealed.len() as u64;
+            let placed =
+                |outcome, winner, bytes| Placed { object: Listed { path: path.clone(), bytes }, outcome, winner };
+            let found = match self.destination().put_checked(&path, &sealed).await? {
+                Put::Created => return Ok(placed(ShipOutcome::Created { tail, bytes }, None, bytes)),
+                Put::Same => return Ok(placed(ShipOutcome::Adopted { tail }, None, bytes)),
+                Put::Lost(found) => found,
             };
-            return Ok(Placed { object: Listed { path: object, bytes: length }, came });
+            let length = found.len() as u64;
+            match Segment::open(&path, self.lineage.id(), self.destination().keys(), &name, &found) {
+                Ok(winner) => {
+                    let tail = Tail::of(&winner);
+                    return Ok(placed(ShipOutcome::Adopted { tail }, Some(winner), length));
+                }
+                Err(ArchiveError::NotShipped { gap, .. }) => {
+                    return Ok(placed(ShipOutcome::Adopted { tail: Tail::behind(&gap) }, None, length));
+                }
+                Err(error @ ArchiveError::Corrupt { .. }) => {
+                    if repair == REPAIRS_MAX || !self.may_be_repaired(&path, &found).await? {
+                        return Err(error);
+                    }
+                    tracing::error!(event = "offsite.poisoned", %error, "it is shipped again beside it");
+                    repair += 1;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -364,18 +352,6 @@ impl SegmentShipper {
         }
         let found = find_lineages(self.destination()).await?;
         Ok(!found.lineages.iter().any(|facts| facts.parent_id() == Some(*self.lineage.id())))
-    }
-
-    /// What lies where this shipper came second: a segment, or `None` for a gap; and where it ends.
-    fn winner(&self, object: &str, name: &ObjectName, found: &Bytes) -> Result<(Option<Segment>, Tail), ArchiveError> {
-        match Segment::open(object, self.lineage.id(), self.destination().keys(), name, found) {
-            Ok(winner) => {
-                let tail = Tail::of(&winner);
-                Ok((Some(winner), tail))
-            }
-            Err(ArchiveError::NotShipped { gap, .. }) => Ok((None, Tail::behind(&gap))),
-            Err(error) => Err(error),
-        }
     }
 
     /// Ships what another destination holds of this history beyond the end here; gives the new end, `None` = neither

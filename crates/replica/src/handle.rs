@@ -3,7 +3,6 @@
 //! Invariants: the log and the state agree before openraft sees them; a recovering node neither votes nor leads; a
 //! fatal error of openraft or of the disk ends the process, it is never served past.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +17,7 @@ use crate::admission::Admission;
 use crate::integrity::{Integrity, IntegrityStatus};
 use crate::log_storage::LogAdapter;
 use crate::options::{Options, raft_config};
+use crate::outbox::LogHolds;
 use crate::read::ReadIndexer;
 use crate::rooms::Disk;
 use crate::snapshot::Incoming;
@@ -90,7 +90,7 @@ pub(crate) struct Core {
     /// Bytes of the log that a required destination does not hold.
     pub(crate) outbox_bytes: AtomicU64,
     pub(crate) outbox_forgot: AtomicBool,
-    pub(crate) log_holds: Arc<Mutex<BTreeMap<u64, u64>>>,
+    pub(crate) log_holds: LogHolds,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -242,7 +242,7 @@ impl Replica {
             removed: AtomicBool::new(false),
             outbox_bytes: AtomicU64::new(0),
             outbox_forgot: AtomicBool::new(false),
-            log_holds: Arc::default(),
+            log_holds: LogHolds::default(),
             options,
             hooks,
         });

@@ -221,7 +221,7 @@ pub(crate) fn purge_target(replica: &Replica, keep: u64, frugal: bool) -> Option
     }
     let status = replica.status();
     let offsite = released(&replica.options().outbox, &sys, replica.log(), frugal);
-    let offsite = replica.log_held().filter(|_| !frugal).map_or(offsite, |held| offsite.min(held));
+    let offsite = replica.core.log_holds.lowest().filter(|_| !frugal).map_or(offsite, |held| offsite.min(held));
     lowest(status.snapshot_index, status.applied_index, keep, offsite)
 }
 

@@ -84,33 +84,63 @@ pub(crate) fn released(options: &OutboxOptions, sys: &Sys, log: &LogStore, fruga
     }
 }
 
-/// Keeps the log from an entry on for as long as it lives.
+/// Entries behind which the log is held, by number of the hold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogHolds(Arc<Mutex<BTreeMap<u64, u64>>>);
+
+/// Keeps the log behind an entry for as long as it lives.
 #[derive(Debug)]
 pub struct LogHold {
-    held: Arc<Mutex<BTreeMap<u64, u64>>>,
+    holds: LogHolds,
     number: u64,
+}
+
+impl LogHolds {
+    fn hold(&self, index: u64) -> LogHold {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = held.last_key_value().map_or(0, |(last, _)| last + 1);
+        held.insert(number, index);
+        LogHold { holds: self.clone(), number }
+    }
+
+    /// The lowest of them.
+    pub(crate) fn lowest(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().min().copied()
+    }
 }
 
 impl Drop for LogHold {
     fn drop(&mut self) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.holds.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
+/// What of a peer's wish for entries of `[start, end)` a node can fulfil that applied up to `applied`.
+#[derive(Debug, PartialEq, Eq)]
+enum Lends {
+    /// Entries before this.
+    Before(u64),
+    /// Nothing, now and later: its log begins behind them, or ends before.
+    Nothing,
+    /// It may have them, and cannot say yet: what it does not tell would be given up for good.
+    NotYet,
+}
+
+fn lends(first_held: u64, last_held: Option<u64>, applied: u64, start: u64, end: u64) -> Lends {
+    if start < first_held || last_held.is_none_or(|last| last < start) {
+        return Lends::Nothing;
+    }
+    // What is in the log and not applied may be replaced yet.
+    match end.min(applied.saturating_add(1)) {
+        end if end > start => Lends::Before(end),
+        _ => Lends::NotYet,
     }
 }
 
 impl Replica {
     /// This node's log is not purged beyond `index` until what this gives is dropped, except on a disk that is nearly full.
     pub fn hold_log(&self, index: u64) -> LogHold {
-        let held = self.core.log_holds.clone();
-        let mut holds = held.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = holds.last_key_value().map_or(0, |(last, _)| last + 1);
-        holds.insert(number, index);
-        drop(holds);
-        LogHold { held, number }
-    }
-
-    /// The lowest entry behind which the log is held.
-    pub(crate) fn log_held(&self) -> Option<u64> {
-        self.core.log_holds.lock().unwrap_or_else(PoisonError::into_inner).values().min().copied()
+        self.core.log_holds.hold(index)
     }
 
     /// The outbox, as it was measured a moment ago.
@@ -183,25 +213,23 @@ impl Replica {
         if silent.is_empty() { Ok(None) } else { Err(silent.join("; ")) }
     }
 
-    /// What a peer asked for: entries that this node applied, and so are committed. None of them = its log begins later, or
-    /// ends before: it will never have them.
+    /// What a peer asked for: entries that this node applied, and so are committed. None of them = it will never have them.
     ///
     /// # Errors
-    /// When it may have them, and cannot say yet: what it does not tell would be given up for good.
+    /// When it cannot say.
     pub(crate) fn read_log_for_peer(&self, request: &pb::ReadLogRequest) -> Result<pb::ReadLogResponse, String> {
         if self.integrity().withholds_state() {
             return Err("its state is in doubt, and says nothing of what is committed".into());
         }
-        if self.log().last().is_none_or(|last| last.index < request.start) {
-            return Ok(pb::ReadLogResponse::default());
-        }
-        let end = request.end.min(self.applied_index().saturating_add(1));
+        let (log, start) = (self.log(), request.start);
+        let last = log.last().map(|last| last.index);
+        let end = match lends(log.first_index(), last, self.applied_index(), start, request.end) {
+            Lends::Before(end) => end,
+            Lends::Nothing => return Ok(pb::ReadLogResponse::default()),
+            Lends::NotYet => return Err(format!("it has not applied entry {start} yet")),
+        };
         let bytes_max = usize::try_from(request.bytes_max).unwrap_or(usize::MAX).min(ANSWER_BYTES_MAX);
-        // Entries that were purged were applied; the log tells before the state does.
-        if request.start >= self.log().first_index() && request.start >= end {
-            return Err(format!("it has not applied entry {} yet", request.start));
-        }
-        match self.log().read(request.start, end.max(request.start + 1), bytes_max) {
+        match log.read(start, end, bytes_max) {
             Ok(entries) => Ok(pb::ReadLogResponse { entries: entries.into_iter().map(|entry| entry.bytes).collect() }),
             Err(StoreError::Purged { .. }) => Ok(pb::ReadLogResponse::default()),
             Err(error) => Err(error.to_string()),
@@ -281,5 +309,29 @@ mod tests {
         assert!(stored(5, vec![entry(5, 1), entry(7, 1)]).is_err());
         assert!(stored(5, vec![Bytes::from_static(b"\xff\xff")]).is_err());
         assert!(stored(5, Vec::new()).expect("nothing").is_empty());
+    }
+
+    #[test]
+    fn who_cannot_say_yet_says_so_and_who_has_nothing_does_too() {
+        let lends = |start, end| lends(50, Some(300), 60, start, end);
+        assert_eq!(lends(49, 60), Lends::Nothing, "it was purged");
+        assert_eq!(lends(301, 310), Lends::Nothing, "it never came");
+        assert_eq!(lends(100, 200), Lends::NotYet, "it is in the log, and not applied");
+        assert_eq!(lends(50, 55), Lends::Before(55));
+        assert_eq!(lends(60, 200), Lends::Before(61), "no more than is committed for certain");
+        assert_eq!(super::lends(0, None, 0, 0, 10), Lends::Nothing);
+    }
+
+    #[test]
+    fn the_log_is_held_behind_the_lowest_entry_of_all_who_hold_it() {
+        let holds = LogHolds::default();
+        assert_eq!(holds.lowest(), None);
+        let (first, second) = (holds.hold(20), holds.hold(10));
+        assert_eq!(holds.lowest(), Some(10));
+        drop(second);
+        let third = holds.hold(30);
+        assert_eq!(holds.lowest(), Some(20));
+        drop((first, third));
+        assert_eq!(holds.lowest(), None);
     }
 }

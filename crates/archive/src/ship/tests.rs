@@ -31,6 +31,15 @@ async fn ship(
     shipper.ship(&history.range(from, to), history.chain_before(from)).await
 }
 
+/// A shipper that shipped two segments of five entries.
+async fn shipped(history: &History, destination: &Destination) -> SegmentShipper {
+    let mut shipper = shipper(history, destination).await;
+    for from in [0, 5] {
+        ship(&mut shipper, history, from, from + 5).await.expect("ships");
+    }
+    shipper
+}
+
 fn tail(history: &History, last: u64) -> Tail {
     Tail { last: history.range(last, last + 1)[0].position, chain: history.chain_before(last + 1) }
 }
@@ -310,9 +319,7 @@ fn a_poisoned_end_is_shipped_again_beside_itself_and_read_from_there() {
     let (folder, history) = (Folder::new(), history());
     run(async {
         let destination = folder.destination();
-        let mut a = shipper(&history, &destination).await;
-        ship(&mut a, &history, 0, 5).await.expect("ships");
-        ship(&mut a, &history, 5, 10).await.expect("ships");
+        shipped(&history, &destination).await;
         let object = ObjectName::segment(GROUP, 5).path(&history.facts.id);
         folder.flip(&object, 4001);
         let mut b = shipper(&history, &destination).await;
@@ -356,6 +363,35 @@ fn a_poisoned_end_is_shipped_again_beside_itself_and_read_from_there() {
         assert_eq!(plan.last.index, 14);
         let report = crate::verify::verify(&destination, &history.facts.id, crate::verify::Level::Bytes).await;
         assert_eq!(report.expect("looks").bad.len(), 1, "the damaged repair");
+    });
+}
+
+/// Its own name is free again: there it is shipped, whatever became of its repair.
+#[test]
+fn an_end_that_is_gone_and_has_a_damaged_repair_is_shipped_again() {
+    let (folder, history) = (Folder::new(), history());
+    run(async {
+        let destination = folder.destination();
+        shipped(&history, &destination).await;
+        let object = ObjectName::segment(GROUP, 5).path(&history.facts.id);
+        folder.flip(&object, 4001);
+        let mut b = shipper(&history, &destination).await;
+        let damage = b.tail().await.expect_err("poisoned");
+        b.tail_before_damage(damage).await.expect("the one before");
+        ship(&mut b, &history, 5, 12).await.expect("ships");
+        folder.flip(&ObjectName::Segment { group: GROUP, first: 5, repair: 1 }.path(&history.facts.id), 4001);
+        std::fs::remove_file(folder.file(&object)).expect("moved away");
+        // Nothing else is hidden by it meanwhile.
+        let offer = crate::offer(&destination, GROUP, crate::Choose::default(), &|_, _, _| {}).await.expect("an offer");
+        assert_eq!((offer.plan.last.index, offer.is_whole), (4, false));
+        let mut c = shipper(&history, &destination).await;
+        let damage = c.tail().await.expect_err("gone");
+        assert!(matches!(damage, ArchiveError::Missing { .. }), "{damage}");
+        assert_eq!(c.tail_before_damage(damage).await.expect("the one before"), Some(tail(&history, 4)));
+        ship(&mut c, &history, 5, 12).await.expect("ships");
+        assert!(folder.file(&object).is_file());
+        let plan = crate::plan(&destination, GROUP, crate::Choose::default()).await.expect("plans");
+        assert_eq!(plan.last.index, 11);
     });
 }
 
@@ -430,9 +466,7 @@ fn nothing_is_repaired_behind_which_another_history_begins() {
     let (folder, history) = (Folder::new(), history());
     run(async {
         let destination = folder.destination();
-        let mut a = shipper(&history, &destination).await;
-        ship(&mut a, &history, 0, 5).await.expect("ships");
-        ship(&mut a, &history, 5, 10).await.expect("ships");
+        let mut a = shipped(&history, &destination).await;
         // An object that somebody put there, whole, of another place.
         let (first, second) =
             [0, 5].map(|at| folder.file(&ObjectName::segment(GROUP, at).path(&history.facts.id))).into();

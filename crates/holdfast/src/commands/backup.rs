@@ -29,7 +29,7 @@ pub const GROUP: GroupId = GroupId(0);
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Backup {
-    /// Take a snapshot and ship it to every destination; ends when it is at every required one.
+    /// Have a follower take a snapshot and ship it to every destination; ends when it is at every required one.
     Now(NowArgs),
     /// List what an archive holds, from the archive alone.
     Ls(FromArgs),

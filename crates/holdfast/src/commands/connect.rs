@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use holdfast_client::{AdminClient, Client, v1};
 use holdfast_server::facts::Answers;
-use holdfast_survey::{Facts, Limits};
+use holdfast_survey::{CheckId, Facts, Limits};
 
 use crate::cli::host_port;
 
@@ -69,14 +69,19 @@ impl AdminArgs {
     /// The leader's admin listener, and whose it is. All nodes are asked: one that was taken out, or cut off, may still
     /// name the leader of then.
     pub async fn leader(&self) -> anyhow::Result<(AdminClient, u64)> {
-        let statuses = self.statuses().await?;
-        let (facts, _) = statuses.facts();
+        self.statuses().await?.leader()
+    }
+}
+
+impl Statuses {
+    fn leader(&self) -> anyhow::Result<(AdminClient, u64)> {
+        let (facts, _) = self.facts();
         let Some(leader_id) = facts.leader else {
             let message = "no node leads, or none that a quorum confirmed lately; see `holdfast cluster health`";
             return Err(crate::exit::failure(crate::exit::Exit::Unreachable, message));
         };
-        let own = statuses.by_id.get(&leader_id).and_then(|status| status.self_.as_ref());
-        let known = || statuses.by_id.values().flat_map(|status| &status.nodes).find(|node| node.node_id == leader_id);
+        let own = self.by_id.get(&leader_id).and_then(|status| status.self_.as_ref());
+        let known = || self.by_id.values().flat_map(|status| &status.nodes).find(|node| node.node_id == leader_id);
         match own.or_else(known).filter(|leader| !leader.admin_address.is_empty()) {
             Some(leader) => Ok((AdminClient::new(&leader.admin_address)?, leader_id)),
             None => {
@@ -94,8 +99,8 @@ impl AdminArgs {
     /// them; the leader where no other is well. The same one time after time, as long as it is: it knows what it shipped
     /// before.
     pub async fn snapshot_taker(&self) -> anyhow::Result<AdminClient> {
-        let (leading, leader_id) = self.leader().await?;
         let statuses = self.statuses().await?;
+        let (leading, leader_id) = statuses.leader()?;
         let Some(leader) = statuses.by_id.get(&leader_id) else { return Ok(leading) };
         match statuses.by_id.values().find(|status| takes_snapshots(leader, status)) {
             Some(follower) => {
@@ -120,7 +125,7 @@ fn takes_snapshots(leader: &v1::GetStatusResponse, status: &v1::GetStatusRespons
     let near = led.committed_index.saturating_sub(group.applied_index) <= BEHIND_ENTRIES_MAX;
     let known = status.incarnation == leader.incarnation && names(status) == names(leader);
     let leads = leader.self_.as_ref().is_some_and(|leading| leading.node_id == own.node_id);
-    let roomy = !status.checks.iter().any(|check| check.check_id == "DISK_LOW");
+    let roomy = !status.checks.iter().any(|check| check.check_id == CheckId::DiskLow.as_str());
     voter && roomy && sound && near && known && !leads && !status.draining && !own.admin_address.is_empty()
 }
 

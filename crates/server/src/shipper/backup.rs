@@ -153,22 +153,14 @@ impl Shipper {
                     log_begins = begins,
                     "no node has these entries any more; a snapshot is shipped in their place"
                 );
-                self.ship_in_place(destination).await.map_err(|reason| ArchiveError::Refused { reason })?
+                self.ship_in_place(destination).await?
             }
         };
         let (manifest, _) = read_manifest(shipper.destination(), lineage.id(), group, index).await?;
         // Before it is said for ever: it is a snapshot of this node's own history.
         let behind = Course { next: manifest.applied.index + 1, chain: manifest.entry_chain };
         behind.check(self, &destination.url).await?;
-        // What lies before it must be of this history, too: a fact of the same entry tells its chain.
-        let fact = self.replica.sys().offsite.get(&destination.name).cloned();
-        if fact.is_some_and(|fact| fact.index + 1 == course.next && fact.chain != course.chain) {
-            return Err(ArchiveError::LineageFork {
-                position: manifest.applied,
-                object: destination.url.clone(),
-                reason: format!("its last entry {} is not the one that was shipped there", course.next - 1),
-            });
-        }
+        course.check_fact(self.replica.sys().offsite.get(&destination.name), manifest.applied, &destination.url)?;
         let gap = Gap {
             group,
             first: course.next,
@@ -188,12 +180,13 @@ impl Shipper {
     }
 
     /// Takes a snapshot for one destination; gives its index.
-    async fn ship_in_place(&self, destination: &Offsite) -> Result<u64, String> {
+    async fn ship_in_place(&self, destination: &Offsite) -> Result<u64, ArchiveError> {
+        let not_now = |reason| ArchiveError::NotNow { reason };
         if let Some(left) = self.replica.sys().restoring.as_ref().map(|restoring| &restoring.left) {
             let left: Vec<&str> = left.iter().map(|stage| stage.name()).collect();
-            return Err(format!("no snapshot is taken while payloads of {} are being restored", left.join(", ")));
+            return Err(not_now(format!("no snapshot while payloads of {} are being restored", left.join(", "))));
         }
-        let checkpoint = self.take_checkpoint(&format!("gap-{}", uuid::Uuid::new_v4())).await?;
+        let checkpoint = self.take_checkpoint(&format!("gap-{}", uuid::Uuid::new_v4())).await.map_err(not_now)?;
         let options = SnapshotOptions { limit: self.pace.snapshot, indexes: None };
         let shipped = self.ship_checkpoint(destination, &checkpoint, &options).await;
         if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
@@ -234,7 +227,7 @@ impl Shipper {
                 }
                 Err(error) => {
                     let destination = &destination.name;
-                    tracing::warn!(event = "backup.failed", destination, error, "the snapshot was not shipped there");
+                    tracing::warn!(event = "backup.failed", destination, %error, "the snapshot was not shipped there");
                     shipped.failures.push(format!("{destination}: {error}"));
                 }
             }
@@ -246,16 +239,16 @@ impl Shipper {
         destination: &Offsite,
         checkpoint: &Path,
         options: &SnapshotOptions,
-    ) -> Result<SnapshotReport, String> {
+    ) -> Result<SnapshotReport, ArchiveError> {
+        let not_now = |reason| ArchiveError::NotNow { reason };
         let sys = self.replica.sys();
-        let history = sys.history.as_ref().ok_or("the cluster is not founded")?;
+        let history = sys.history.as_ref().ok_or_else(|| not_now("the cluster is not founded".into()))?;
         let known = self.replica.integrity_status();
         if let Some(reason) = known.damage.or(known.doubt) {
-            return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
+            return Err(not_now(format!("the state that the snapshot is of may be wrong: {reason}")));
         }
-        let lineage = self.open(destination, history).await.map_err(|error| error.to_string())?;
-        let shipped = ship_snapshot(&lineage, self.replica.group_id(), checkpoint, options, &|_, _| {}).await;
-        shipped.map_err(|error| error.to_string())
+        let lineage = self.open(destination, history).await?;
+        ship_snapshot(&lineage, self.replica.group_id(), checkpoint, options, &|_, _| {}).await
     }
 }
 

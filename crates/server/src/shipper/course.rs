@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use holdfast_archive::{ArchiveError, SegmentShipper, ShipOutcome};
+use holdfast_model::command::OffsiteFact;
 use holdfast_store::{Applied, LogPosition, StoredEntry};
 use holdfast_wire::log::entry_chain;
 use tokio::time::sleep;
@@ -87,6 +88,19 @@ impl Course {
             lent.marks.push((here.next - 1, here.chain));
         }
         Ok((lent, here))
+    }
+
+    /// What lies before this place must be of this history, though no log tells any more: a fact of the same entry, as it was
+    /// shipped, has its chain. `applied` = an entry of this history, for the error.
+    pub fn check_fact(&self, fact: Option<&OffsiteFact>, applied: LogPosition, url: &str) -> Result<(), ArchiveError> {
+        match fact.filter(|fact| fact.index.checked_add(1) == Some(self.next)) {
+            Some(fact) if fact.chain != self.chain => Err(ArchiveError::LineageFork {
+                position: applied,
+                object: url.to_owned(),
+                reason: format!("its last entry {} is not the one that was shipped there", fact.index),
+            }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Ships what other nodes lend.
@@ -410,5 +424,24 @@ mod tests {
         // Nobody has them.
         let gone = START.check(&short(log(20, 1, 20), 2), "file:///a").await.expect_err("gone");
         assert!(matches!(gone, ArchiveError::LogGone { index: 4, unanswered: None }), "{gone}");
+    }
+
+    #[test]
+    fn where_no_log_tells_any_more_a_fact_tells_of_a_fork() {
+        let applied = LogPosition { term: 1, node: 1, index: 30 };
+        let course = Course { next: 10, chain: [1; 32] };
+        let fact = |index, chain| OffsiteFact {
+            destination: "vault".into(),
+            index,
+            chain,
+            verifier: holdfast_model::id::NodeId(1),
+            at: holdfast_model::id::Millis(0),
+        };
+        course.check_fact(Some(&fact(9, [1; 32])), applied, "file:///a").expect("the same");
+        // Of another entry it tells nothing.
+        course.check_fact(Some(&fact(8, [2; 32])), applied, "file:///a").expect("not known");
+        course.check_fact(None, applied, "file:///a").expect("not known");
+        let error = course.check_fact(Some(&fact(9, [2; 32])), applied, "file:///a").expect_err("a fork");
+        assert!(matches!(error, ArchiveError::LineageFork { .. }), "{error}");
     }
 }
