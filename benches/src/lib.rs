@@ -2,4 +2,5 @@
 
 pub mod measure;
 pub mod memory;
+pub mod restores;
 pub mod wakeups;

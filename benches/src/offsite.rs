@@ -18,6 +18,7 @@ use clap::Parser;
 use holdfast_archive::log::read_segment;
 use holdfast_archive::{Destination, DestinationConfig, LineageId, ObjectName, find_lineages};
 use holdfast_benches::measure::{cpu, load_average, percentile_ms};
+use holdfast_benches::restores::{ask, restore_all};
 use holdfast_client::{Client, RecordRef, v1};
 use holdfast_model::id::GroupId;
 use jepsen_tests::cluster::Cluster;
@@ -59,6 +60,9 @@ struct Args {
     /// Fail when an archive is further behind, in milliseconds.
     #[arg(long, default_value_t = 5000)]
     lag_ms_max: u64,
+    /// Leave the archive of the folder here, for `bench-restore`; on the disk of temporary files.
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
 }
 
 /// Acknowledged puts that are not known to be in an archive, by the index of their entry: one map for each archive.
@@ -263,20 +267,6 @@ async fn fill(client: &Client, args: &Args) -> anyhow::Result<()> {
     tasks.join_all().await.into_iter().collect()
 }
 
-/// What the binary said, as JSON, and on stderr.
-struct Said {
-    answer: serde_json::Value,
-    stderr: String,
-}
-
-/// Runs the binary with JSON as its output.
-fn ask(args: &Args, words: &[&str]) -> anyhow::Result<Said> {
-    let output = Command::new(&args.holdfast).args(words).args(["--output", "json"]).output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "holdfast {}: {}: {stderr}", words.join(" "), output.status);
-    Ok(Said { answer: serde_json::from_slice(&output.stdout)?, stderr })
-}
-
 /// Stored bytes of all chunks and patches in a folder.
 fn stored(folder: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
@@ -304,7 +294,8 @@ async fn snapshot(title: &str, cluster: &Cluster, args: &Args, missing: &Missing
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     let endpoints: Vec<&str> = cluster.nodes.iter().map(|node| node.admin.as_str()).collect();
     let (began, before) = (Instant::now(), cpu(&cluster.nodes)?);
-    let taken = tokio::task::block_in_place(|| ask(args, &["backup", "now", "--endpoint", &endpoints.join(",")]));
+    let taken =
+        tokio::task::block_in_place(|| ask(&args.holdfast, &["backup", "now", "--endpoint", &endpoints.join(",")]));
     let (ended, used) = (Instant::now(), cpu(&cluster.nodes)?.saturating_sub(before));
     let (_, puts) = load.end().await;
     taken?;
@@ -319,54 +310,6 @@ async fn snapshot(title: &str, cluster: &Cluster, args: &Args, missing: &Missing
         args.seconds,
         p99(calm, began)
     );
-    Ok(())
-}
-
-/// Brings everything back, as an operator does: from the newest snapshot with its layers and the log after it, from the first
-/// one, and from the log before it.
-fn restore(args: &Args, url: &str, dir: &Path) -> anyhow::Result<()> {
-    let number = |value: &serde_json::Value| value.as_f64().unwrap_or(0.0);
-    let listed = ask(args, &["backup", "ls", "--from", url])?.answer;
-    let first = number(&listed["lineages"][0]["snapshots"][0]["index"]) as u64;
-    let (first, before) = (first.to_string(), first.saturating_sub(1).to_string());
-    let points = [("snapshot and log", "latest"), ("first snapshot", first.as_str()), ("log alone", before.as_str())];
-    for (title, at) in points {
-        let planned = ask(args, &["restore", "plan", "--from", url, "--at", at])?.answer;
-        let data = dir.join(title.replace(' ', "-")).display().to_string();
-        let run = ["restore", "run", "--from", url, "--data", &data, "--at", at, "--progress"];
-        let Said { answer: done, stderr } = ask(args, &run)?;
-        let (ms, entries, bytes) =
-            (number(&done["restore_ms"]), number(&done["entries_replayed"]), number(&done["plan"]["bytes"]));
-        let stage = |name: &str| number(&done["stage_ms"][name]);
-        println!(
-            "restore of three nodes from {title}: {} records, {entries} entries replayed, {:.0} MB stored, in {:.1} s",
-            done["records"],
-            bytes / 1e6,
-            ms / 1e3
-        );
-        println!(
-            "  verify {:.0} ms, {:.0} MB/s; load {:.0} ms; replay {:.0} ms, {:.0} entries/s; all {:.0} MB/s",
-            stage("verify"),
-            bytes / 1e3 / stage("verify").max(1.0),
-            stage("load"),
-            stage("replay"),
-            entries * 1e3 / stage("replay").max(1.0),
-            bytes / 1e3 / ms.max(1.0)
-        );
-        // After the first tenth.
-        let told = stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let errors = told.filter_map(|line| {
-            let (elapsed, eta) = (line["progress"]["elapsed_ms"].as_f64()?, line["progress"]["eta_ms"].as_f64()?);
-            (elapsed >= ms / 10.0).then_some((elapsed + eta - ms) * 100.0 / ms)
-        });
-        let errors: Vec<String> = errors.map(|error| format!("{error:+.0}")).collect();
-        println!(
-            "  time told by the plan: {:+.0} % off; while it ran, from the first tenth on: {} % off",
-            (number(&planned["eta_ms"]) - ms) * 100.0 / ms,
-            if errors.is_empty() { "-".to_owned() } else { errors.join(", ") }
-        );
-        std::fs::remove_dir_all(&data)?;
-    }
     Ok(())
 }
 
@@ -491,6 +434,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         is_fine &= verify(&args, url, s3.credentials())?;
     }
     println!();
-    restore(&args, &urls[0], dir.path())?;
+    restore_all(&args.holdfast, &urls[0], dir.path())?;
+    if let Some(kept) = &args.keep {
+        std::fs::rename(&folder, kept)
+            .with_context(|| format!("{} has to be on the disk of {}", kept.display(), folder.display()))?;
+    }
     Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -73,13 +73,13 @@ pub enum RestoreStage {
 }
 
 /// Called with what is done and what there is to do in a stage. A call with nothing done says what there will be to do, as
-/// soon as that is known.
+/// far as that is known by then.
 pub type Progress<'a> = &'a (dyn Fn(RestoreStage, u64, u64) + Send + Sync);
 
-/// What an entry, and a change in it, cost in a replay besides their bytes: as many bytes more (`make bench-offsite` with
-/// payloads of 1 KiB and of 20 kB, two cores).
-const ENTRY_WEIGHT: u64 = 500;
-const CHANGE_WEIGHT: u64 = 2_400;
+/// What an entry costs in a replay besides its bytes: as many bytes more (`make bench-restore`, two cores).
+pub const ENTRY_WEIGHT: u64 = 500;
+/// And each change in it.
+pub const CHANGE_WEIGHT: u64 = 1_340;
 /// So many entries of a segment tell how many changes there are in it.
 const SAMPLED: usize = 8;
 
@@ -216,10 +216,13 @@ pub async fn check_all(
         }
         done = stored;
     }
-    let mut weight = 0;
+    let (mut weight, before) = (0, done);
     let counted = each_segment(destination, plan, |taken, bytes| {
         weight += replay_weight(&taken);
         done += bytes;
+        // What is still to be read will be like what was.
+        let all = u128::from(weight) * u128::from(total - before) / u128::from(done - before).max(1);
+        progress(RestoreStage::Replay, 0, all as u64);
         progress(RestoreStage::Verify, done, total);
         std::future::ready(Ok(()))
     });
