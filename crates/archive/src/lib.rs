@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attest;
 pub mod chunk;
 pub mod compose;
 pub mod destination;
@@ -44,6 +45,7 @@ mod rows;
 #[cfg(test)]
 mod fixture;
 
+pub use attest::{NodeKey, Reading, Statement, Witness};
 pub use destination::{Destination, DestinationConfig};
 pub use error::ArchiveError;
 pub use fence::Fence;
@@ -61,5 +63,5 @@ pub use restore::{RestoreReport, RestoreSpec, RestoreStage, RestoreTarget, check
 pub use row_index::RowIndexes;
 pub use sealing::{Compression, GenerationKey, Sealing};
 pub use ship::{SegmentShipper, ShipOutcome, Tail};
-pub use snapshot::{SnapshotOptions, SnapshotReport, list_snapshots, ship_snapshot};
+pub use snapshot::{SnapshotOptions, SnapshotReport, list_snapshots, ship_attested, ship_snapshot};
 pub use verify::{Level, VerifyReport, verify, verify_all};

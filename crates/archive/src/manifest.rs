@@ -11,11 +11,12 @@
 //! - The snapshot before this one, if it is named, has a lower index; layers lead from the base's index to this one.
 
 use bytes::Bytes;
-use holdfast_model::id::{GroupId, Millis, Stage};
+use holdfast_model::id::{GroupId, Millis, NodeId, Stage};
 use holdfast_store::LogPosition;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::internal::v1::archive_contents::Kind;
 
+use crate::attest::{Statement, Witness};
 use crate::error::ArchiveError;
 use crate::keys::Keyring;
 use crate::layout::{LineageId, ObjectName};
@@ -65,6 +66,17 @@ pub struct Manifest {
     pub payload_bytes: u64,
     /// The snapshot before this one.
     pub previous: Option<Previous>,
+    /// Replicas that found the same rows in their own checkpoints, ascending.
+    pub witnesses: Vec<Witness>,
+}
+
+/// Hash over the plain hashes of chunks, in canonical order.
+pub(crate) fn root_of<'a>(chunks: impl Iterator<Item = &'a [u8; 32]>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
+    for plain_blake3 in chunks {
+        hasher.update(plain_blake3);
+    }
+    *hasher.finalize().as_bytes()
 }
 
 /// Names another manifest.
@@ -166,11 +178,19 @@ impl Manifest {
 
     /// Hash over the plain hashes of the chunks that its rows make, in order.
     pub fn root(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
-        for (plain_blake3, ..) in self.sums() {
-            hasher.update(plain_blake3);
+        root_of(self.sums().map(|(plain_blake3, ..)| plain_blake3))
+    }
+
+    /// What its witnesses signed.
+    pub fn statement(&self) -> Statement {
+        Statement {
+            lineage: self.lineage,
+            group: self.group,
+            applied: self.applied,
+            entry_chain: self.entry_chain,
+            effect_chain: self.effect_chain,
+            root: self.root(),
         }
-        *hasher.finalize().as_bytes()
     }
 
     /// Rows.
@@ -310,6 +330,13 @@ impl Manifest {
         if self.layers.is_empty() && !self.composed.is_empty() {
             return Err("it has no layers, and chunks that are composed of them".into());
         }
+        let statement = self.statement();
+        if !self.witnesses.is_sorted_by(|a, b| a.node < b.node) {
+            return Err("the replicas that attest it are out of order".into());
+        }
+        if let Some(forged) = self.witnesses.iter().find(|witness| !witness.signed(&statement)) {
+            return Err(format!("node {} did not sign what it says", forged.node.0));
+        }
         if self.previous.is_some_and(|previous| previous.index >= self.applied.index) {
             return Err("the snapshot before it is not older".into());
         }
@@ -336,6 +363,7 @@ impl Manifest {
             base_index: self.base_index,
             layers: self.layers.iter().map(layer_to).collect(),
             composed: self.composed.iter().map(rows_to).collect(),
+            witnesses: self.witnesses.iter().map(witness_to).collect(),
         }
     }
 }
@@ -347,6 +375,19 @@ fn layer_to(layer: &Layer) -> pb::ArchiveManifestLayer {
 fn layer_from(layer: pb::ArchiveManifestLayer) -> Option<Layer> {
     let patches = layer.patches.into_iter().map(chunk_from).collect::<Option<_>>()?;
     Some(Layer { index: layer.index, patches })
+}
+
+fn witness_to(witness: &Witness) -> pb::ArchiveWitness {
+    pb::ArchiveWitness {
+        node_id: witness.node.0,
+        key: Bytes::copy_from_slice(&witness.key),
+        signature: Bytes::copy_from_slice(&witness.signature),
+    }
+}
+
+fn witness_from(witness: pb::ArchiveWitness) -> Option<Witness> {
+    let signature = witness.signature[..].try_into().ok()?;
+    Some(Witness { node: NodeId(witness.node_id), key: fixed(&witness.key)?, signature })
 }
 
 fn rows_to(rows: &ChunkRows) -> pb::ArchiveManifestRows {
@@ -423,6 +464,7 @@ fn from_message(lineage: LineageId, group: GroupId, message: pb::ArchiveManifest
         true => None,
         false => Some(Previous { index: message.previous_index, seal: hash("previous seal", &message.previous_seal)? }),
     };
+    let witnesses: Option<Vec<Witness>> = message.witnesses.into_iter().map(witness_from).collect();
     let manifest = Manifest {
         lineage,
         group,
@@ -440,6 +482,7 @@ fn from_message(lineage: LineageId, group: GroupId, message: pb::ArchiveManifest
         records: message.records,
         payload_bytes: message.payload_bytes,
         previous,
+        witnesses: witnesses.ok_or("the word of one of its replicas has no valid key or signature")?,
     };
     Ok((manifest, root, (message.rows, message.plain_length)))
 }

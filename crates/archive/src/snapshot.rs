@@ -17,11 +17,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use holdfast_model::id::GroupId;
 use tokio::sync::{mpsc, oneshot};
 
 use self::scan::{Below, Checkpoint, Scan, Scanned};
+use crate::attest::{Reading, Witness, voters};
 use crate::chunk::{self, Chunk, SealedChunk};
 use crate::compose::read_rows;
 use crate::destination::{Destination, Put};
@@ -32,7 +34,7 @@ use crate::manifest::{ChunkRows, LAYERS_MAX, Layer, Manifest, ManifestChunk, Pre
 use crate::read_limit::ReadLimit;
 use crate::row_index::{RowIndexes, RowReader, RowWriter};
 
-mod scan;
+pub(crate) mod scan;
 
 /// Chunks between scan and upload, and uploads under way.
 const QUEUED_MAX: usize = 2;
@@ -71,6 +73,8 @@ pub struct SnapshotReport {
     pub base_index: u64,
     /// Somebody else had shipped the same snapshot.
     pub adopted: bool,
+    /// A majority of the voters found the same rows.
+    pub is_attested: bool,
 }
 
 /// Called with plain bytes done and expected; the latter is an estimate.
@@ -79,10 +83,13 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 /// Chunks of the snapshot before, by generation and name.
 type Known = BTreeMap<(u32, [u8; 32]), ManifestChunk>;
 
-/// Ships the state in `checkpoint` as the snapshot at its applied index.
+/// Asked, once all rows are there, who found the same in a checkpoint of its own; the manifest names them.
+pub type Attesting<'a> = &'a (dyn Fn(Reading) -> BoxFuture<'a, Result<Vec<Witness>, ArchiveError>> + Send + Sync);
+
+/// As [`ship_attested`], but nobody vouches for it.
 ///
 /// # Errors
-/// `LineageFork` when another state lies under the name; `Corrupt` when a chunk there is damaged.
+/// As [`ship_attested`].
 pub async fn ship_snapshot(
     lineage: &OpenLineage,
     group: GroupId,
@@ -90,13 +97,30 @@ pub async fn ship_snapshot(
     options: &SnapshotOptions,
     progress: Progress<'_>,
 ) -> Result<SnapshotReport, ArchiveError> {
+    let nobody = |_| std::future::ready(Ok(Vec::new())).boxed();
+    ship_attested(lineage, group, checkpoint, options, &nobody, progress).await
+}
+
+/// Ships the state in `checkpoint` as the snapshot at its applied index.
+///
+/// # Errors
+/// `LineageFork` when another state lies under the name; `Corrupt` when a chunk there is damaged; what `attesting` says.
+pub async fn ship_attested<'a>(
+    lineage: &'a OpenLineage,
+    group: GroupId,
+    checkpoint: &Path,
+    options: &'a SnapshotOptions,
+    attesting: Attesting<'a>,
+    progress: Progress<'a>,
+) -> Result<SnapshotReport, ArchiveError> {
     let path = checkpoint.to_owned();
     let checkpoint = Arc::new(blocking("opening a checkpoint", move || Checkpoint::open(&path)).await?);
     let generation = lineage.sealing().generation().unwrap_or_else(|| week_of(checkpoint.now));
     let mut older = list_snapshots(lineage.destination(), lineage.id(), group).await?;
     older.retain(|found| found.index < checkpoint.applied.index);
     let previous = newest_readable(lineage, group, older.last()).await?;
-    let mut shipping = Shipping { lineage, group, checkpoint, generation, previous, is_sound: true, options, progress };
+    let mut shipping =
+        Shipping { lineage, group, checkpoint, generation, previous, is_sound: true, options, attesting, progress };
     let parent = match shipping.parent(&older).await? {
         Some(known) => Some(known),
         None => shipping.read_back().await?,
@@ -137,7 +161,7 @@ async fn blocking<T: Send + 'static>(
 const NICENESS: i32 = 19;
 
 /// Runs work on a thread of its own that gets what processors have to spare: people are served meanwhile.
-fn in_background<T: Send + 'static>(
+pub(crate) fn in_background<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<oneshot::Receiver<T>, ArchiveError> {
@@ -163,6 +187,7 @@ struct Shipping<'a> {
     /// Nothing is known to be wrong with its objects.
     is_sound: bool,
     options: &'a SnapshotOptions,
+    attesting: Attesting<'a>,
     progress: Progress<'a>,
 }
 
@@ -378,6 +403,7 @@ impl Shipping<'_> {
                 .previous
                 .as_ref()
                 .map(|(manifest, seal)| Previous { index: manifest.applied.index, seal: *seal }),
+            witnesses: Vec::new(),
         }
     }
 
@@ -389,6 +415,8 @@ impl Shipping<'_> {
         index: Option<RowWriter>,
     ) -> Result<SnapshotReport, ArchiveError> {
         let object = manifest.name().path(self.lineage.id());
+        let reading = Reading { statement: manifest.statement(), voters: voters(&manifest.membership)? };
+        let manifest = Manifest { witnesses: (self.attesting)(reading).await?, ..manifest };
         let bytes = manifest.seal(self.lineage.sealing())?.bytes;
         let (manifest, adopted) = match self.lineage.destination().put_checked(&object, &bytes).await? {
             Put::Created => (manifest, false),
@@ -412,6 +440,7 @@ impl Shipping<'_> {
             layers: manifest.layers.len(),
             base_index: manifest.base_index,
             adopted,
+            is_attested: manifest.is_attested(),
         })
     }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_model::id::GroupId;
+use holdfast_model::id::{GroupId, NodeId};
 
 use crate::chunk::Chunk;
 use crate::compose::read_rows;
@@ -59,6 +59,10 @@ pub struct VerifyReport {
     pub gaps: Vec<Gap>,
     /// Segments that are damaged, and were shipped again beside themselves: nothing is lost with them.
     pub repaired: Vec<String>,
+    /// Snapshots that a majority of their voters vouches for.
+    pub attested: u64,
+    /// Snapshots that are whole as far as this level tells, and that no majority vouches for.
+    pub unattested: u64,
 }
 
 impl VerifyReport {
@@ -100,6 +104,10 @@ pub struct DestinationReport {
     pub gaps: Vec<(LineageId, Gap)>,
     /// Segments that are damaged, and were shipped again beside themselves.
     pub repaired: Vec<String>,
+    /// Snapshots that a majority of their voters vouches for.
+    pub attested: u64,
+    /// Snapshots that are whole as far as this level tells, and that no majority vouches for.
+    pub unattested: u64,
 }
 
 /// Looks at every object of every history in a destination, and names what else lies there.
@@ -119,6 +127,8 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
         all.bad.extend(report.bad);
         all.gaps.extend(report.gaps.into_iter().map(|gap| (id, gap)));
         all.repaired.extend(report.repaired);
+        all.attested += report.attested;
+        all.unattested += report.unattested;
     }
     all.bad.extend(found.foreign.into_iter().map(|name| (name, "it is nothing of Holdfast's".to_owned())));
     all.bad.sort();
@@ -324,7 +334,27 @@ impl Check<'_> {
                 }
             }
         }
+        self.compare_witnesses(report);
         Ok(())
+    }
+
+    /// A node has one key in a history. Which of two is its own cannot be told from here.
+    fn compare_witnesses(&self, report: &mut VerifyReport) {
+        let mut keys: BTreeMap<NodeId, ([u8; 32], u64)> = BTreeMap::new();
+        for (manifest, _) in self.groups.values().flat_map(|group| group.manifests.values()) {
+            *(if manifest.is_attested() { &mut report.attested } else { &mut report.unattested }) += 1;
+            for witness in &manifest.witnesses {
+                let (key, first) = *keys.entry(witness.node).or_insert((witness.key, manifest.applied.index));
+                if key != witness.key {
+                    let object = manifest.name().path(self.lineage);
+                    let node = witness.node.0;
+                    report.fault(
+                        object,
+                        format!("node {node} signed it with another key than the snapshot at index {first}"),
+                    );
+                }
+            }
+        }
     }
 
     /// Puts the newest snapshot over each base together, where no object of it was found to be wrong.

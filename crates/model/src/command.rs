@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::attest::Attestation;
 use crate::id::{DeviceId, Incarnation, Millis, NodeId, RecordKey, RequestId, Stage, UserId, Version};
 use crate::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
 use crate::state::UserRef;
@@ -33,6 +34,8 @@ pub enum Command {
     OffsiteFact(OffsiteFact),
     /// Every replica takes a checkpoint right after applying this entry.
     SnapshotBarrier(SnapshotBarrier),
+    /// What a replica found in its own checkpoint. Boxed: it is rare, and would make every command as large.
+    Attest(Box<Attestation>),
     /// Act on what is due in the expiry queue: forget requests, tombstones and devices, end records with a TTL.
     Expire,
     /// State of a long-running job of an operator.

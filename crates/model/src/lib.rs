@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attest;
 pub mod command;
 pub mod digest;
 pub mod id;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::attest::Attested;
 use crate::command::{ArchiveKeys, Content, LineageFork, OffsiteFact, Operation, Parent, Policy};
 use crate::digest::Sum;
 use crate::id::{
@@ -46,6 +47,8 @@ pub struct Sys {
     /// What the restore that began this history still holds back; `None` = nothing. What it restores is told by the parent of
     /// the history.
     pub restoring: Option<Arc<Restoring>>,
+    /// What replicas said of their states behind the newest snapshot barriers.
+    pub attested: Arc<Attested>,
 }
 
 /// Large payloads that are not there yet, of records that are.

@@ -39,6 +39,7 @@ macro_rules! scripts {
 
 scripts!(
     archive_keys,
+    attest,
     backed_up,
     clock,
     dedup,

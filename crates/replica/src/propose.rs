@@ -74,6 +74,7 @@ pub(crate) fn weight_of(command: &Command) -> Weight {
         Command::Genesis(_)
         | Command::OffsiteFact(_)
         | Command::SnapshotBarrier(_)
+        | Command::Attest(_)
         | Command::Expire
         | Command::SetOperation(_)
         | Command::SetPolicy(_)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use holdfast_archive::{ArchiveError, Keyring, ReadLimit, marker};
+use holdfast_archive::{ArchiveError, Keyring, NodeKey, ReadLimit, marker};
 use holdfast_model::id::GroupId;
 use holdfast_model::limits::MESSAGE_BYTES_MAX;
 use holdfast_replica::{Hooks, IntegrityOptions, Member, Options, OutboxOptions, Replica, StartError};
@@ -21,7 +21,7 @@ use holdfast_wire::v1::user_service_server::UserServiceServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 use tower::layer::util::{Identity, Stack};
@@ -32,7 +32,7 @@ use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
 use crate::members;
 use crate::restored;
-use crate::shipper::{Barriers, Encryption, Pace, Shipper};
+use crate::shipper::{Barriers, Encryption, Pace, Reached, Shipper};
 
 /// Log cache of a node.
 const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
@@ -148,8 +148,9 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let raft_runtime = runtime("raft", 2)?;
     let runtime = runtime("serve", 2)?;
     let listeners = Listeners::bind(&config)?;
-    let mut identity = [0; 16];
-    getrandom::fill(&mut identity).map_err(|error| RunError::System {
+    let (mut identity, mut seed) = ([0; 16], [0; 32]);
+    let filled = getrandom::fill(&mut identity).and_then(|()| getrandom::fill(&mut seed));
+    filled.map_err(|error| RunError::System {
         action: "get randomness",
         source: std::io::Error::other(error.to_string()),
     })?;
@@ -165,10 +166,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
     tracing::info!(event = "node.starting", node = config.node_id, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let feed = Arc::new(Feed::default());
-    let barriers = Arc::new(Barriers::new(
-        config.data_dir.join("snapshots").join("offsite"),
-        config.data_dir.join("outbox").join("rows"),
-    ));
+    let (barriers, reached) =
+        Barriers::new(config.data_dir.join("snapshots").join("offsite"), config.data_dir.join("outbox").join("rows"));
+    let barriers = Arc::new(barriers);
+    let node_key = NodeKey::from_seed(&data.node_key(seed)?);
     let options = Options {
         group: GroupId(0),
         heartbeat_ms: config.heartbeat_ms,
@@ -216,6 +217,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         },
         Encryption { keys, compression: config.ship_compression },
         barriers,
+        node_key,
     );
     let reads_max = config.reads_max;
     let shared = Arc::new(Shared {
@@ -228,7 +230,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         answered: AtomicU64::new(0),
         reads: Semaphore::new(reads_max),
     });
-    let result = runtime.block_on(serve(shared.clone(), listeners, &raft_runtime, &displaced));
+    let result = runtime.block_on(serve(shared.clone(), listeners, reached, &raft_runtime, &displaced));
     raft_runtime.block_on(shared.replica.shutdown());
     runtime.shutdown_timeout(Duration::from_secs(1));
     raft_runtime.shutdown_timeout(Duration::from_secs(1));
@@ -290,6 +292,7 @@ fn reflected<L>(router: Router<L>) -> Result<Router<L>, RunError> {
 async fn serve(
     shared: Arc<Shared>,
     listeners: Listeners,
+    reached: mpsc::Receiver<Reached>,
     raft_runtime: &Runtime,
     displaced: &Notify,
 ) -> Result<(), RunError> {
@@ -333,7 +336,7 @@ async fn serve(
         let router = server().add_service(shared.replica.peer_service());
         raft_runtime.spawn(router.serve_with_incoming(incoming))
     };
-    shared.shipper.start();
+    shared.shipper.start(reached);
     let reporter = tokio::spawn(report_health(shared.clone(), health));
 
     let members = tokio::spawn(members::run(shared.clone()));

@@ -15,6 +15,7 @@ pub mod keyspace;
 mod load;
 mod log;
 mod marker;
+mod node_key;
 mod options;
 pub mod planted;
 mod room;

@@ -1,6 +1,6 @@
 //! The data directory: whose it is, in which format, and that only one process uses it.
 //!
-//! Layout: `IDENTITY FORMAT LOCK RESERVE floor-<group> raft/ state/<group>/ snapshots/ incoming-*/ outbox/ quarantine/`.
+//! Layout: `IDENTITY FORMAT LOCK NODE_KEY RESERVE floor-<group> raft/ state/<group>/ snapshots/ incoming-*/ outbox/ quarantine/`.
 //!
 //! Invariants:
 //! - `IDENTITY` is written last at creation: with it, every other part is there; without it, nothing was ever served.
@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Part, StoreError};
 use crate::files;
+use crate::node_key;
 
 /// Format of the directory that this build writes; it opens this one only.
 pub const FORMAT_VERSION: u32 = 2;
@@ -117,6 +118,11 @@ impl DataDir {
     /// Whose it is.
     pub fn identity(&self) -> Identity {
         *self.locked()
+    }
+
+    /// The key with which the node attests snapshots; made of `fresh`, 32 random bytes, when it is asked for the first time.
+    pub fn node_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        node_key::read_or_create(&self.path, fresh)
     }
 
     /// Binds the directory to a cluster, once. The same id again is fine.

@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use holdfast_model::attest::{Attestation, Attested};
 use holdfast_model::command::Operation;
 use holdfast_model::digest::Sum;
-use holdfast_model::id::{Collection, ContentHash, DeviceId, Incarnation, Millis, RecordId, RecordKey, Uid, Version};
+use holdfast_model::id::{
+    Collection, ContentHash, DeviceId, Incarnation, Millis, NodeId, RecordId, RecordKey, Uid, Version,
+};
 use holdfast_model::outcome::{MutationResult, Usage};
 use holdfast_model::state::{
     Ancestor, ChangeRow, CollectionDigest, DeviceRow, Fork, History, Places, RecordRow, RequestRow, Restoring, Sys,
@@ -19,8 +22,9 @@ use holdfast_model::state::{
 
 use crate::internal::v1 as pb;
 use crate::log::{
-    archive_keys_from, archive_keys_to, lineage_fork_from, lineage_fork_to, offsite_fact_from, offsite_fact_to,
-    operation_from, operation_to, parent_from, parent_to, policy_from, policy_to, stages_from, stages_to,
+    archive_keys_from, archive_keys_to, attestation_from, attestation_to, lineage_fork_from, lineage_fork_to,
+    offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from, parent_to, policy_from, policy_to,
+    stages_from, stages_to,
 };
 use crate::{DecodeError, decode, encode, fixed};
 
@@ -81,7 +85,11 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         archive_keys,
         lineage_fork,
         restoring,
+        attested,
     } = sys;
+    let incarnation = history.as_ref().map_or(Incarnation(0), |history| history.incarnation);
+    let Attested { keys, words } = &**attested;
+    let said = words.iter().flat_map(|(index, words)| words.iter().map(move |(node, word)| (*index, *node, *word)));
     encode(&pb::StoredSys {
         now_ms: now.0,
         rules: (*rules).into(),
@@ -104,6 +112,14 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
             left: stages_to(&restoring.left),
             through: restoring.through.clone(),
         }),
+        node_keys: keys.iter().map(|(node, key)| pb::StoredNodeKey { node_id: node.0, key: copied(key) }).collect(),
+        // A word's key is its node's, and its history this one.
+        attestations: said
+            .map(|(index, node, word)| {
+                let key = keys.get(&node).copied().unwrap_or_default();
+                attestation_to(&Attestation { incarnation, index, node, key, word })
+            })
+            .collect(),
     })
 }
 
@@ -115,6 +131,14 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
     for fact in message.offsite {
         let fact = offsite_fact_from(fact)?;
         offsite.insert(fact.destination.clone(), fact);
+    }
+    let mut attested = Attested::default();
+    for known in message.node_keys {
+        attested.keys.insert(NodeId(known.node_id), fixed(WHAT, "key of a node", &known.key)?);
+    }
+    for said in message.attestations {
+        let said = attestation_from(said)?;
+        attested.words.entry(said.index).or_default().insert(said.node, said.word);
     }
     Ok(Sys {
         now: Millis(message.now_ms),
@@ -143,6 +167,7 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
                 Ok::<_, DecodeError>(Arc::new(Restoring { left, through: stored.through }))
             })
             .transpose()?,
+        attested: Arc::new(attested),
     })
 }
 

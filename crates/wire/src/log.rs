@@ -4,6 +4,7 @@
 //! messages hold no maps), so chains over the bytes agree on every node.
 
 use bytes::Bytes;
+use holdfast_model::attest::{Attestation, Word};
 use holdfast_model::command::{
     AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Fill, FillPayloads, Genesis, Guard,
     LineageFork, Member, MemberChange, Mutation, NewMember, OffsiteFact, Op, Operation, Parent, Policy, Proposal,
@@ -79,6 +80,7 @@ pub fn encode_proposal(proposal: &Proposal) -> Bytes {
         Command::SnapshotBarrier(barrier) => {
             pb::proposal::Command::SnapshotBarrier(pb::SnapshotBarrier { operation_id: barrier.operation_id.clone() })
         }
+        Command::Attest(said) => pb::proposal::Command::Attest(attestation_to(said)),
         Command::Expire => pb::proposal::Command::Expire(pb::Expire {}),
         Command::SetOperation(operation) => pb::proposal::Command::SetOperation(operation_to(operation)),
         Command::AckCursor(ack) => pb::proposal::Command::AckCursor(pb::AckCursor {
@@ -109,6 +111,7 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
         pb::proposal::Command::SnapshotBarrier(barrier) => {
             Command::SnapshotBarrier(SnapshotBarrier { operation_id: barrier.operation_id })
         }
+        pb::proposal::Command::Attest(said) => Command::Attest(Box::new(attestation_from(said)?)),
         pb::proposal::Command::Expire(_) => Command::Expire,
         pb::proposal::Command::SetOperation(operation) => Command::SetOperation(operation_from(operation)),
         pb::proposal::Command::AckCursor(ack) => Command::AckCursor(AckCursor {
@@ -366,6 +369,32 @@ pub fn archive_keys_from(keys: pb::ArchiveKeys) -> Result<ArchiveKeys, DecodeErr
         keys_age: keys.keys_age,
         recipients: keys.recipients.into_iter().map(recipient).collect(),
         since: Millis(keys.since_ms),
+    })
+}
+
+/// Encodes a replica's word for a snapshot.
+pub fn attestation_to(said: &Attestation) -> pb::Attestation {
+    let Attestation { incarnation, index, node, key, word: Word { root, signature } } = said;
+    pb::Attestation {
+        incarnation: incarnation.0,
+        index: *index,
+        node_id: node.0,
+        key: Bytes::copy_from_slice(key),
+        root: Bytes::copy_from_slice(root),
+        signature: Bytes::copy_from_slice(signature),
+    }
+}
+
+/// Decodes a replica's word for a snapshot.
+pub fn attestation_from(said: pb::Attestation) -> Result<Attestation, DecodeError> {
+    const WHAT: &str = "attestation";
+    let signature = said.signature[..].try_into().map_err(|_| DecodeError::new(WHAT, "a signature has 64 bytes"))?;
+    Ok(Attestation {
+        incarnation: Incarnation(said.incarnation),
+        index: said.index,
+        node: NodeId(said.node_id),
+        key: fixed(WHAT, "key", &said.key)?,
+        word: Word { root: fixed(WHAT, "root", &said.root)?, signature },
     })
 }
 

@@ -64,6 +64,7 @@ fn manifest(composed: Vec<ChunkRows>) -> Manifest {
         records: 0,
         payload_bytes: 0,
         previous: None,
+        witnesses: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::attest::NodeKey;
 use crate::object::tests::{LINEAGE, every_flip_is_found};
 use crate::sealing::Compression;
 
@@ -38,6 +39,7 @@ fn manifest() -> Manifest {
         records: 4,
         payload_bytes: 5,
         previous: Some(Previous { index: 10, seal: [8; 32] }),
+        witnesses: Vec::new(),
     }
 }
 
@@ -72,6 +74,43 @@ fn manifests_round_trip() {
     }
     let sealed = layered().seal(&Sealing::default()).expect("seals");
     assert_eq!(open(&sealed.bytes).expect("opens"), (layered(), sealed.seal));
+}
+
+fn witness(node: u8, manifest: &Manifest) -> Witness {
+    let key = NodeKey::from_seed(&[node; 32]);
+    Witness { node: NodeId(node.into()), key: key.public(), signature: key.sign(&manifest.statement()) }
+}
+
+#[test]
+fn only_what_was_signed_is_attested() {
+    let witnesses = [1, 3].map(|node| witness(node, &manifest())).to_vec();
+    let attested = Manifest { witnesses, ..manifest() };
+    let sealed = attested.seal(&Sealing::default()).expect("seals");
+    assert_eq!(open(&sealed.bytes).expect("opens").0, attested);
+    assert!(attested.same_state(&manifest()), "who vouches for it makes no other snapshot of it");
+
+    // A signature of another state, key or node, or a broken one.
+    let elsewhere = Manifest { effect_chain: [9; 32], ..manifest() };
+    let other_rows = Manifest { chunks: vec![chunk(1), chunk(3)], ..manifest() };
+    let other_group = Manifest { group: GroupId(4), ..manifest() };
+    let mut forged: Vec<Witness> = [elsewhere, other_rows, other_group].map(|other| witness(2, &other)).to_vec();
+    forged.push(Witness { key: NodeKey::from_seed(&[4; 32]).public(), ..witness(2, &manifest()) });
+    let mut broken = witness(2, &manifest());
+    broken.signature[63] ^= 1;
+    forged.push(broken);
+    for forged in forged {
+        let with = Manifest { witnesses: vec![witness(1, &manifest()), forged], ..manifest() };
+        assert!(with.seal(&Sealing::default()).is_err(), "it is not written");
+        let error = open(&sealed_as(&with)).expect_err("nor read").to_string();
+        assert!(error.contains("node 2 did not sign"), "{error}");
+    }
+    // One that speaks twice.
+    let twice = Manifest { witnesses: vec![witness(1, &manifest()); 2], ..manifest() };
+    open(&sealed_as(&twice)).expect_err("one voice");
+}
+
+fn sealed_as(manifest: &Manifest) -> Bytes {
+    sealed(&manifest.to_message())
 }
 
 #[test]

@@ -11,6 +11,7 @@ use holdfast_store::{CheckpointStore, LogPosition, RawRow, open_checkpoint};
 use tokio::sync::mpsc;
 
 use super::Known;
+use crate::attest::Statement;
 use crate::chunk::{self, Chunker, PlainChunk, SealedChunk};
 use crate::error::ArchiveError;
 use crate::layout::LineageId;
@@ -22,11 +23,11 @@ use crate::row_index::{Print, Printed, RowIndexes, RowReader, RowWriter, print};
 use crate::sealing::Sealing;
 
 /// A checkpoint that is open, and its facts, from inside it.
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     store: CheckpointStore,
     path: PathBuf,
     pub(super) applied: LogPosition,
-    pub(super) membership: Bytes,
+    pub(crate) membership: Bytes,
     pub(super) entry_chain: [u8; 32],
     pub(super) effect_chain: [u8; 32],
     pub(super) now: Millis,
@@ -35,7 +36,7 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ArchiveError> {
         let store = open_checkpoint(path).map_err(ArchiveError::store(path))?;
         let (applied, sys) = (store.applied().clone(), store.sys().clone());
         if sys.restoring.is_some() {
@@ -55,6 +56,28 @@ impl Checkpoint {
             rules: sys.rules,
             totals: sys.totals,
         })
+    }
+}
+
+impl Checkpoint {
+    /// Its rows in canonical order, and the payloads that lie apart from them.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Result<(RawRow, Option<RawRow>), ArchiveError>> {
+        self.store.scan().map(|row| {
+            let row = row.map_err(ArchiveError::store(&self.path))?;
+            payloads::split(row).map_err(|error| ArchiveError::refused(format!("a record of the checkpoint: {error}")))
+        })
+    }
+
+    /// What there is to say of its rows, whose root is `root`.
+    pub(crate) fn statement(&self, lineage: LineageId, group: GroupId, root: [u8; 32]) -> Statement {
+        Statement {
+            lineage,
+            group,
+            applied: self.applied,
+            entry_chain: self.entry_chain,
+            effect_chain: self.effect_chain,
+            root,
+        }
     }
 }
 
@@ -105,10 +128,8 @@ impl Scan {
             Ok(layer) => layer,
             Err(error) => return self.no_layer(out, &error),
         };
-        for row in self.checkpoint.store.scan() {
-            let row = row.map_err(ArchiveError::store(&self.checkpoint.path))?;
-            let (row, payload) = payloads::split(row)
-                .map_err(|error| ArchiveError::refused(format!("a record of the checkpoint: {error}")))?;
+        for row in self.checkpoint.rows() {
+            let (row, payload) = row?;
             let row_print = if index.is_on() || layer.is_some() { print(&row.value) } else { Print::default() };
             index.push(&row, payload.is_some(), &row_print);
             if let Some(layer) = &mut layer {

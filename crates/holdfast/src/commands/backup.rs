@@ -120,11 +120,23 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
 }
 
 async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
-    let admin = args.admin.snapshot_taker().await?;
-    let operation_id = take(&admin, Duration::from_secs(args.wait)).await?;
+    let (admin, wait) = (args.admin.snapshot_taker().await?, Duration::from_secs(args.wait));
+    let operation_id = match take(&admin, wait).await {
+        // The others contradicted it, and it says so of itself by now: another one takes the snapshot.
+        Err(error) if is_diverged(&admin).await => {
+            eprintln!("holdfast: {error}; another node takes it");
+            take(&args.admin.snapshot_taker().await?, wait).await?
+        }
+        taken => taken?,
+    };
     let value = serde_json::json!({"v": 1, "operation_id": operation_id, "done": true});
     output::answer(format, &value, || "the backup is complete and was read back".to_owned())?;
     Ok(Exit::Ok)
+}
+
+async fn is_diverged(admin: &AdminClient) -> bool {
+    let integrity = admin.status().await.ok().and_then(|status| status.integrity);
+    integrity.is_some_and(|known| !known.diverged.is_empty())
 }
 
 /// Takes a backup and waits for its end. Gives the operation's id.
@@ -186,6 +198,12 @@ struct SnapshotAnswer {
     chunks: usize,
     /// Layers of patches over its base; 0 = all of it was shipped with it.
     layers: usize,
+    /// A majority of the voters found the same rows, each in a checkpoint of its own.
+    attested: bool,
+    /// Replicas that signed for it.
+    attested_by: Vec<u64>,
+    /// Voters at its index.
+    voters: usize,
     /// Stored bytes that a restore of it reads, those that it shares with other snapshots among them.
     bytes: u64,
     /// It is encrypted, and nothing that was given opens it: of all this only its index is known.
@@ -204,19 +222,35 @@ pub struct BadObject {
 impl SnapshotAnswer {
     fn locked() -> Self {
         let (object, time) = (String::new(), String::new());
-        Self { index: 0, object, time, users: 0, records: 0, chunks: 0, layers: 0, bytes: 0, locked: true }
+        let attested_by = Vec::new();
+        Self {
+            index: 0,
+            object,
+            time,
+            users: 0,
+            records: 0,
+            chunks: 0,
+            layers: 0,
+            attested: false,
+            attested_by,
+            voters: 0,
+            bytes: 0,
+            locked: true,
+        }
     }
 
     /// Its line in a table.
-    fn row(&self) -> [String; 6] {
+    fn row(&self) -> [String; 7] {
         let index = format!("  {}", self.index);
         if self.locked {
-            let [a, b, c, d] = std::array::from_fn(|_| "-".to_owned());
-            return [index, "encrypted".to_owned(), a, b, c, d];
+            let [a, b, c, d, e] = std::array::from_fn(|_| "-".to_owned());
+            return [index, "encrypted".to_owned(), a, b, c, d, e];
         }
         let (users, records, chunks) = (self.users, self.records, self.chunks);
         let [users, records, chunks] = [users, records, chunks as u64].map(|number| number.to_string());
-        [index, self.time.clone(), users, records, chunks, output::bytes(self.bytes)]
+        let (signed, voters) = (self.attested_by.len(), self.voters);
+        let attested = if self.attested { format!("{signed} of {voters}") } else { "unattested".to_owned() };
+        [index, self.time.clone(), users, records, chunks, output::bytes(self.bytes), attested]
     }
 }
 
@@ -281,6 +315,9 @@ async fn lineage(
             records: manifest.records,
             chunks: manifest.chunk_count(),
             layers: manifest.layers.len(),
+            attested: manifest.is_attested(),
+            attested_by: manifest.witnesses.iter().map(|witness| witness.node.0).collect(),
+            voters: manifest.voters().len(),
             bytes: manifest.stored_length(),
             locked: false,
         });
@@ -356,7 +393,7 @@ fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyh
         if let (Some(index), Some(successor)) = (one.fenced_at, &one.successor) {
             output::text(format!("  ended before index {index} by a recovery; {successor} goes on"))?;
         }
-        let mut table = Table::new(&["  snapshot", "time", "users", "records", "chunks", "size"]);
+        let mut table = Table::new(&["  snapshot", "time", "users", "records", "chunks", "size", "attested"]);
         for snapshot in &one.snapshots {
             table.row(snapshot.row());
         }
@@ -379,6 +416,7 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let value = serde_json::json!({
         "v": 1, "from": args.from.from, "lineages": report.lineages, "objects": report.objects, "bytes": report.bytes,
         "locked": report.locked, "bad": bad, "gaps": gaps.collect::<Vec<_>>(), "repaired": report.repaired,
+        "attested": report.attested, "unattested": report.unattested,
     });
     output::answer(format, &value, || {
         let (objects, bytes) = (report.objects, output::bytes(report.bytes));
@@ -396,7 +434,11 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
             let (first, last) = (gap.first, gap.last.index);
             format!("{lineage}: entries {first} to {last} were never shipped here; snapshots from {last} on stand in for them\n")
         });
-        faults.chain(repaired).chain(gaps).collect::<String>() + &looked + &locked
+        let unattested = match report.unattested {
+            0 => String::new(),
+            some => format!("\nno majority of the voters vouches for {some} of {} snapshots", some + report.attested),
+        };
+        faults.chain(repaired).chain(gaps).collect::<String>() + &looked + &locked + &unattested
     })?;
     Ok(match (report.lineages, bad.is_empty()) {
         (0, _) => Exit::NotFound,

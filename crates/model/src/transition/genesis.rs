@@ -3,8 +3,10 @@
 //! Invariants:
 //! - Epochs of a lineage rise one by one, so a version is never given twice within it.
 //! - An incarnation names one history for ever.
-//! - What was said of the old history's log (offsite facts, barriers, a fork, what an earlier restore held
-//!   back) does not speak for the new one's.
+//! - What was said of the old history's log (offsite facts, barriers and what was said of them, a fork, what an
+//!   earlier restore held back) does not speak for the new one's.
+
+use std::sync::Arc;
 
 use super::{Draft, Judged};
 use crate::command::Genesis;
@@ -32,6 +34,8 @@ pub(super) fn judge(index: u64, genesis: &Genesis, draft: &mut Draft) -> Judged 
     sys.barrier_index = 0;
     sys.lineage_fork = None;
     sys.restoring = Restoring::of(&genesis.restoring);
+    // Its nodes may be others, and those that go on give their keys again.
+    sys.attested = Arc::default();
     Ok(Outcome::Done)
 }
 

@@ -12,6 +12,7 @@
 //! - Once the history is known to be forked no record changes until the next `Genesis`: of what is written on either side
 //!   of a fork one part is lost. Reads, cursors and the cluster's own housekeeping go on.
 
+mod attest;
 mod devices;
 mod expire;
 mod fill_payloads;
@@ -91,6 +92,7 @@ fn rules_1<S: StateRead>(state: &S, index: u64, command: &Command, draft: &mut D
         (Command::WriteBatch(batch), Some(history)) => write_batch::judge(state, index, history, batch, draft),
         (Command::OffsiteFact(fact), Some(_)) => Ok(offsite_fact::judge(fact, draft)),
         (Command::SnapshotBarrier(_), Some(_)) => Ok(snapshot_barrier::judge(index, draft)),
+        (Command::Attest(said), Some(history)) => Ok(attest::judge(said, history, draft)),
         (Command::Expire, Some(_)) if state.sys().lineage_fork.is_some() => Ok(Err(Rejection::LineageFork)),
         (Command::Expire, Some(history)) => expire::judge(state, index, history, draft),
         (Command::SetOperation(operation), Some(_)) => Ok(set_operation::judge(operation, draft)),

@@ -1,6 +1,7 @@
 //! Reads scripts. The form is described in `README.md` beside this file.
 
 use bytes::Bytes;
+use holdfast_model::attest::{Attestation, Word};
 use holdfast_model::command::{
     AckCursor, ArchiveKeys, ArchiveRecipient, Command, Content, DropDevice, Fill, FillPayloads, Genesis, Guard,
     LineageFork, Mutation, OffsiteFact, Op, Operation, Parent, Policy, RULES, RestoreGuard, SnapshotBarrier,
@@ -133,6 +134,16 @@ fn command(words: &[String], inner: &[Vec<String>]) -> Command {
             ends: rest.iter().any(|word| word == "ends"),
         }),
         "barrier" => Command::SnapshotBarrier(SnapshotBarrier { operation_id: rest[0].clone() }),
+        "attest" => {
+            let (node, root) = (number(&rest[0]), number(required(rest, "root")) as u8);
+            Command::Attest(Box::new(Attestation {
+                incarnation: Incarnation(number(required(rest, "inc"))),
+                index: number(required(rest, "index")),
+                node: NodeId(node),
+                key: [option(rest, "key").map_or(node, number) as u8; 32],
+                word: Word { root: [root; 32], signature: [root; 64] },
+            }))
+        }
         "expire" => Command::Expire,
         "operation" => Command::SetOperation(Operation {
             id: rest[0].clone(),

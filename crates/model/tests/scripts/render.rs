@@ -152,6 +152,7 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
         archive_keys,
         lineage_fork,
         restoring,
+        attested,
     } = sys;
     let mut fields = vec![format!("now={}", time(*now)), format!("rules={rules}")];
     if let Some(history) = history {
@@ -191,6 +192,14 @@ fn sys_fields(sys: &Sys) -> Vec<String> {
     if let Some(restoring) = restoring {
         let left: Vec<&str> = restoring.left.iter().map(|stage| stage.name()).collect();
         fields.push(format!("restoring={}:through={}", left.join(","), String::from_utf8_lossy(&restoring.through)));
+    }
+    if !attested.words.is_empty() {
+        let keys: Vec<String> = attested.keys.iter().map(|(node, key)| format!("{}:{}", node.0, key[0])).collect();
+        let said = attested.words.iter().map(|(index, words)| {
+            let words: Vec<String> = words.iter().map(|(node, word)| format!("{}:{}", node.0, word.root[0])).collect();
+            format!("{index}=({})", words.join(" "))
+        });
+        fields.push(format!("attested=(keys {}) {}", keys.join(" "), said.collect::<Vec<_>>().join(" ")));
     }
     fields
 }

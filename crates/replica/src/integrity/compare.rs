@@ -30,6 +30,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Why a fenced member is not compared.
 const FENCED: &str = "its state is being reinstalled";
 
+impl Replica {
+    /// A majority found other rows in their states, at an index that this `installation` of this node's state was at: it is
+    /// set aside and reinstalled.
+    pub fn outvoted(&self, installation: u64, reason: String) {
+        self.integrity().outvoted(installation, reason);
+    }
+}
+
 /// What came of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Comparison {

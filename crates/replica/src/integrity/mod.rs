@@ -250,6 +250,14 @@ impl Integrity {
         !self.is_fenced() || self.stands_in.load(Ordering::Acquire)
     }
 
+    /// A majority found other rows in their states, at an index that this installation of this node's state was at.
+    pub fn outvoted(&self, installation: u64, reason: String) {
+        let mut known = lock(&self.known);
+        if installation == known.installation {
+            known.damaged(reason, Witness::Others);
+        }
+    }
+
     /// What a comparison found of this installation of this node's state.
     pub fn judged(&self, installation: u64, diverged: Option<String>, doubt: Option<String>) {
         let mut known = lock(&self.known);

@@ -1,19 +1,20 @@
 //! Snapshots: a checkpoint right behind a barrier in the log, shipped to every destination as a job.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::{
     ArchiveError, Gap, OpenLineage, RowIndexes, SegmentShipper, SnapshotOptions, SnapshotReport, list_snapshots,
-    ship_snapshot,
+    ship_attested,
 };
 use holdfast_model::command::{Command, SnapshotBarrier};
 use holdfast_replica::DiskLevel;
 use holdfast_store::StateStore;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Shipper;
@@ -21,36 +22,60 @@ use super::course::Course;
 use crate::config::Offsite;
 use crate::operations::Job;
 
-type BarrierWaiters = Mutex<BTreeMap<String, oneshot::Sender<Result<PathBuf, String>>>>;
+type BarrierWaiters = Mutex<BTreeMap<String, oneshot::Sender<Result<Reached, String>>>>;
 
 /// Checkpoints at snapshot barriers; filled by the state machine's hook.
 pub struct Barriers {
     waiting: BarrierWaiters,
     dir: PathBuf,
     indexes: RowIndexes,
+    /// Checkpoints that no job of this node waits for: what they hold is attested.
+    unasked: mpsc::Sender<Reached>,
+}
+
+/// A checkpoint right behind a barrier.
+#[derive(Debug)]
+pub struct Reached {
+    /// Index of the barrier.
+    pub index: u64,
+    /// Where it lies; whoever has it removes it.
+    pub path: PathBuf,
+    /// Which installation of this node's state it is of.
+    pub installation: u64,
 }
 
 impl Barriers {
-    /// Checkpoints go below `dir`; what rows the shipped ones had is kept below `indexes`.
-    pub fn new(dir: PathBuf, indexes: PathBuf) -> Self {
-        Self { waiting: Mutex::default(), dir, indexes: RowIndexes::new(indexes) }
+    /// Checkpoints go below `dir`; what rows the shipped ones had is kept below `indexes`. Gives those that no job waits for.
+    pub fn new(dir: PathBuf, indexes: PathBuf) -> (Self, mpsc::Receiver<Reached>) {
+        let (unasked, received) = mpsc::channel(1);
+        (Self { waiting: Mutex::default(), dir, indexes: RowIndexes::new(indexes), unasked }, received)
     }
 
-    /// Called right after a barrier was applied: takes the checkpoint if a job of this node waits for one.
+    /// Called right after a barrier was applied: takes a checkpoint for each job of this node that waits for one, or one to
+    /// be attested.
     pub fn reached(&self, index: u64, state: &StateStore) {
         let mut waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         // A job that gave up waits no more.
         waiting.retain(|_, waiter| !waiter.is_closed());
-        if waiting.is_empty() {
-            return;
-        }
         let began = Instant::now();
+        let installation = state.installation();
         // Each its own: whoever is done first removes what it read.
         let take = |number: usize| {
             let path = self.dir.join(format!("barrier-{index:020}-{number}"));
             std::fs::create_dir_all(&self.dir).map_err(|error| error.to_string())?;
-            state.checkpoint(&path).map_err(|error| error.to_string()).map(|_| path)
+            let taken = state.checkpoint(&path).map_err(|error| error.to_string());
+            taken.map(|_| Reached { index, path, installation })
         };
+        if waiting.is_empty() {
+            // A node that still reads an earlier one has nothing to say of this one.
+            if let Ok(permit) = self.unasked.try_reserve() {
+                match take(0) {
+                    Ok(reached) => permit.send(reached),
+                    Err(error) => tracing::warn!(event = "backup.not_attested", index, error, "no checkpoint"),
+                }
+            }
+            return;
+        }
         let taken: Vec<_> = waiting.into_values().enumerate().map(|(number, waiter)| (waiter, take(number))).collect();
         tracing::info!(
             event = "backup.checkpoint",
@@ -60,12 +85,12 @@ impl Barriers {
         );
         for (waiter, taken) in taken {
             if let Err(Ok(unwanted)) = waiter.send(taken) {
-                let _ = std::fs::remove_dir_all(unwanted);
+                let _ = std::fs::remove_dir_all(unwanted.path);
             }
         }
     }
 
-    fn wait(&self, id: &str) -> oneshot::Receiver<Result<PathBuf, String>> {
+    fn wait(&self, id: &str) -> oneshot::Receiver<Result<Reached, String>> {
         let (tx, rx) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), tx);
         rx
@@ -103,12 +128,12 @@ impl Shipper {
         {
             tracing::warn!(event = "backup.row_index", %error, "indexes of older snapshots are still there");
         }
-        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
+        if let Err(error) = std::fs::remove_dir_all(&checkpoint.path) {
             tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
         }
     }
 
-    async fn take_checkpoint(&self, id: &str) -> Result<PathBuf, String> {
+    async fn take_checkpoint(&self, id: &str) -> Result<Reached, String> {
         if self.destinations.is_empty() {
             return Err("no offsite destination is configured; set [[offsite]] and restart the node".into());
         }
@@ -189,7 +214,7 @@ impl Shipper {
         let checkpoint = self.take_checkpoint(&format!("gap-{}", uuid::Uuid::new_v4())).await.map_err(not_now)?;
         let options = SnapshotOptions { limit: self.pace.snapshot, indexes: None };
         let shipped = self.ship_checkpoint(destination, &checkpoint, &options).await;
-        if let Err(error) = std::fs::remove_dir_all(&checkpoint) {
+        if let Err(error) = std::fs::remove_dir_all(&checkpoint.path) {
             tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
         }
         shipped.map(|report| report.index)
@@ -200,7 +225,7 @@ impl Shipper {
         &self,
         destinations: &[&Offsite],
         job: Option<&Job>,
-        checkpoint: &Path,
+        checkpoint: &Reached,
         options: &SnapshotOptions,
         shipped: &mut Shipped,
     ) {
@@ -219,9 +244,11 @@ impl Shipper {
                         bytes = report.bytes,
                         new_bytes = report.new_bytes,
                         layers = report.layers,
+                        attested = report.is_attested,
                         "snapshot"
                     );
                     shipped.count += 1;
+                    shipped.attested += u64::from(report.is_attested);
                     shipped.new_bytes += report.new_bytes;
                     shipped.indices.extend([report.index, report.base_index]);
                 }
@@ -237,7 +264,7 @@ impl Shipper {
     async fn ship_checkpoint(
         &self,
         destination: &Offsite,
-        checkpoint: &Path,
+        checkpoint: &Reached,
         options: &SnapshotOptions,
     ) -> Result<SnapshotReport, ArchiveError> {
         let not_now = |reason| ArchiveError::NotNow { reason };
@@ -248,7 +275,9 @@ impl Shipper {
             return Err(not_now(format!("the state that the snapshot is of may be wrong: {reason}")));
         }
         let lineage = self.open(destination, history).await?;
-        ship_snapshot(&lineage, self.replica.group_id(), checkpoint, options, &|_, _| {}).await
+        let began = Instant::now();
+        let attesting = |reading| self.witnesses(reading, checkpoint.installation, began.elapsed()).boxed();
+        ship_attested(&lineage, self.replica.group_id(), &checkpoint.path, options, &attesting, &|_, _| {}).await
     }
 }
 
@@ -257,6 +286,8 @@ impl Shipper {
 struct Shipped {
     count: u64,
     new_bytes: u64,
+    /// At this many of them a majority vouches for it.
+    attested: u64,
     /// Of the snapshot, and of the bases that it lies over.
     indices: Vec<u64>,
     failures: Vec<String>,
@@ -269,6 +300,7 @@ impl Shipped {
         }
         let index = self.indices.first().copied().unwrap_or(0);
         let (count, bytes) = (self.count, self.new_bytes);
-        Ok(format!("shipped snapshot {index} to {count} destination(s), {bytes} bytes of it new"))
+        let word = if self.attested == count { "attested" } else { "unattested" };
+        Ok(format!("shipped snapshot {index}, {word}, to {count} destination(s), {bytes} bytes of it new"))
     }
 }

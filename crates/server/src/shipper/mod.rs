@@ -7,6 +7,7 @@
 //! read back from there. A destination that held this history and does not any more is left alone: it may be a disk
 //! that is not mounted. Once a history is encrypted nothing of it is shipped in any other way.
 
+mod attest;
 mod backup;
 mod course;
 mod join;
@@ -18,7 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, ReadLimit, SegmentShipper,
+    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, NodeKey, OpenLineage, ReadLimit,
+    SegmentShipper,
 };
 use holdfast_model::command::{ArchiveKeys, Command, LineageFork, OffsiteFact, Proposal};
 use holdfast_model::id::{Millis, NodeId};
@@ -26,10 +28,10 @@ use holdfast_model::state::History;
 use holdfast_replica::Replica;
 use holdfast_store::planted::{self, Bug};
 use holdfast_store::{Applied, StoredEntry};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-pub use self::backup::Barriers;
+pub use self::backup::{Barriers, Reached};
 use self::course::{Course, OwnLog};
 pub use self::keys::Encryption;
 use self::retry::Failures;
@@ -97,6 +99,8 @@ pub struct Shipper {
     encryption: Encryption,
     states: Mutex<BTreeMap<String, DestinationState>>,
     barriers: Arc<Barriers>,
+    /// What this node attests with.
+    node_key: NodeKey,
     /// Set once a destination said that this history was ended.
     fenced: watch::Sender<Option<Arc<ArchiveError>>>,
 }
@@ -119,6 +123,7 @@ impl Shipper {
         pace: Pace,
         encryption: Encryption,
         barriers: Arc<Barriers>,
+        node_key: NodeKey,
     ) -> Arc<Self> {
         Arc::new(Self {
             replica,
@@ -127,12 +132,14 @@ impl Shipper {
             encryption,
             states: Mutex::default(),
             barriers,
+            node_key,
             fenced: watch::Sender::default(),
         })
     }
 
-    /// Starts one task per destination.
-    pub fn start(self: &Arc<Self>) {
+    /// Starts one task per destination; attests what was reached.
+    pub fn start(self: &Arc<Self>, reached: mpsc::Receiver<Reached>) {
+        tokio::spawn(self.clone().attest_barriers(reached));
         for destination in self.destinations.clone() {
             let (shipper, joins) = (self.clone(), self.clone());
             if let Some(interval) = self.pace.join {

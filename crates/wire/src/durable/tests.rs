@@ -1,5 +1,6 @@
 //! Tests of the durable formats: round trips, frozen bytes, and that no bytes make a decoder panic.
 
+use holdfast_model::attest::{Attestation, Attested, Word};
 use holdfast_model::command::{ArchiveKeys, ArchiveRecipient, LineageFork, OffsiteFact, Parent, Policy};
 use holdfast_model::id::{NodeId, Stage};
 use proptest::prelude::*;
@@ -53,8 +54,9 @@ fn any_sys() -> impl Strategy<Value = Sys> {
             proptest::sample::subsequence(Stage::all().collect::<Vec<_>>(), 1..=6),
             any::<[u8; 9]>(),
         )),
+        proptest::collection::vec((0u64..4, 1u64..4, any::<[u8; 32]>()), 0..6),
     )
-        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys, fork, restoring)| Sys {
+        .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys, fork, restoring, attested)| Sys {
             now: Millis(numbers[0]),
             rules,
             history,
@@ -75,6 +77,7 @@ fn any_sys() -> impl Strategy<Value = Sys> {
             }),
             restoring: restoring
                 .map(|(left, through)| Restoring { left, through: Bytes::copy_from_slice(&through) }.into()),
+            attested: attested_by(&attested).into(),
         })
 }
 
@@ -391,7 +394,17 @@ fn golden_sys() -> Sys {
         archive_keys: Some(golden_keys().into()),
         lineage_fork: Some(golden_fork().into()),
         restoring: Some(golden_restoring().into()),
+        attested: attested_by(&[(30, 1, [31; 32])]).into(),
     }
+}
+
+/// By barrier, node and root.
+fn attested_by(said: &[(u64, u64, [u8; 32])]) -> Attested {
+    said.iter().fold(Attested::default(), |all, (index, node, root)| {
+        let (node, word) = (NodeId(*node), Word { root: *root, signature: [32; 64] });
+        let said = Attestation { incarnation: Incarnation(0), index: *index, node, key: [node.0 as u8; 32], word };
+        all.with(&said).unwrap_or(all)
+    })
 }
 
 fn golden_applied() -> AppliedRecord {
@@ -428,7 +441,11 @@ fn golden_bytes_of_group_facts_and_users() {
          1a2008080808080808080808080808080808080808080808080808080808080808082009280a581662060817\
          101818196a38091a00000000000000101b1a101c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c22036167652a090a05\
          616765316110012a070a056167653162301d721a091e0000000000000012027333181f22056f746865722820\
-         30217a080a02040512022223"
+         30217a080a020405120222238201240801122001010101010101010101010101010101010101010101010101\
+         010101010101018a019301090e00000000000000101e18012220010101010101010101010101010101010101\
+         01010101010101010101010101012a201f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f\
+         1f1f1f1f32402020202020202020202020202020202020202020202020202020202020202020202020202020\
+         2020202020202020202020202020202020202020202020202020"
     );
     assert_eq!(
         hex(&encode_applied(&golden_applied())),

@@ -97,6 +97,10 @@ fn proposal() -> impl Strategy<Value = Proposal> {
             Command::FillPayloads(FillPayloads { incarnation, through, ends, ..golden_fill() })
         }),
         Just(Command::SnapshotBarrier(SnapshotBarrier { operation_id: "op".into() })),
+        any::<([u64; 3], [u8; 32])>().prop_map(|([incarnation, index, node], key)| {
+            let (incarnation, node) = (Incarnation(incarnation), NodeId(node));
+            Command::Attest(Box::new(Attestation { incarnation, index, node, key, ..golden_attestation() }))
+        }),
         any::<[u8; 32]>().prop_map(|chain| Command::OffsiteFact(OffsiteFact {
             destination: "vault".into(),
             index: 5,
@@ -138,6 +142,11 @@ fn golden_fill() -> FillPayloads {
         through: Bytes::from_static(b"k"),
         ends: true,
     }
+}
+
+fn golden_attestation() -> Attestation {
+    let word = Word { root: [4; 32], signature: [5; 64] };
+    Attestation { incarnation: Incarnation(1), index: 2, node: NodeId(3), key: [6; 32], word }
 }
 
 fn golden_fork() -> LineageFork {
@@ -410,6 +419,12 @@ fn the_bytes_of_every_command_are_frozen() {
     assert_eq!(
         proposed(Command::LineageFork(Box::new(golden_fork()))),
         "080110026a1a09090000000000000012027333180522056f7468657228023007"
+    );
+    // By hand as well: 15, then 1 fixed64, 2 and 3 varints, 4 to 6 bytes of 32, 32 and 64.
+    let [key, root, signature] = [("06", 32), ("04", 32), ("05", 64)].map(|(byte, count)| byte.repeat(count));
+    assert_eq!(
+        proposed(Command::Attest(Box::new(golden_attestation()))),
+        format!("080110027a93010901000000000000001002180322 20{key}2a20{root}3240{signature}").replace(' ', "")
     );
     // By hand as well: 14, then 1 fixed64, 2 and 5 varints, 3 a message of 1 and 2 varints and 3 to 5 strings, 4 bytes.
     assert_eq!(

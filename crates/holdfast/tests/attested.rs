@@ -1,0 +1,133 @@
+//! Every voter vouches for a snapshot by what it read on its own disk; one whose state was changed behind its back, with
+//! valid checksums everywhere, does not, is named, and is mended.
+
+mod cluster;
+mod node_disks;
+
+use std::path::Path;
+
+use cluster::{Cluster, holdfast, wait_for};
+use holdfast_store::RawRow;
+use holdfast_store::keyspace::Family;
+use holdfast_wire::durable;
+use node_disks::{Ledger, alter, restart, terminate};
+use serde_json::Value;
+
+/// Nothing but snapshots looks at states while the test runs.
+const UNLOOKED: [&str; 4] = ["--set", "integrity.interval_ms=86400000", "--set", "ship.interval_ms=50"];
+
+struct Scene {
+    cluster: Cluster,
+    ledger: Ledger,
+    url: String,
+}
+
+impl Scene {
+    async fn begin(dir: &Path) -> Self {
+        let url = format!("file://{}", dir.join("vault").display());
+        let flags = [&UNLOOKED[..], &["--offsite", &url]].concat();
+        let cluster = Cluster::start(&dir.join("c"), &flags);
+        let mut ledger = Ledger::default();
+        ledger.write(&cluster.client(), 30, 6000).await;
+        cluster.wait_converged().await;
+        // The first comparison comes right after the start; the next one is a day away.
+        for place in 0..3 {
+            wait_for("the first comparison", async || {
+                let status = cluster.status(place).await.and_then(|status| status.integrity);
+                status.is_some_and(|known| known.examined_index > 0)
+            })
+            .await;
+        }
+        Self { cluster, ledger, url }
+    }
+
+    fn endpoints(&self) -> String {
+        self.cluster.nodes.iter().map(|node| node.admin.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// Has a snapshot taken; gives what is told of the newest one.
+    fn backup(&self) -> (Value, String) {
+        let (code, out, err) = holdfast(&["backup", "now", "--endpoint", &self.endpoints(), "-o", "json"]);
+        assert_eq!(code, 0, "{out} {err}");
+        let (code, out, listing) = holdfast(&["backup", "ls", "--from", &self.url, "-o", "json"]);
+        assert_eq!(code, 0, "{out} {listing}");
+        let listed: Value = serde_json::from_str(&out).expect("JSON");
+        let snapshots = listed["lineages"][0]["snapshots"].as_array().expect("snapshots").clone();
+        (snapshots.last().expect("one at least").clone(), err)
+    }
+
+    async fn failures(&self, place: usize) -> u64 {
+        let status = self.cluster.status(place).await;
+        status.and_then(|status| status.integrity).map_or(0, |known| known.failures_total)
+    }
+
+    async fn wait_reinstalled(&self, place: usize) {
+        wait_for("the state to be reinstalled", async || {
+            let status = self.cluster.status(place).await;
+            let known = status.and_then(|status| status.integrity).unwrap_or_default();
+            known.reinstalls_total > 0 && known.diverged.is_empty() && !known.fenced
+        })
+        .await;
+        self.cluster.wait_converged().await;
+    }
+}
+
+/// What a request was answered with. No digest covers it: only other replicas tell.
+fn outcome(rows: &mut Vec<RawRow>) {
+    let row = rows.iter_mut().find(|row| row.family == Family::Req.tag()).expect("a request");
+    let mut request = durable::decode_request(&row.value).expect("a request");
+    request.commit_index += 1;
+    row.value = durable::encode_request(&request).to_vec();
+}
+
+fn ids(snapshot: &Value) -> Vec<u64> {
+    snapshot["attested_by"].as_array().expect("nodes").iter().filter_map(Value::as_u64).collect()
+}
+
+/// Whoever takes the snapshot: in the first round another node than the one that was changed, in the second that one itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_changed_behind_its_back_attests_nothing_and_is_mended() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut scene = Scene::begin(dir.path()).await;
+    let (snapshot, _) = scene.backup();
+    assert_eq!((ids(&snapshot), &snapshot["attested"]), (vec![1, 2, 3], &Value::Bool(true)), "{snapshot}");
+
+    let leader = scene.cluster.leader().await;
+    for place in (0..3).filter(|place| *place != leader) {
+        terminate(&mut scene.cluster, place);
+        alter(&scene.cluster, place, outcome);
+        restart(&mut scene.cluster, place);
+        scene.cluster.wait_converged().await;
+        let client = scene.cluster.client();
+        scene.ledger.write(&client, 5, 6000).await;
+        assert_eq!(scene.failures(place).await, 0, "nobody looked yet");
+
+        let (snapshot, said) = scene.backup();
+        let others: Vec<u64> = (1..=3).filter(|id| *id != place as u64 + 1).collect();
+        assert_eq!((ids(&snapshot), &snapshot["attested"]), (others, &Value::Bool(true)), "{snapshot} {said}");
+        wait_for("the alarm", async || scene.failures(place).await > 0).await;
+        scene.wait_reinstalled(place).await;
+        let (snapshot, _) = scene.backup();
+        assert_eq!(ids(&snapshot), [1, 2, 3], "{snapshot}");
+    }
+    let (code, out, err) = holdfast(&["backup", "verify", "--level", "1", "--from", &scene.url, "-o", "json"]);
+    let verified: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, &verified["unattested"]), (0, &Value::from(0)), "{out} {err}");
+    scene.ledger.check(&scene.cluster.client()).await;
+}
+
+/// Without a majority of voters that answer there is none that vouches; with one, it waits for nobody who is gone for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_down_keeps_no_snapshot_from_being_attested() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut scene = Scene::begin(dir.path()).await;
+    let place = (scene.cluster.leader().await + 1) % 3;
+    terminate(&mut scene.cluster, place);
+    let (snapshot, _) = scene.backup();
+    assert_eq!((ids(&snapshot).len(), &snapshot["attested"], &snapshot["voters"]), (2, &true.into(), &3.into()));
+    // Its key stays its own.
+    restart(&mut scene.cluster, place);
+    scene.cluster.wait_converged().await;
+    let (snapshot, _) = scene.backup();
+    assert_eq!(ids(&snapshot), [1, 2, 3], "{snapshot}");
+}
