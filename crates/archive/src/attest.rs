@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes};
@@ -28,7 +29,8 @@ use crate::read_limit::ReadLimit;
 use crate::snapshot::in_background;
 use crate::snapshot::scan::Checkpoint;
 
-/// Opens what is signed; how rows are cut and hashed goes with it.
+/// Opens what is signed. Roots are compared as they are: whoever changes how rows are cut or hashed raises the number here, and
+/// sees to it that no two voters of a cluster cut in different ways.
 const CONTEXT: &[u8] = b"holdfast attestation 1\0";
 
 /// What is signed.
@@ -151,22 +153,30 @@ pub struct Reading {
     pub voters: Vec<BTreeSet<NodeId>>,
 }
 
+/// Asked between chunks whether there is still a reason to read on.
+pub type GoesOn = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Reads a checkpoint, with what processors have to spare, and gives what there is to say of it.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When it cannot be read; `Stopped` when there was no reason any more.
 pub async fn read_checkpoint(
     path: &Path,
-    lineage: LineageId,
     group: GroupId,
     limit: ReadLimit,
+    goes_on: GoesOn,
 ) -> Result<Reading, ArchiveError> {
     let path = path.to_owned();
-    let reading = in_background("attest-scan", move || read(&path, lineage, group, limit))?;
+    let reading = in_background("attest-scan", move || read(&path, group, limit, &*goes_on))?;
     reading.await.map_err(|_| ArchiveError::Stopped { what: "reading a checkpoint" })?
 }
 
-fn read(path: &Path, lineage: LineageId, group: GroupId, limit: ReadLimit) -> Result<Reading, ArchiveError> {
+fn read(
+    path: &Path,
+    group: GroupId,
+    limit: ReadLimit,
+    goes_on: &(dyn Fn() -> bool + Send + Sync),
+) -> Result<Reading, ArchiveError> {
     let checkpoint = Checkpoint::open(path)?;
     let mut pace = limit.begin(Instant::now());
     let mut chunkers: [Chunker; Section::COUNT] = Default::default();
@@ -176,6 +186,9 @@ fn read(path: &Path, lineage: LineageId, group: GroupId, limit: ReadLimit) -> Re
         for part in std::iter::once(&row).chain(&payload) {
             let chunker = &mut chunkers[Section::of(part.family, &part.key).place()];
             if let Some(ended) = chunker.push(part.family, &part.key, &part.value)? {
+                if !goes_on() {
+                    return Err(ArchiveError::Stopped { what: "reading a checkpoint" });
+                }
                 chunks.push(ended.chunk_rows());
                 std::thread::sleep(pace.passed(ended.plain.len() as u64, Instant::now()));
             }
@@ -185,7 +198,7 @@ fn read(path: &Path, lineage: LineageId, group: GroupId, limit: ReadLimit) -> Re
     // Sections end in turn; a snapshot has one after the other.
     chunks.sort_by(|a, b| a.place().cmp(&b.place()));
     let root = root_of(chunks.iter().map(|chunk| &chunk.plain_blake3));
-    Ok(Reading { statement: checkpoint.statement(lineage, group, root), voters: voters(&checkpoint.membership)? })
+    Ok(Reading { statement: checkpoint.statement(group, root), voters: voters(&checkpoint.membership)? })
 }
 
 #[cfg(test)]

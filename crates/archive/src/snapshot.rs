@@ -115,6 +115,13 @@ pub async fn ship_attested<'a>(
 ) -> Result<SnapshotReport, ArchiveError> {
     let path = checkpoint.to_owned();
     let checkpoint = Arc::new(blocking("opening a checkpoint", move || Checkpoint::open(&path)).await?);
+    if checkpoint.lineage != *lineage.id() {
+        return Err(ArchiveError::refused(format!(
+            "a state of {} as a snapshot of {}",
+            checkpoint.lineage,
+            lineage.id()
+        )));
+    }
     let generation = lineage.sealing().generation().unwrap_or_else(|| week_of(checkpoint.now));
     let mut older = list_snapshots(lineage.destination(), lineage.id(), group).await?;
     older.retain(|found| found.index < checkpoint.applied.index);

@@ -30,7 +30,7 @@ pub struct Attestation {
 pub struct Word {
     /// BLAKE3 over the plain chunks that its rows make.
     pub root: [u8; 32],
-    /// Over the cluster, history, group, log id, chains, root and format (`archive::attest`).
+    /// Over the cluster, history, group, log id, chains and root (`archive::attest`).
     pub signature: [u8; 64],
 }
 
@@ -39,26 +39,31 @@ pub struct Word {
 pub struct Attested {
     /// Key of each node that ever gave its word.
     pub keys: BTreeMap<NodeId, [u8; 32]>,
-    /// Words, by barrier and node.
+    /// Words, by barrier and node; a barrier of which nobody spoke yet has none.
     pub words: BTreeMap<u64, BTreeMap<NodeId, Word>>,
 }
 
 impl Attested {
+    /// There is a barrier at `index`, the newest: words for it count from now on, and for the oldest no longer.
+    pub fn with_barrier(&self, index: u64) -> Self {
+        let mut with = self.clone();
+        with.words.entry(index).or_default();
+        while with.words.len() > ATTESTED_BARRIERS_MAX {
+            with.words.pop_first();
+        }
+        with
+    }
+
     /// Takes a word in; `None` = it says nothing new, or nothing that counts.
     pub fn with(&self, said: &Attestation) -> Option<Self> {
-        let known = self.words.get(&said.index).is_some_and(|words| words.contains_key(&said.node));
-        let is_other_key = self.keys.get(&said.node).is_some_and(|key| *key != said.key);
-        let is_late = self.words.len() >= ATTESTED_BARRIERS_MAX
-            && self.words.first_key_value().is_some_and(|(oldest, _)| said.index < *oldest);
-        if known || is_other_key || is_late {
+        let is_new = !self.words.get(&said.index)?.contains_key(&said.node);
+        let is_its_key = self.keys.get(&said.node).is_none_or(|key| *key == said.key);
+        if !is_new || !is_its_key {
             return None;
         }
         let mut with = self.clone();
         with.keys.insert(said.node, said.key);
         with.words.entry(said.index).or_default().insert(said.node, said.word);
-        while with.words.len() > ATTESTED_BARRIERS_MAX {
-            with.words.pop_first();
-        }
         Some(with)
     }
 
@@ -95,7 +100,10 @@ mod tests {
     }
 
     fn attested(said: &[Attestation]) -> Attested {
-        said.iter().fold(Attested::default(), |all, one| all.with(one).unwrap_or(all))
+        said.iter().fold(Attested::default(), |all, one| {
+            let all = if all.words.contains_key(&one.index) { all } else { all.with_barrier(one.index) };
+            all.with(one).unwrap_or(all)
+        })
     }
 
     fn voters(ids: &[u64]) -> BTreeSet<NodeId> {
@@ -128,5 +136,6 @@ mod tests {
         assert_eq!(later.words.keys().collect::<Vec<_>>(), [&12, &15]);
         assert_eq!(later.with(&said(9, 2, 7)), None, "too late");
         assert!(later.with(&said(12, 2, 7)).is_some());
+        assert_eq!(later.with(&said(13, 2, 7)), None, "there was no barrier");
     }
 }

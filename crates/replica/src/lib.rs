@@ -6,6 +6,7 @@
 mod admission;
 mod clocks;
 mod disk_keeper;
+mod flushed;
 mod handle;
 mod integrity;
 mod log_storage;

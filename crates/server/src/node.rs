@@ -21,7 +21,7 @@ use holdfast_wire::v1::user_service_server::UserServiceServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 use tower::layer::util::{Identity, Stack};
@@ -32,7 +32,7 @@ use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
 use crate::members;
 use crate::restored;
-use crate::shipper::{Barriers, Encryption, Pace, Reached, Shipper};
+use crate::shipper::{Attestor, Barriers, Encryption, Pace, Shipper};
 
 /// Log cache of a node.
 const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
@@ -166,10 +166,15 @@ pub fn run(config: Config) -> Result<(), RunError> {
     tracing::info!(event = "node.starting", node = config.node_id, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let feed = Arc::new(Feed::default());
-    let (barriers, reached) =
-        Barriers::new(config.data_dir.join("snapshots").join("offsite"), config.data_dir.join("outbox").join("rows"));
-    let barriers = Arc::new(barriers);
-    let node_key = NodeKey::from_seed(&data.node_key(seed)?);
+    let barriers = Arc::new(Barriers::new(
+        config.data_dir.join("snapshots").join("offsite"),
+        config.data_dir.join("outbox").join("rows"),
+    ));
+    // A node without a key serves and votes as well as any other.
+    let node_key = data.node_key(seed).inspect_err(|error| {
+        tracing::error!(event = "attest.no_key", %error, "NODE_KEY is not usable: this node attests no snapshot");
+    });
+    let attestor = Attestor::new(node_key.ok().map(|seed| NodeKey::from_seed(&seed)));
     let options = Options {
         group: GroupId(0),
         heartbeat_ms: config.heartbeat_ms,
@@ -217,7 +222,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         },
         Encryption { keys, compression: config.ship_compression },
         barriers,
-        node_key,
+        attestor,
     );
     let reads_max = config.reads_max;
     let shared = Arc::new(Shared {
@@ -230,7 +235,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         answered: AtomicU64::new(0),
         reads: Semaphore::new(reads_max),
     });
-    let result = runtime.block_on(serve(shared.clone(), listeners, reached, &raft_runtime, &displaced));
+    let result = runtime.block_on(serve(shared.clone(), listeners, &raft_runtime, &displaced));
     raft_runtime.block_on(shared.replica.shutdown());
     runtime.shutdown_timeout(Duration::from_secs(1));
     raft_runtime.shutdown_timeout(Duration::from_secs(1));
@@ -292,7 +297,6 @@ fn reflected<L>(router: Router<L>) -> Result<Router<L>, RunError> {
 async fn serve(
     shared: Arc<Shared>,
     listeners: Listeners,
-    reached: mpsc::Receiver<Reached>,
     raft_runtime: &Runtime,
     displaced: &Notify,
 ) -> Result<(), RunError> {
@@ -336,7 +340,7 @@ async fn serve(
         let router = server().add_service(shared.replica.peer_service());
         raft_runtime.spawn(router.serve_with_incoming(incoming))
     };
-    shared.shipper.start(reached);
+    shared.shipper.start();
     let reporter = tokio::spawn(report_health(shared.clone(), health));
 
     let members = tokio::spawn(members::run(shared.clone()));

@@ -36,17 +36,19 @@ pub struct CheckpointInfo {
 }
 
 impl StateStore {
+    /// As [`StateStore::checkpoint`], and not durable: for whoever reads it and removes it in this process.
+    pub fn checkpoint_to_read(&self, into: &Path) -> Result<(), StoreError> {
+        let current = self.0.published.load_full();
+        current.generation.check_writable()?;
+        let of_checkpoint = |action| StoreError::rocks(Part::State, action, into);
+        let checkpoint = Checkpoint::new(current.generation.db()).map_err(of_checkpoint("begin checkpoint"))?;
+        checkpoint.create_checkpoint(into).map_err(of_checkpoint("take checkpoint"))
+    }
+
     /// Takes a checkpoint into a directory that does not exist yet, on the same file system. It flushes first, so a
     /// caller in a hurry calls [`StateStore::flush`] in the background before.
     pub fn checkpoint(&self, into: &Path) -> Result<CheckpointInfo, StoreError> {
-        let current = self.0.published.load_full();
-        current.generation.check_writable()?;
-        let checkpoint = Checkpoint::new(current.generation.db()).map_err(StoreError::rocks(
-            Part::State,
-            "begin checkpoint",
-            into,
-        ))?;
-        checkpoint.create_checkpoint(into).map_err(StoreError::rocks(Part::State, "take checkpoint", into))?;
+        self.checkpoint_to_read(into)?;
         let info = describe(into, self.0.group)?;
         for (name, _) in &info.files {
             files::sync_file(&into.join(name))?;

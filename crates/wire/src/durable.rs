@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use holdfast_model::attest::{Attestation, Attested};
+use holdfast_model::attest::{Attested, Word};
 use holdfast_model::command::Operation;
 use holdfast_model::digest::Sum;
 use holdfast_model::id::{
@@ -22,9 +22,8 @@ use holdfast_model::state::{
 
 use crate::internal::v1 as pb;
 use crate::log::{
-    archive_keys_from, archive_keys_to, attestation_from, attestation_to, lineage_fork_from, lineage_fork_to,
-    offsite_fact_from, offsite_fact_to, operation_from, operation_to, parent_from, parent_to, policy_from, policy_to,
-    stages_from, stages_to,
+    archive_keys_from, archive_keys_to, lineage_fork_from, lineage_fork_to, offsite_fact_from, offsite_fact_to,
+    operation_from, operation_to, parent_from, parent_to, policy_from, policy_to, stages_from, stages_to,
 };
 use crate::{DecodeError, decode, encode, fixed};
 
@@ -87,9 +86,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
         restoring,
         attested,
     } = sys;
-    let incarnation = history.as_ref().map_or(Incarnation(0), |history| history.incarnation);
     let Attested { keys, words } = &**attested;
-    let said = words.iter().flat_map(|(index, words)| words.iter().map(move |(node, word)| (*index, *node, *word)));
     encode(&pb::StoredSys {
         now_ms: now.0,
         rules: (*rules).into(),
@@ -113,13 +110,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
             through: restoring.through.clone(),
         }),
         node_keys: keys.iter().map(|(node, key)| pb::StoredNodeKey { node_id: node.0, key: copied(key) }).collect(),
-        // A word's key is its node's, and its history this one.
-        attestations: said
-            .map(|(index, node, word)| {
-                let key = keys.get(&node).copied().unwrap_or_default();
-                attestation_to(&Attestation { incarnation, index, node, key, word })
-            })
-            .collect(),
+        barriers: words.iter().map(|(index, words)| barrier_to(*index, words)).collect(),
     })
 }
 
@@ -136,9 +127,13 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
     for known in message.node_keys {
         attested.keys.insert(NodeId(known.node_id), fixed(WHAT, "key of a node", &known.key)?);
     }
-    for said in message.attestations {
-        let said = attestation_from(said)?;
-        attested.words.entry(said.index).or_default().insert(said.node, said.word);
+    for barrier in message.barriers {
+        let words = attested.words.entry(barrier.index).or_default();
+        for word in barrier.words {
+            let signature = word.signature[..].try_into();
+            let signature = signature.map_err(|_| DecodeError::new(WHAT, "a signature has 64 bytes"))?;
+            words.insert(NodeId(word.node_id), Word { root: fixed(WHAT, "root", &word.root)?, signature });
+        }
     }
     Ok(Sys {
         now: Millis(message.now_ms),
@@ -169,6 +164,15 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
             .transpose()?,
         attested: Arc::new(attested),
     })
+}
+
+fn barrier_to(index: u64, words: &BTreeMap<NodeId, Word>) -> pb::StoredBarrier {
+    let word = |(node, word): (&NodeId, &Word)| pb::StoredWord {
+        node_id: node.0,
+        root: copied(&word.root),
+        signature: Bytes::copy_from_slice(&word.signature),
+    };
+    pb::StoredBarrier { index, words: words.iter().map(word).collect() }
 }
 
 fn history_to(history: &History) -> pb::StoredHistory {

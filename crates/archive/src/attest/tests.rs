@@ -46,7 +46,7 @@ fn what_a_node_reads_in_its_checkpoint_is_what_another_one_ships() {
         let checkpoint = ships.checkpoint();
         let shipped = ship_attested(&lineage, GROUP, &checkpoint, &options, &attesting, &|_, _| {});
         let report = run(shipped).expect("ships");
-        let read = run(read_checkpoint(&reads.checkpoint(), *lineage.id(), GROUP, ReadLimit::NONE)).expect("reads");
+        let read = run(read_checkpoint(&reads.checkpoint(), GROUP, ReadLimit::NONE, Arc::new(|| true))).expect("reads");
         assert_eq!(Some(&read), said.lock().expect("lock").as_ref(), "round {round}, {} layers", report.layers);
         assert_eq!((read.statement.root, report.layers), (report.root, round));
         let (manifest, _) =
@@ -61,9 +61,11 @@ fn what_a_node_reads_in_its_checkpoint_is_what_another_one_ships() {
     ships.apply(&history.range(from, u64::MAX));
     reads.apply(&other.range(from, u64::MAX));
     let read = |node: &Node| {
-        run(read_checkpoint(&node.checkpoint(), *lineage.id(), GROUP, ReadLimit::NONE)).expect("reads").statement
+        run(read_checkpoint(&node.checkpoint(), GROUP, ReadLimit::NONE, Arc::new(|| true))).expect("reads").statement
     };
     assert_eq!(read(&ships).applied, read(&reads).applied);
+    let stopped = run(read_checkpoint(&ships.checkpoint(), GROUP, ReadLimit::NONE, Arc::new(|| false)));
+    assert!(matches!(stopped, Err(ArchiveError::Stopped { .. })), "{stopped:?}");
     assert_ne!(read(&ships).root, read(&reads).root);
 }
 

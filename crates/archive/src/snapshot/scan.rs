@@ -26,6 +26,8 @@ use crate::sealing::Sealing;
 pub(crate) struct Checkpoint {
     store: CheckpointStore,
     path: PathBuf,
+    /// History, as it says itself.
+    pub(super) lineage: LineageId,
     pub(super) applied: LogPosition,
     pub(crate) membership: Bytes,
     pub(super) entry_chain: [u8; 32],
@@ -45,9 +47,13 @@ impl Checkpoint {
             return Err(ArchiveError::refused(reason));
         }
         let position = applied.position.ok_or_else(|| ArchiveError::refused("a checkpoint before the first entry"))?;
+        let history =
+            sys.history.as_ref().ok_or_else(|| ArchiveError::refused("a checkpoint before the first history"))?;
+        let lineage = LineageId { cluster_id: history.cluster_id, incarnation: history.incarnation };
         Ok(Self {
             store,
             path: path.to_owned(),
+            lineage,
             applied: position,
             membership: applied.membership,
             entry_chain: applied.entry_chain,
@@ -69,9 +75,9 @@ impl Checkpoint {
     }
 
     /// What there is to say of its rows, whose root is `root`.
-    pub(crate) fn statement(&self, lineage: LineageId, group: GroupId, root: [u8; 32]) -> Statement {
+    pub(crate) fn statement(&self, group: GroupId, root: [u8; 32]) -> Statement {
         Statement {
-            lineage,
+            lineage: self.lineage,
             group,
             applied: self.applied,
             entry_chain: self.entry_chain,

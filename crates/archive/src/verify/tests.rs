@@ -1,4 +1,5 @@
 use super::*;
+use crate::attest::{NodeKey, Witness};
 use crate::fixture::{Folder, GROUP, History, Node, run};
 use crate::sealing::Sealing;
 use crate::snapshot::ship_snapshot;
@@ -44,6 +45,31 @@ fn a_whole_archive_is_good() {
     }
     assert!(objects(&folder, &history).len() > 15);
     assert!(objects(&folder, &history).iter().any(|object| object.contains("/patch/")));
+}
+
+/// Each signature is good, and yet one of the two is not the node's.
+#[test]
+fn a_node_that_signs_with_two_keys_is_named() {
+    let (folder, history) = archive();
+    let id = history.facts.id;
+    let snapshots = run(crate::list_snapshots(&folder.destination(), &id, GROUP)).expect("lists");
+    let sign = |seed: u8, object: &str, index: u64| {
+        let destination = folder.destination();
+        let read = crate::snapshot::read_manifest(&destination, &id, GROUP, index);
+        let (mut manifest, _) = run(read).expect("reads");
+        let key = NodeKey::from_seed(&[seed; 32]);
+        let (key, signature) = (key.public(), key.sign(&manifest.statement()));
+        manifest.witnesses = vec![Witness { node: NodeId(1), key, signature }];
+        manifest.previous = None;
+        std::fs::write(folder.file(object), manifest.seal(&Sealing::default()).expect("seals").bytes).expect("writes");
+    };
+    snapshots.iter().for_each(|found| sign(1, &found.object, found.index));
+    let report = look(&folder, &history, Level::Presence);
+    assert_eq!((report.bad, report.attested + report.unattested), (vec![], 2));
+    sign(2, &snapshots[1].object, snapshots[1].index);
+    let report = look(&folder, &history, Level::Presence);
+    let [(object, reason)] = &report.bad[..] else { panic!("{:?}", report.bad) };
+    assert!(*object == snapshots[1].object && reason.contains("node 1 signed it with another key"), "{reason}");
 }
 
 /// Every object is whole, and yet what they make together is not the snapshot: only putting it together tells.

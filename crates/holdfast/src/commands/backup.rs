@@ -121,7 +121,7 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
 
 async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
     let (admin, wait) = (args.admin.snapshot_taker().await?, Duration::from_secs(args.wait));
-    let operation_id = match take(&admin, wait).await {
+    let taken = match take(&admin, wait).await {
         // The others contradicted it, and it says so of itself by now: another one takes the snapshot.
         Err(error) if is_diverged(&admin).await => {
             eprintln!("holdfast: {error}; another node takes it");
@@ -129,8 +129,9 @@ async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
         }
         taken => taken?,
     };
-    let value = serde_json::json!({"v": 1, "operation_id": operation_id, "done": true});
-    output::answer(format, &value, || "the backup is complete and was read back".to_owned())?;
+    let Taken { operation_id, told } = taken;
+    let value = serde_json::json!({"v": 1, "operation_id": operation_id, "done": true, "told": told});
+    output::answer(format, &value, || format!("the backup is complete and was read back: {told}"))?;
     Ok(Exit::Ok)
 }
 
@@ -139,8 +140,16 @@ async fn is_diverged(admin: &AdminClient) -> bool {
     integrity.is_some_and(|known| !known.diverged.is_empty())
 }
 
-/// Takes a backup and waits for its end. Gives the operation's id.
-pub async fn take(admin: &AdminClient, wait: Duration) -> anyhow::Result<String> {
+/// A backup that is complete.
+#[derive(Debug)]
+pub struct Taken {
+    operation_id: String,
+    /// What became of it, for people.
+    told: String,
+}
+
+/// Takes a backup and waits for its end.
+pub async fn take(admin: &AdminClient, wait: Duration) -> anyhow::Result<Taken> {
     let operation_id = admin.create_backup().await?;
     let bar = progress::bar(0, "backup");
     let deadline = tokio::time::Instant::now() + wait;
@@ -148,11 +157,11 @@ pub async fn take(admin: &AdminClient, wait: Duration) -> anyhow::Result<String>
         let state = admin.operation(&operation_id).await?;
         bar.set_length(state.total_units);
         bar.set_position(state.done_units);
-        bar.set_message(state.stage);
+        bar.set_message(state.stage.clone());
         if state.done {
             bar.finish_and_clear();
             if state.error_message.is_empty() {
-                return Ok(operation_id);
+                return Ok(Taken { operation_id, told: state.stage });
             }
             anyhow::bail!("the backup failed: {}", state.error_message);
         }
@@ -203,7 +212,7 @@ struct SnapshotAnswer {
     /// Replicas that signed for it.
     attested_by: Vec<u64>,
     /// Voters at its index.
-    voters: usize,
+    voters: Vec<u64>,
     /// Stored bytes that a restore of it reads, those that it shares with other snapshots among them.
     bytes: u64,
     /// It is encrypted, and nothing that was given opens it: of all this only its index is known.
@@ -233,7 +242,7 @@ impl SnapshotAnswer {
             layers: 0,
             attested: false,
             attested_by,
-            voters: 0,
+            voters: Vec::new(),
             bytes: 0,
             locked: true,
         }
@@ -248,7 +257,9 @@ impl SnapshotAnswer {
         }
         let (users, records, chunks) = (self.users, self.records, self.chunks);
         let [users, records, chunks] = [users, records, chunks as u64].map(|number| number.to_string());
-        let (signed, voters) = (self.attested_by.len(), self.voters);
+        // Learners may sign, too.
+        let signed = self.voters.iter().filter(|id| self.attested_by.contains(id)).count();
+        let voters = self.voters.len();
         let attested = if self.attested { format!("{signed} of {voters}") } else { "unattested".to_owned() };
         [index, self.time.clone(), users, records, chunks, output::bytes(self.bytes), attested]
     }
@@ -317,7 +328,7 @@ async fn lineage(
             layers: manifest.layers.len(),
             attested: manifest.is_attested(),
             attested_by: manifest.witnesses.iter().map(|witness| witness.node.0).collect(),
-            voters: manifest.voters().len(),
+            voters: manifest.voters().iter().map(|node| node.0).collect(),
             bytes: manifest.stored_length(),
             locked: false,
         });

@@ -1,6 +1,6 @@
 //! `Attest`: a replica says what its state was right behind a snapshot barrier.
 //!
-//! Invariant: only what is of this history, and of a barrier that there was, is taken in; nothing said is ever changed.
+//! Invariant: only what is of this history, and of a barrier that is still kept, is taken in; nothing said is ever changed.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::outcome::Outcome;
 use crate::state::History;
 
 pub(super) fn judge(said: &Attestation, history: &History, draft: &mut Draft) -> Judged {
-    let is_of_it = said.incarnation == history.incarnation && said.index <= draft.sys.barrier_index;
+    let is_of_it = said.incarnation == history.incarnation;
     if let Some(attested) = is_of_it.then(|| draft.sys.attested.with(said)).flatten() {
         draft.sys.attested = Arc::new(attested);
     }

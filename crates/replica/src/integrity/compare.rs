@@ -36,6 +36,11 @@ impl Replica {
     pub fn outvoted(&self, installation: u64, reason: String) {
         self.integrity().outvoted(installation, reason);
     }
+
+    /// Replicas found different rows in their states, this installation of this node's among them, and no side is proved right.
+    pub fn in_doubt(&self, installation: u64, reason: String) {
+        self.integrity().judged(installation, None, Some(reason));
+    }
 }
 
 /// What came of a comparison.

@@ -383,6 +383,13 @@ impl PeerService for Service {
         read.map_err(fatal)?.map(Response::new).map_err(fatal)
     }
 
+    async fn flush(&self, request: Request<pb::FlushRequest>) -> Result<Response<pb::FlushResponse>, Status> {
+        self.check(&request)?;
+        self.check_group(request.into_inner().group_id)?;
+        self.replica.flush_own().await.map_err(fatal)?;
+        Ok(Response::new(pb::FlushResponse {}))
+    }
+
     async fn announce(&self, request: Request<pb::AnnounceRequest>) -> Result<Response<pb::AnnounceResponse>, Status> {
         self.check(&request)?;
         let message = request.into_inner();

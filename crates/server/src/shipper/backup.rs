@@ -14,10 +14,11 @@ use holdfast_archive::{
 use holdfast_model::command::{Command, SnapshotBarrier};
 use holdfast_replica::DiskLevel;
 use holdfast_store::StateStore;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 
 use super::Shipper;
+use super::attest::Verdict;
 use super::course::Course;
 use crate::config::Offsite;
 use crate::operations::Job;
@@ -29,64 +30,81 @@ pub struct Barriers {
     waiting: BarrierWaiters,
     dir: PathBuf,
     indexes: RowIndexes,
-    /// Checkpoints that no job of this node waits for: what they hold is attested.
-    unasked: mpsc::Sender<Reached>,
+    /// The newest checkpoint that no job of this node waits for: what it holds is attested.
+    unasked: Mutex<Option<Reached>>,
+    came: Notify,
 }
 
-/// A checkpoint right behind a barrier.
+/// A checkpoint right behind a barrier; it goes when this does.
 #[derive(Debug)]
 pub struct Reached {
     /// Index of the barrier.
     pub index: u64,
-    /// Where it lies; whoever has it removes it.
+    /// Where it lies.
     pub path: PathBuf,
     /// Which installation of this node's state it is of.
     pub installation: u64,
+    /// When it was taken.
+    pub at: Instant,
+    /// Who vouches for it, once that is known.
+    pub(super) verdict: OnceCell<Verdict>,
+}
+
+impl Drop for Reached {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
+        }
+    }
 }
 
 impl Barriers {
-    /// Checkpoints go below `dir`; what rows the shipped ones had is kept below `indexes`. Gives those that no job waits for.
-    pub fn new(dir: PathBuf, indexes: PathBuf) -> (Self, mpsc::Receiver<Reached>) {
-        let (unasked, received) = mpsc::channel(1);
-        (Self { waiting: Mutex::default(), dir, indexes: RowIndexes::new(indexes), unasked }, received)
+    /// Checkpoints go below `dir`; what rows the shipped ones had is kept below `indexes`.
+    pub fn new(dir: PathBuf, indexes: PathBuf) -> Self {
+        let indexes = RowIndexes::new(indexes);
+        Self { waiting: Mutex::default(), dir, indexes, unasked: Mutex::default(), came: Notify::new() }
     }
 
     /// Called right after a barrier was applied: takes a checkpoint for each job of this node that waits for one, or one to
-    /// be attested.
+    /// be attested. None is durable: at restart they go.
     pub fn reached(&self, index: u64, state: &StateStore) {
         let mut waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         // A job that gave up waits no more.
         waiting.retain(|_, waiter| !waiter.is_closed());
-        let began = Instant::now();
-        let installation = state.installation();
+        let at = Instant::now();
         // Each its own: whoever is done first removes what it read.
         let take = |number: usize| {
             let path = self.dir.join(format!("barrier-{index:020}-{number}"));
             std::fs::create_dir_all(&self.dir).map_err(|error| error.to_string())?;
-            let taken = state.checkpoint(&path).map_err(|error| error.to_string());
-            taken.map(|_| Reached { index, path, installation })
+            let taken = state.checkpoint_to_read(&path).map_err(|error| error.to_string());
+            taken.map(|()| Reached { index, path, installation: state.installation(), at, verdict: OnceCell::new() })
         };
         if waiting.is_empty() {
-            // A node that still reads an earlier one has nothing to say of this one.
-            if let Ok(permit) = self.unasked.try_reserve() {
-                match take(0) {
-                    Ok(reached) => permit.send(reached),
-                    Err(error) => tracing::warn!(event = "backup.not_attested", index, error, "no checkpoint"),
+            match take(0) {
+                Ok(reached) => {
+                    // One that was not begun with is of no use any more.
+                    let older = self.unasked.lock().unwrap_or_else(PoisonError::into_inner).replace(reached);
+                    self.came.notify_one();
+                    drop(older);
                 }
+                Err(error) => tracing::warn!(event = "backup.not_attested", index, error, "no checkpoint"),
             }
-            return;
         }
-        let taken: Vec<_> = waiting.into_values().enumerate().map(|(number, waiter)| (waiter, take(number))).collect();
-        tracing::info!(
-            event = "backup.checkpoint",
-            index,
-            took_ms = began.elapsed().as_millis() as u64,
-            "nothing was applied meanwhile"
-        );
-        for (waiter, taken) in taken {
-            if let Err(Ok(unwanted)) = waiter.send(taken) {
-                let _ = std::fs::remove_dir_all(unwanted.path);
+        for (number, (_, waiter)) in waiting.into_iter().enumerate() {
+            // What nobody waits for any more goes at once.
+            drop(waiter.send(take(number)));
+        }
+        let took_ms = at.elapsed().as_millis() as u64;
+        tracing::info!(event = "backup.checkpoint", index, took_ms, "nothing was applied meanwhile");
+    }
+
+    /// The newest checkpoint that is to be attested, once there is one.
+    pub(super) async fn next(&self) -> Reached {
+        loop {
+            if let Some(reached) = self.unasked.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return reached;
             }
+            self.came.notified().await;
         }
     }
 
@@ -128,9 +146,6 @@ impl Shipper {
         {
             tracing::warn!(event = "backup.row_index", %error, "indexes of older snapshots are still there");
         }
-        if let Err(error) = std::fs::remove_dir_all(&checkpoint.path) {
-            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
-        }
     }
 
     async fn take_checkpoint(&self, id: &str) -> Result<Reached, String> {
@@ -140,10 +155,8 @@ impl Shipper {
         if let Some(fork) = &self.replica.sys().lineage_fork {
             return Err(format!("nothing is shipped of a history that forked: {}", fork.evidence));
         }
-        // What memory holds goes to disk now, beside what is applied: at the barrier, applying waits for it.
-        let state = self.replica.state().clone();
-        let flushed = tokio::task::spawn_blocking(move || state.flush()).await;
-        flushed.map_err(|_| "a flush panicked; see the log")?.map_err(|error| error.to_string())?;
+        // What memory holds goes to disks now, beside what is applied: at the barrier, applying waits for it.
+        self.replica.flush_everywhere().await.map_err(|error| error.to_string())?;
         let reached = self.barriers.wait(id);
         let admitted = self.replica.admission().admit_first(256);
         let barrier = Command::SnapshotBarrier(SnapshotBarrier { operation_id: id.to_owned() });
@@ -214,9 +227,6 @@ impl Shipper {
         let checkpoint = self.take_checkpoint(&format!("gap-{}", uuid::Uuid::new_v4())).await.map_err(not_now)?;
         let options = SnapshotOptions { limit: self.pace.snapshot, indexes: None };
         let shipped = self.ship_checkpoint(destination, &checkpoint, &options).await;
-        if let Err(error) = std::fs::remove_dir_all(&checkpoint.path) {
-            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
-        }
         shipped.map(|report| report.index)
     }
 
@@ -275,8 +285,10 @@ impl Shipper {
             return Err(not_now(format!("the state that the snapshot is of may be wrong: {reason}")));
         }
         let lineage = self.open(destination, history).await?;
-        let began = Instant::now();
-        let attesting = |reading| self.witnesses(reading, checkpoint.installation, began.elapsed()).boxed();
+        if self.replica.state().installation() != checkpoint.installation {
+            return Err(not_now("the state that the snapshot is of was reinstalled since; take another one".into()));
+        }
+        let attesting = |reading| self.witnesses(checkpoint, reading).boxed();
         ship_attested(&lineage, self.replica.group_id(), &checkpoint.path, options, &attesting, &|_, _| {}).await
     }
 }
@@ -300,7 +312,11 @@ impl Shipped {
         }
         let index = self.indices.first().copied().unwrap_or(0);
         let (count, bytes) = (self.count, self.new_bytes);
-        let word = if self.attested == count { "attested" } else { "unattested" };
-        Ok(format!("shipped snapshot {index}, {word}, to {count} destination(s), {bytes} bytes of it new"))
+        let vouched = match self.attested {
+            all if all == count => "attested".to_owned(),
+            0 => "unattested".to_owned(),
+            some => format!("attested at {some} of them"),
+        };
+        Ok(format!("shipped snapshot {index} to {count} destination(s), {bytes} bytes of it new; {vouched}"))
     }
 }

@@ -19,8 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, NodeKey, OpenLineage, ReadLimit,
-    SegmentShipper,
+    ArchiveError, Destination, DestinationConfig, LineageFacts, LineageId, OpenLineage, ReadLimit, SegmentShipper,
 };
 use holdfast_model::command::{ArchiveKeys, Command, LineageFork, OffsiteFact, Proposal};
 use holdfast_model::id::{Millis, NodeId};
@@ -28,10 +27,11 @@ use holdfast_model::state::History;
 use holdfast_replica::Replica;
 use holdfast_store::planted::{self, Bug};
 use holdfast_store::{Applied, StoredEntry};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-pub use self::backup::{Barriers, Reached};
+pub use self::attest::Attestor;
+pub use self::backup::Barriers;
 use self::course::{Course, OwnLog};
 pub use self::keys::Encryption;
 use self::retry::Failures;
@@ -99,8 +99,7 @@ pub struct Shipper {
     encryption: Encryption,
     states: Mutex<BTreeMap<String, DestinationState>>,
     barriers: Arc<Barriers>,
-    /// What this node attests with.
-    node_key: NodeKey,
+    attestor: Attestor,
     /// Set once a destination said that this history was ended.
     fenced: watch::Sender<Option<Arc<ArchiveError>>>,
 }
@@ -123,7 +122,7 @@ impl Shipper {
         pace: Pace,
         encryption: Encryption,
         barriers: Arc<Barriers>,
-        node_key: NodeKey,
+        attestor: Attestor,
     ) -> Arc<Self> {
         Arc::new(Self {
             replica,
@@ -132,14 +131,15 @@ impl Shipper {
             encryption,
             states: Mutex::default(),
             barriers,
-            node_key,
+            attestor,
             fenced: watch::Sender::default(),
         })
     }
 
-    /// Starts one task per destination; attests what was reached.
-    pub fn start(self: &Arc<Self>, reached: mpsc::Receiver<Reached>) {
-        tokio::spawn(self.clone().attest_barriers(reached));
+    /// Starts one task per destination; attests what is reached.
+    pub fn start(self: &Arc<Self>) {
+        tokio::spawn(self.clone().attest_barriers());
+        tokio::spawn(self.clone().heed_words());
         for destination in self.destinations.clone() {
             let (shipper, joins) = (self.clone(), self.clone());
             if let Some(interval) = self.pace.join {
