@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::commands::connect::AdminArgs;
-use crate::exit::{Exit, failure};
+use crate::exit::{Exit, exit_of, failure};
 use crate::output::{self, Format, Table};
 use crate::progress;
 
@@ -123,7 +123,7 @@ async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
     let (admin, wait) = (args.admin.snapshot_taker().await?, Duration::from_secs(args.wait));
     let taken = match take(&admin, wait).await {
         // The others contradicted it, and it says so of itself by now: another one takes the snapshot.
-        Err(error) if is_diverged(&admin).await => {
+        Err(error) if exit_of(&error) != Exit::Unknown && is_diverged(&admin).await => {
             eprintln!("holdfast: {error}; another node takes it");
             take(&args.admin.snapshot_taker().await?, wait).await?
         }

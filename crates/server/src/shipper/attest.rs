@@ -166,7 +166,7 @@ impl Shipper {
         let installation = reached.installation;
         drop(reached);
         let reading = reading.map_err(|error| error.to_string())?;
-        self.attestor.remember(&reading, installation);
+        self.remember(&reading, installation);
         self.say(&reading).await
     }
 
@@ -190,11 +190,18 @@ impl Shipper {
             }
             let command = Command::Attest(Box::new(key.attest(own, &reading.statement)));
             let admitted = self.replica.admission().admit_first(512);
-            if let Err(error) = self.replica.propose(command, admitted, Instant::now() + PROPOSE_TIMEOUT).await {
-                last = error.to_string();
+            match self.replica.propose(command, admitted, Instant::now() + PROPOSE_TIMEOUT).await {
+                // The leader applied it; this node may still have to.
+                Ok(applied) => {
+                    let mut here = self.replica.applied_watch();
+                    let caught_up = here.wait_for(|index| *index >= applied.index);
+                    let _ = tokio::time::timeout_at(until, caught_up).await;
+                }
+                Err(error) => {
+                    last = error.to_string();
+                    sleep(LOOK_PAUSE).await;
+                }
             }
-            // It may have to be applied here first; said twice, it counts once.
-            sleep(LOOK_PAUSE).await;
         }
     }
 
@@ -211,6 +218,12 @@ impl Shipper {
             }
             sleep(LOOK_PAUSE).await;
         }
+    }
+
+    /// Others may have spoken already.
+    fn remember(&self, reading: &Reading, installation: u64) {
+        self.attestor.remember(reading, installation);
+        self.heed(&self.replica.sys().attested);
     }
 
     fn heed(&self, attested: &Attested) {
@@ -245,7 +258,10 @@ impl Shipper {
     /// Who vouches for a snapshot whose rows are all there. Asked once for a checkpoint, however many destinations it goes to.
     pub(super) async fn witnesses(&self, reached: &Reached, reading: Reading) -> Result<Vec<Witness>, ArchiveError> {
         let index = reached.index;
-        match reached.verdict.get_or_init(|| self.ask_around(reached, &reading)).await.clone() {
+        let verdict = reached.verdict.get_or_init(|| self.ask_around(reached, &reading)).await.clone();
+        // What became known since, be it by a later barrier, holds against this one too.
+        self.check_sound(Some(reached)).map_err(|reason| ArchiveError::NotNow { reason })?;
+        match verdict {
             Verdict::Vouched { witnesses, is_majority } => {
                 if !is_majority {
                     let alike = witnesses.len();
@@ -260,7 +276,7 @@ impl Shipper {
 
     async fn ask_around(&self, reached: &Reached, reading: &Reading) -> Verdict {
         let (shipped_in, began) = (reached.at.elapsed(), Instant::now());
-        self.attestor.remember(reading, reached.installation);
+        self.remember(reading, reached.installation);
         let can_say = self.say(reading).await;
         if let Err(error) = &can_say {
             tracing::warn!(event = "backup.not_attested", index = reached.index, error, "this node vouches not");
@@ -268,6 +284,8 @@ impl Shipper {
         loop {
             let attested = self.replica.sys().attested.clone();
             if let Some(verdict) = judge(&attested, reading, shipped_in, began.elapsed()) {
+                // Whoever asks why it is refused learns from this node's status that it is diverged.
+                self.heed(&attested);
                 return verdict;
             }
             sleep(LOOK_PAUSE).await;

@@ -52,9 +52,14 @@ pub struct Reached {
 
 impl Drop for Reached {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
-        }
+        let path = std::mem::take(&mut self.path);
+        let remove = move || {
+            if let Err(error) = std::fs::remove_dir_all(path) {
+                tracing::warn!(event = "backup.leftover", %error, "the checkpoint goes at restart");
+            }
+        };
+        // It may be the last that holds gigabytes, and applying may wait for this.
+        drop(std::thread::Builder::new().name("checkpoint-rm".into()).spawn(remove));
     }
 }
 
@@ -155,6 +160,8 @@ impl Shipper {
         if let Some(fork) = &self.replica.sys().lineage_fork {
             return Err(format!("nothing is shipped of a history that forked: {}", fork.evidence));
         }
+        // A barrier costs all members a reading of their states.
+        self.check_sound(None)?;
         // What memory holds goes to disks now, beside what is applied: at the barrier, applying waits for it.
         self.replica.flush_everywhere().await.map_err(|error| error.to_string())?;
         let reached = self.barriers.wait(id);
@@ -271,6 +278,19 @@ impl Shipper {
         }
     }
 
+    /// Whether there is a reason not to ship this node's state, or what was taken of it: asked before, and once more before
+    /// the manifest makes a snapshot of it.
+    pub(super) fn check_sound(&self, checkpoint: Option<&Reached>) -> Result<(), String> {
+        let known = self.replica.integrity_status();
+        if let Some(reason) = known.damage.or(known.doubt) {
+            return Err(format!("the state that the snapshot is of may be wrong: {reason}"));
+        }
+        if checkpoint.is_some_and(|taken| taken.installation != self.replica.state().installation()) {
+            return Err("the state that the snapshot is of was reinstalled since; take another one".into());
+        }
+        Ok(())
+    }
+
     async fn ship_checkpoint(
         &self,
         destination: &Offsite,
@@ -280,14 +300,8 @@ impl Shipper {
         let not_now = |reason| ArchiveError::NotNow { reason };
         let sys = self.replica.sys();
         let history = sys.history.as_ref().ok_or_else(|| not_now("the cluster is not founded".into()))?;
-        let known = self.replica.integrity_status();
-        if let Some(reason) = known.damage.or(known.doubt) {
-            return Err(not_now(format!("the state that the snapshot is of may be wrong: {reason}")));
-        }
+        self.check_sound(Some(checkpoint)).map_err(not_now)?;
         let lineage = self.open(destination, history).await?;
-        if self.replica.state().installation() != checkpoint.installation {
-            return Err(not_now("the state that the snapshot is of was reinstalled since; take another one".into()));
-        }
         let attesting = |reading| self.witnesses(checkpoint, reading).boxed();
         ship_attested(&lineage, self.replica.group_id(), &checkpoint.path, options, &attesting, &|_, _| {}).await
     }
