@@ -6,7 +6,7 @@
 //! reading ends, whatever becomes of its thread.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -114,10 +114,16 @@ pub struct Question {
     pub round: u64,
 }
 
+/// So many comparisons at one index are remembered: no more run at a time.
+const EARLIER_MAX: usize = 16;
+
 struct Exam {
     rows: bool,
     /// Comparisons that asked before it ended.
     rounds: BTreeSet<u64>,
+    /// Newest comparisons that asked at this index before, and may not have heard what was read for them when another one had
+    /// it read again: this reading, later than their question, answers them too. Else two that ask in turn would never end.
+    earlier: VecDeque<u64>,
     /// Which state it is of; `None` = it has not begun.
     installation: Option<u64>,
     stage: Stage,
@@ -125,8 +131,9 @@ struct Exam {
 }
 
 impl Exam {
-    fn new(question: Question) -> Self {
+    fn new(question: Question, earlier: VecDeque<u64>) -> Self {
         Self {
+            earlier,
             rows: question.rows,
             rounds: BTreeSet::from([question.round]),
             installation: None,
@@ -148,12 +155,22 @@ impl Exam {
         false
     }
 
+    /// Given up for another one at the same index, which answers those that asked for it as well.
+    fn replaced(self) -> VecDeque<u64> {
+        self.pulse.give_up();
+        let mut asked = self.earlier;
+        asked.extend(self.rounds);
+        asked.drain(..asked.len().saturating_sub(EARLIER_MAX));
+        asked
+    }
+
     /// It is, or will be, an answer to this question.
     fn answers(&self, question: Question, view: &View) -> bool {
         let covers = self.rows || !question.rows;
         let is_of_this_state = self.installation.is_none_or(|of| of == view.installation());
         // Where nothing is written the index stays, and what the disk gives back may be something else by now.
-        let is_old = question.rows && self.has_ended() && !self.rounds.contains(&question.round);
+        let is_for_it = self.rounds.contains(&question.round) || self.earlier.contains(&question.round);
+        let is_old = question.rows && self.has_ended() && !is_for_it;
         covers && is_of_this_state && !(is_old && view.applied().index() == question.index)
     }
 }
@@ -228,9 +245,8 @@ impl Exams {
         let Question { index, round, .. } = question;
         let mut exams = self.lock();
         if !exams.get(&index).is_some_and(|exam| exam.answers(question, &state.view())) {
-            if let Some(exam) = exams.remove(&index) {
-                exam.pulse.give_up();
-            }
+            let replaced = exams.remove(&index);
+            let earlier = replaced.map(Exam::replaced).unwrap_or_default();
             // A comparison reads at one index: where its members did not meet, the pace is not spent.
             exams.retain(|_, exam| exam.ended_or_wanted_without(round));
             while exams.len() >= EXAMS_MAX {
@@ -241,7 +257,7 @@ impl Exams {
                     exam.pulse.give_up();
                 }
             }
-            exams.insert(index, Exam::new(question));
+            exams.insert(index, Exam::new(question, earlier));
             // First of all the index is waited for: what is applied from here on ends a batch at it.
             self.note_nearest(&exams);
         }
@@ -454,6 +470,29 @@ mod tests {
             assert!(Instant::now() < end, "{what}");
             std::thread::yield_now();
         }
+    }
+
+    /// An operator compares while the leader does, and nobody writes: what is read for one is over before the other asks again.
+    #[test]
+    fn comparisons_that_ask_in_turn_all_end() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let state = opened(&dir);
+        let exams = unheard(1 << 30);
+        advance(&state, &exams, 5);
+        let ask = |round| exams.ask(Question { round, ..asked(5, true) }, &state);
+        let idle = || exams.reading.load(Ordering::Acquire) == 0;
+        let mut open: BTreeSet<u64> = (1..=5).collect();
+        for turn in 0..4 {
+            for round in open.clone() {
+                if matches!(ask(round), Stage::Done(_)) {
+                    open.remove(&round);
+                }
+                wait_until("the reading ends", idle);
+            }
+            assert!(turn < 3 || open.is_empty(), "{open:?} are never answered");
+        }
+        // A comparison that begins later has it read again.
+        assert!(matches!(ask(9), Stage::Reading(_)));
     }
 
     #[test]
