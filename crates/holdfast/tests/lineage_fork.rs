@@ -43,6 +43,14 @@ impl Scene {
         cluster.wait_converged().await;
         let gone = cluster.leader().await;
         let left = [(gone + 1) % 3, (gone + 2) % 3];
+        // Who does not know that anything was ever shipped makes the archive's folder anew where it is missing.
+        for place in left {
+            wait_for("the fact of an archive", async || {
+                let status = cluster.status(place).await;
+                status.is_some_and(|status| status.destinations.first().is_some_and(|one| one.durable_index > 0))
+            })
+            .await;
+        }
         let earlier = dir.path().join("earlier");
         cluster.kill_together(&left);
         for place in left {
