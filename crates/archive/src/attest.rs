@@ -15,16 +15,15 @@ use std::time::Instant;
 
 use bytes::{BufMut, Bytes};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use holdfast_model::attest::{Attestation, Word};
+use holdfast_model::attest::{Attestation, Word, is_majority};
 use holdfast_model::id::{GroupId, NodeId};
 use holdfast_store::LogPosition;
 use holdfast_wire::internal::v1 as pb;
 
-use crate::chunk::Chunker;
+use crate::chunk::Chunkers;
 use crate::error::ArchiveError;
 use crate::layout::LineageId;
 use crate::manifest::{ChunkRows, Manifest, root_of};
-use crate::payloads::Section;
 use crate::read_limit::ReadLimit;
 use crate::snapshot::in_background;
 use crate::snapshot::scan::Checkpoint;
@@ -136,11 +135,8 @@ impl Manifest {
 
     /// A majority of the voters at its index found the same rows, each for itself. Signatures were checked when it was read.
     pub fn is_attested(&self) -> bool {
-        let has_signed = |node: &&NodeId| self.witnesses.iter().any(|witness| witness.node == **node);
-        voters(&self.membership).is_ok_and(|configs| {
-            let majority = |voters: &BTreeSet<NodeId>| voters.iter().filter(has_signed).count() * 2 > voters.len();
-            !configs.is_empty() && configs.iter().all(majority)
-        })
+        let has_signed = |node: &NodeId| self.witnesses.iter().any(|witness| witness.node == *node);
+        voters(&self.membership).is_ok_and(|configs| is_majority(&configs, has_signed))
     }
 }
 
@@ -179,13 +175,12 @@ fn read(
 ) -> Result<Reading, ArchiveError> {
     let checkpoint = Checkpoint::open(path)?;
     let mut pace = limit.begin(Instant::now());
-    let mut chunkers: [Chunker; Section::COUNT] = Default::default();
+    let mut chunkers = Chunkers::default();
     let mut chunks: Vec<ChunkRows> = Vec::new();
     for row in checkpoint.rows() {
         let (row, payload) = row?;
         for part in std::iter::once(&row).chain(&payload) {
-            let chunker = &mut chunkers[Section::of(part.family, &part.key).place()];
-            if let Some(ended) = chunker.push(part.family, &part.key, &part.value)? {
+            if let Some(ended) = chunkers.push(part)? {
                 if !goes_on() {
                     return Err(ArchiveError::Stopped { what: "reading a checkpoint" });
                 }
@@ -194,7 +189,7 @@ fn read(
             }
         }
     }
-    chunks.extend(chunkers.into_iter().filter_map(Chunker::finish).map(|last| last.chunk_rows()));
+    chunks.extend(chunkers.finish().map(|last| last.chunk_rows()));
     // Sections end in turn; a snapshot has one after the other.
     chunks.sort_by(|a, b| a.place().cmp(&b.place()));
     let root = root_of(chunks.iter().map(|chunk| &chunk.plain_blake3));

@@ -96,6 +96,26 @@ impl Chunker {
     }
 }
 
+/// Cuts the rows of a state, each section for itself: the one way to a snapshot's root.
+#[derive(Debug, Default)]
+pub(crate) struct Chunkers([Chunker; Section::COUNT]);
+
+impl Chunkers {
+    /// Adds a row of the state, or a payload that lies apart; gives the chunk of its section that ended before it.
+    ///
+    /// # Errors
+    /// When the row does not follow the one before it.
+    pub(crate) fn push(&mut self, row: &RawRow) -> Result<Option<PlainChunk>, ArchiveError> {
+        let section = Section::of(row.family, &row.key);
+        self.0[section.place()].push(row.family, &row.key, &row.value)
+    }
+
+    /// The last chunk of each section.
+    pub(crate) fn finish(self) -> impl Iterator<Item = PlainChunk> {
+        self.0.into_iter().filter_map(Chunker::finish)
+    }
+}
+
 /// Whether a row starts a new chunk.
 fn is_cut(current: &PlainChunk, family: u8, key: &[u8], value_bytes: usize) -> bool {
     let row_bytes = ROW_HEADER_BYTES + key.len() + value_bytes;

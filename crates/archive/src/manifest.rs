@@ -386,8 +386,7 @@ fn witness_to(witness: &Witness) -> pb::ArchiveWitness {
 }
 
 fn witness_from(witness: pb::ArchiveWitness) -> Option<Witness> {
-    let signature = witness.signature[..].try_into().ok()?;
-    Some(Witness { node: NodeId(witness.node_id), key: fixed(&witness.key)?, signature })
+    Some(Witness { node: NodeId(witness.node_id), key: fixed(&witness.key)?, signature: fixed(&witness.signature)? })
 }
 
 fn rows_to(rows: &ChunkRows) -> pb::ArchiveManifestRows {

@@ -43,6 +43,12 @@ pub struct Attested {
     pub words: BTreeMap<u64, BTreeMap<NodeId, Word>>,
 }
 
+/// So many nodes of each voter configuration have something that it is a majority; while voters change there are two.
+pub fn is_majority(configs: &[BTreeSet<NodeId>], has: impl Fn(&NodeId) -> bool) -> bool {
+    let in_one = |voters: &BTreeSet<NodeId>| voters.iter().filter(|node| has(node)).count() * 2 > voters.len();
+    !configs.is_empty() && configs.iter().all(in_one)
+}
+
 impl Attested {
     /// There is a barrier at `index`, the newest: words for it count from now on, and for the oldest no longer.
     pub fn with_barrier(&self, index: u64) -> Self {
@@ -70,10 +76,8 @@ impl Attested {
     /// The root that a majority of the voters of each configuration has; a learner's word does not count.
     pub fn agreed(&self, index: u64, configs: &[BTreeSet<NodeId>]) -> Option<[u8; 32]> {
         let words = self.words.get(&index)?;
-        let has_majority = |root: &[u8; 32]| {
-            let has = |node: &&NodeId| words.get(*node).is_some_and(|word| word.root == *root);
-            !configs.is_empty() && configs.iter().all(|voters| voters.iter().filter(has).count() * 2 > voters.len())
-        };
+        let has_majority =
+            |root: &[u8; 32]| is_majority(configs, |node| words.get(node).is_some_and(|word| word.root == *root));
         words.values().map(|word| word.root).find(has_majority)
     }
 

@@ -130,9 +130,9 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
     for barrier in message.barriers {
         let words = attested.words.entry(barrier.index).or_default();
         for word in barrier.words {
-            let signature = word.signature[..].try_into();
-            let signature = signature.map_err(|_| DecodeError::new(WHAT, "a signature has 64 bytes"))?;
-            words.insert(NodeId(word.node_id), Word { root: fixed(WHAT, "root", &word.root)?, signature });
+            let (node, root, signature) = (NodeId(word.node_id), &word.root, &word.signature);
+            let word = Word { root: fixed(WHAT, "root", root)?, signature: fixed(WHAT, "signature", signature)? };
+            words.insert(node, word);
         }
     }
     Ok(Sys {

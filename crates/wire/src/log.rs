@@ -388,13 +388,12 @@ pub fn attestation_to(said: &Attestation) -> pb::Attestation {
 /// Decodes a replica's word for a snapshot.
 pub fn attestation_from(said: pb::Attestation) -> Result<Attestation, DecodeError> {
     const WHAT: &str = "attestation";
-    let signature = said.signature[..].try_into().map_err(|_| DecodeError::new(WHAT, "a signature has 64 bytes"))?;
     Ok(Attestation {
         incarnation: Incarnation(said.incarnation),
         index: said.index,
         node: NodeId(said.node_id),
         key: fixed(WHAT, "key", &said.key)?,
-        word: Word { root: fixed(WHAT, "root", &said.root)?, signature },
+        word: Word { root: fixed(WHAT, "root", &said.root)?, signature: fixed(WHAT, "signature", &said.signature)? },
     })
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Known;
 use crate::attest::Statement;
-use crate::chunk::{self, Chunker, PlainChunk, SealedChunk};
+use crate::chunk::{self, Chunkers, PlainChunk, SealedChunk};
 use crate::error::ArchiveError;
 use crate::layout::LineageId;
 use crate::manifest::{ChunkRows, ManifestChunk};
@@ -129,7 +129,7 @@ impl Scan {
     ) -> Result<Option<RowWriter>, ArchiveError> {
         let mut index = Index::new(&self);
         let mut pace = self.limit.begin(Instant::now());
-        let mut chunkers: [Chunker; Section::COUNT] = Default::default();
+        let mut chunkers = Chunkers::default();
         let mut layer = match below.map(Changes::new).transpose() {
             Ok(layer) => layer,
             Err(error) => return self.no_layer(out, &error),
@@ -145,15 +145,14 @@ impl Scan {
                 }
             }
             for part in std::iter::once(&row).chain(&payload) {
-                let chunker = &mut chunkers[Section::of(part.family, &part.key).place()];
-                if let Some(ended) = chunker.push(part.family, &part.key, &part.value)? {
+                if let Some(ended) = chunkers.push(part)? {
                     let bytes = ended.plain.len() as u64;
                     send(out, self.ended(ended, layer.is_some())?)?;
                     std::thread::sleep(pace.passed(bytes, Instant::now()));
                 }
             }
         }
-        for last in chunkers.into_iter().filter_map(Chunker::finish) {
+        for last in chunkers.finish() {
             send(out, self.ended(last, layer.is_some())?)?;
         }
         if let Some(layer) = layer {

@@ -196,7 +196,7 @@ struct LineageAnswer {
     successor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct SnapshotAnswer {
     index: u64,
     object: String,
@@ -229,25 +229,6 @@ pub struct BadObject {
 }
 
 impl SnapshotAnswer {
-    fn locked() -> Self {
-        let (object, time) = (String::new(), String::new());
-        let attested_by = Vec::new();
-        Self {
-            index: 0,
-            object,
-            time,
-            users: 0,
-            records: 0,
-            chunks: 0,
-            layers: 0,
-            attested: false,
-            attested_by,
-            voters: Vec::new(),
-            bytes: 0,
-            locked: true,
-        }
-    }
-
     /// Its line in a table.
     fn row(&self) -> [String; 7] {
         let index = format!("  {}", self.index);
@@ -310,7 +291,8 @@ async fn lineage(
         let manifest = match read_manifest(destination, &facts.id, GROUP, found.index).await {
             Ok((manifest, _)) => manifest,
             Err(ArchiveError::NoKey { .. }) => {
-                snapshots.push(SnapshotAnswer { index: found.index, object: found.object, ..SnapshotAnswer::locked() });
+                let (index, object) = (found.index, found.object);
+                snapshots.push(SnapshotAnswer { index, object, locked: true, ..Default::default() });
                 continue;
             }
             Err(error) => {

@@ -103,15 +103,14 @@ pub(super) enum Verdict {
 /// Judges what was said by now of a snapshot that was `shipped_in` so long, and waited for since; `None` = more may come.
 fn judge(attested: &Attested, reading: &Reading, shipped_in: Duration, waited: Duration) -> Option<Verdict> {
     let index = reading.statement.applied.index;
-    let differ = || format!("replicas differ at index {index}, and no side has a majority");
     let patience = MAJORITY_WITHIN + shipped_in.min(AS_LONG_AGAIN_MAX);
     match standing(attested, reading) {
         Standing::Outvoted => Some(Verdict::Refused(outvoted(index))),
-        Standing::InDoubt => Some(Verdict::Refused(differ())),
+        Standing::InDoubt => Some(Verdict::Refused(in_doubt(index))),
         Standing::Agreed { all } if all || waited >= OTHERS_WITHIN => Some(vouched(attested, reading, true)),
         // Two of three that differ, and nothing of the third.
         Standing::Open if waited >= patience && attested.is_in_doubt(index, &reading.voters) => {
-            Some(Verdict::Refused(differ()))
+            Some(Verdict::Refused(in_doubt(index)))
         }
         Standing::Open if waited >= patience => Some(vouched(attested, reading, false)),
         Standing::Over => Some(vouched(attested, reading, false)),
@@ -121,6 +120,10 @@ fn judge(attested: &Attested, reading: &Reading, shipped_in: Duration, waited: D
 
 fn outvoted(index: u64) -> String {
     format!("at the snapshot barrier {index} most replicas found other rows in their states than this node did")
+}
+
+fn in_doubt(index: u64) -> String {
+    format!("at the snapshot barrier {index} replicas differ, and no side has a majority")
 }
 
 fn vouched(attested: &Attested, reading: &Reading, is_majority: bool) -> Verdict {
@@ -196,26 +199,19 @@ impl Shipper {
                     let mut here = self.replica.applied_watch();
                     let caught_up = here.wait_for(|index| *index >= applied.index);
                     let _ = tokio::time::timeout_at(until, caught_up).await;
+                    last = "it was not taken in".to_owned();
                 }
-                Err(error) => {
-                    last = error.to_string();
-                    sleep(LOOK_PAUSE).await;
-                }
+                Err(error) => last = error.to_string(),
             }
+            sleep(LOOK_PAUSE).await;
         }
     }
 
     /// Learns what others found, for as long as anything is said of it.
     pub(super) async fn heed_words(self: Arc<Self>) {
         let mut applied = self.replica.applied_watch();
-        let mut seen = Arc::<Attested>::default();
         while applied.changed().await.is_ok() {
-            let attested = self.replica.sys().attested.clone();
-            let is_news = !Arc::ptr_eq(&attested, &seen) && *attested != *seen;
-            seen = attested;
-            if is_news || !self.attestor.own.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-                self.heed(&seen);
-            }
+            self.heed(&self.replica.sys().attested);
             sleep(LOOK_PAUSE).await;
         }
     }
@@ -247,8 +243,7 @@ impl Shipper {
                     false
                 }
                 Standing::InDoubt => {
-                    let reason = format!("at the snapshot barrier {index} replicas differ, and no side has a majority");
-                    self.replica.in_doubt(own.installation, reason);
+                    self.replica.in_doubt(own.installation, in_doubt(*index));
                     false
                 }
             }
@@ -265,8 +260,7 @@ impl Shipper {
             Verdict::Vouched { witnesses, is_majority } => {
                 if !is_majority {
                     let alike = witnesses.len();
-                    let told = "no majority of the voters vouches for this snapshot";
-                    tracing::warn!(event = "backup.unattested", index, alike, told);
+                    tracing::warn!(event = "backup.unattested", index, alike, "no majority vouches for this snapshot");
                 }
                 Ok(witnesses)
             }
