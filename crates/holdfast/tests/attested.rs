@@ -104,7 +104,10 @@ async fn a_replica_that_was_changed_behind_its_back_attests_nothing_and_is_mende
 
         let (snapshot, said) = scene.backup();
         let others: Vec<u64> = (1..=3).filter(|id| *id != place as u64 + 1).collect();
-        assert_eq!((ids(&snapshot), &snapshot["attested"]), (others, &Value::Bool(true)), "{snapshot} {said}");
+        assert_eq!(snapshot["attested"], Value::Bool(true), "{snapshot} {said}");
+        // Where it was to take the snapshot itself, that is taken once more, and it may be mended by then.
+        let may_be_mended = said.contains("taken once more") && ids(&snapshot) == [1, 2, 3];
+        assert!(ids(&snapshot) == others || may_be_mended, "{snapshot} {said}");
         wait_for("the alarm", async || scene.failures(place).await > 0).await;
         scene.wait_reinstalled(place).await;
         let (snapshot, _) = scene.backup();

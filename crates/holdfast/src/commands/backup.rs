@@ -121,10 +121,11 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
 
 async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
     let (admin, wait) = (args.admin.snapshot_taker().await?, Duration::from_secs(args.wait));
+    let failures_before = failures(&admin).await;
     let taken = match take(&admin, wait).await {
-        // The others contradicted it, and it says so of itself by now: another one takes the snapshot.
-        Err(error) if exit_of(&error) != Exit::Unknown && is_diverged(&admin).await => {
-            eprintln!("holdfast: {error}; another node takes it");
+        // The others contradicted it, and it says so of itself, or is mended by now: a snapshot is taken once more.
+        Err(error) if exit_of(&error) != Exit::Unknown && failures(&admin).await > failures_before => {
+            eprintln!("holdfast: {error}; it is taken once more");
             take(&args.admin.snapshot_taker().await?, wait).await?
         }
         taken => taken?,
@@ -135,9 +136,10 @@ async fn now(format: Format, args: &NowArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn is_diverged(admin: &AdminClient) -> bool {
+/// Times that the node found its state damaged since it started.
+async fn failures(admin: &AdminClient) -> u64 {
     let integrity = admin.status().await.ok().and_then(|status| status.integrity);
-    integrity.is_some_and(|known| !known.diverged.is_empty())
+    integrity.map_or(0, |known| known.failures_total)
 }
 
 /// A backup that is complete.
