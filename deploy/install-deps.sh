@@ -18,6 +18,9 @@ python_packages=$(dirname "${BASH_SOURCE[0]}")/../crates/holdfast/tests/python_c
 # The S3 server that tests ship to has an environment of its own: it brings many packages along.
 s3_venv=$HOME/.cache/holdfast/ministack
 s3_packages=$(dirname "${BASH_SOURCE[0]}")/../jepsen-tests/ministack-requirements.txt
+# One whose locks can be shortened, for what must find that out.
+moto_venv=$HOME/.cache/holdfast/moto
+moto_packages=$(dirname "${BASH_SOURCE[0]}")/../jepsen-tests/moto-requirements.txt
 
 with_test=
 with_compose=
@@ -190,14 +193,19 @@ if [ -n "$with_test" ] && ! has_python_packages "$venv" "$python_packages"; then
         install_python_packages "$venv" "$python_packages" "the tests in python_client will fail" || status=1
     fi
 fi
-if [ -n "$with_test" ] && ! has_python_packages "$s3_venv" "$s3_packages"; then
-    without="tests against a real S3 server are SKIPPED"
+# An S3 server of the tests: environment, file of packages, and what does not work without it.
+s3_server() {
+    has_python_packages "$1" "$2" && return 0
     if [ -n "$check_only" ]; then
-        complain "missing: the S3 server of the tests in $s3_venv: $without. Run deploy/install-deps.sh --test"
+        complain "missing: an S3 server of the tests in $1: $3. Run deploy/install-deps.sh --test"
     else
         # No reason to run no tests at all, but where a skipped one must not look like one that passed.
-        install_python_packages "$s3_venv" "$s3_packages" "$without" || [ -z "${CI:-}" ] || status=1
+        install_python_packages "$1" "$2" "$3" || [ -z "${CI:-}" ] || status=1
     fi
+}
+if [ -n "$with_test" ]; then
+    s3_server "$s3_venv" "$s3_packages" "tests against a real S3 server are SKIPPED"
+    s3_server "$moto_venv" "$moto_packages" "the test against a server whose locks can be shortened is SKIPPED"
 fi
 check_rust || status=1
 exit "$status"

@@ -1,4 +1,5 @@
-//! A real S3 server for tests: PyPI `ministack`, as `deploy/install-deps.sh --test` installs it.
+//! Real S3 servers for tests: PyPI `ministack`, whose locks hold, and `moto`, which lets them be shortened; as
+//! `deploy/install-deps.sh --test` installs them.
 //!
 //! Invariants: it listens on loopback alone, keeps its objects in memory, and ends with whoever started it.
 
@@ -28,8 +29,20 @@ pub struct S3 {
 /// # Panics
 /// Where it must be: under `CI`, a check that did not run must not look like one that passed.
 pub fn program() -> Option<PathBuf> {
+    installed("ministack/bin/ministack")
+}
+
+/// The program of the server whose locks can be shortened, if it is installed.
+///
+/// # Panics
+/// See [`program`].
+pub fn program_that_unlocks() -> Option<PathBuf> {
+    installed("moto/bin/moto_server")
+}
+
+fn installed(name: &str) -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from)?;
-    let program = home.join(".cache/holdfast/ministack/bin/ministack");
+    let program = home.join(".cache/holdfast").join(name);
     if program.exists() {
         return Some(program);
     }
@@ -50,32 +63,65 @@ impl S3 {
         std::fs::write(&credentials, "[default]\naws_access_key_id = test\naws_secret_access_key = test\n")?;
         // Free a moment ago; one that somebody took meanwhile fails below.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let log = std::fs::File::create(dir.join("ministack.log"))?;
+        let log = std::fs::File::create(dir.join("s3.log"))?;
         let mut command = Command::new(program);
+        if program.ends_with("moto_server") {
+            command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        }
         command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string()).env("HOME", dir);
         command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = spawn(command, Orphan::Killed).with_context(|| format!("start {}", program.display()))?;
         let mut server = Self { child, port, bucket: bucket.to_owned(), credentials };
         let end = Instant::now() + PATIENCE;
-        while !server.make_bucket().is_ok_and(|made| made) {
+        while !server.put(&format!("/{bucket}"), "", "").is_ok_and(|made| made) {
             if let Some(status) = server.child.try_wait()? {
-                bail!("ministack ended with {status}: see {}", dir.display());
+                bail!("the S3 server ended with {status}: see {}", dir.display());
             }
             if Instant::now() >= end {
-                bail!("ministack did not answer within a minute: see {}", dir.display());
+                bail!("the S3 server did not answer within a minute: see {}", dir.display());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(server)
     }
 
-    fn make_bucket(&self) -> std::io::Result<bool> {
+    /// Makes a bucket that keeps versions, and locks each for a day in this mode: `COMPLIANCE` or `GOVERNANCE`.
+    ///
+    /// # Errors
+    /// When the server does not do so.
+    pub fn make_locked_bucket(&self, bucket: &str, mode: &str) -> anyhow::Result<()> {
+        let made = self.put(&format!("/{bucket}"), "x-amz-bucket-object-lock-enabled: true\r\n", "")?;
+        let rule = format!(
+            "<ObjectLockConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+             <ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>{mode}</Mode><Days>1</Days>\
+             </DefaultRetention></Rule></ObjectLockConfiguration>"
+        );
+        anyhow::ensure!(made && self.put(&format!("/{bucket}?object-lock"), "", &rule)?, "{bucket} is not locked");
+        Ok(())
+    }
+
+    /// Makes a bucket that keeps versions, and locks nothing.
+    ///
+    /// # Errors
+    /// When the server does not do so.
+    pub fn make_versioned_bucket(&self, bucket: &str) -> anyhow::Result<()> {
+        let rule = "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Status>Enabled</Status>\
+                    </VersioningConfiguration>";
+        let made = self.put(&format!("/{bucket}"), "", "")? && self.put(&format!("/{bucket}?versioning"), "", rule)?;
+        anyhow::ensure!(made, "{bucket} keeps no versions");
+        Ok(())
+    }
+
+    fn put(&self, target: &str, head: &str, body: &str) -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let length = body.len();
+        // Both servers find the service in what a signature is for; neither checks one.
         write!(
             stream,
-            "PUT /{} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-            self.bucket
+            "PUT {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\nConnection: close\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, \
+             Signature=0\r\n{head}\r\n{body}"
         )?;
         let mut status = [0; 12];
         stream.read_exact(&mut status)?;
@@ -84,7 +130,12 @@ impl S3 {
 
     /// URL of a prefix in the bucket.
     pub fn url(&self, prefix: &str) -> String {
-        format!("s3://{}/{prefix}?endpoint={}&region=us-east-1", self.bucket, self.endpoint())
+        self.url_in(&self.bucket, prefix)
+    }
+
+    /// URL of a prefix in another bucket.
+    pub fn url_in(&self, bucket: &str, prefix: &str) -> String {
+        format!("s3://{bucket}/{prefix}?endpoint={}&region=us-east-1", self.endpoint())
     }
 
     /// Where it answers.

@@ -9,6 +9,9 @@
 //! <cluster>/<incarnation>/log/<group>/L<level>/<first_index:020>-<last_index:020>    the entries of several segments
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
 //! <cluster>/<incarnation>/heartbeat/<group>/<at_ms:020>
+//! <cluster>/<incarnation>/verify/<group>/<at_ms:020>-<first 8 bytes of the verifier's key>
+//! doctor/<at_ms:020>-<first 8 bytes of the verifier's key>/VERDICT    what a destination lets its clients do
+//! doctor/<at_ms:020>-<first 8 bytes of the verifier's key>/CANARY-<n>    what that was tried on; of no other use
 //! ```
 //!
 //! Invariants: a name parses to exactly the parts that print it, and anything else does not parse. Zero padding makes
@@ -56,6 +59,11 @@ impl LineageId {
     /// Prefix of a group's heartbeats.
     pub fn heartbeat_prefix(&self, group: GroupId) -> String {
         format!("{self}/heartbeat/{}", group.0)
+    }
+
+    /// Prefix of what was found by those who read a group's archive.
+    pub fn verify_prefix(&self, group: GroupId) -> String {
+        format!("{self}/verify/{}", group.0)
     }
 
     /// Prefix of the chunks and patches of a generation, and of its key.
@@ -127,6 +135,69 @@ pub enum ObjectName {
         /// The moment, by the group's time: milliseconds since the Unix epoch.
         at_ms: u64,
     },
+    /// What somebody saw who read the archive; signed.
+    Verification {
+        /// Group.
+        group: GroupId,
+        /// When that ended, by the clock of whoever did it: milliseconds since the Unix epoch.
+        at_ms: u64,
+        /// The first bytes of the key that signed it.
+        key: [u8; 8],
+    },
+}
+
+/// Folder of what was found of the destination itself, beside all clusters.
+pub(crate) const DOCTOR: &str = "doctor";
+const VERDICT: &str = "VERDICT";
+
+/// One look at what a destination lets its clients do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DoctorVisit {
+    /// When, by the clock of whoever looked: milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// The first bytes of the key that signs the verdict.
+    pub key: [u8; 8],
+}
+
+impl DoctorVisit {
+    /// Where its verdict lies.
+    pub fn verdict(&self) -> String {
+        format!("{}/{VERDICT}", self.prefix())
+    }
+
+    /// Where its `n`-th canary lies.
+    pub(crate) fn canary(&self, n: u32) -> String {
+        format!("{}/CANARY-{n}", self.prefix())
+    }
+
+    fn prefix(&self) -> String {
+        format!("{DOCTOR}/{:020}-{}", self.at_ms, hex(&self.key))
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let (at_ms, key) = name.split_once('-')?;
+        let visit = Self { at_ms: at_ms.parse().ok()?, key: unhex(key)? };
+        (visit.prefix() == format!("{DOCTOR}/{name}")).then_some(visit)
+    }
+
+    /// Reads the name of a verdict.
+    pub fn of_verdict(path: &str) -> Option<Self> {
+        match path.split('/').collect::<Vec<_>>()[..] {
+            [DOCTOR, visit, VERDICT] => Self::parse(visit),
+            _ => None,
+        }
+    }
+}
+
+/// It was put there to be tampered with.
+pub(crate) fn is_canary(path: &str) -> bool {
+    match path.split('/').collect::<Vec<_>>()[..] {
+        [DOCTOR, visit, file] => {
+            let n = file.strip_prefix("CANARY-").and_then(|n| n.parse().ok());
+            DoctorVisit::parse(visit).zip(n).is_some_and(|(visit, n)| visit.canary(n) == path)
+        }
+        _ => false,
+    }
 }
 
 impl ObjectName {
@@ -155,6 +226,9 @@ impl ObjectName {
             }
             Self::Manifest { group, index } => format!("{}/{index:020}/MANIFEST", lineage.snapshot_prefix(*group)),
             Self::Heartbeat { group, at_ms } => format!("{}/{at_ms:020}", lineage.heartbeat_prefix(*group)),
+            Self::Verification { group, at_ms, key } => {
+                format!("{}/{at_ms:020}-{}", lineage.verify_prefix(*group), hex(key))
+            }
         }
     }
 
@@ -195,6 +269,11 @@ impl ObjectName {
             }
             ["heartbeat", group, at_ms] => {
                 Self::Heartbeat { group: GroupId(group.parse().ok()?), at_ms: at_ms.parse().ok()? }
+            }
+            ["verify", group, name] => {
+                let (at_ms, key) = name.split_once('-')?;
+                let group = GroupId(group.parse().ok()?);
+                Self::Verification { group, at_ms: at_ms.parse().ok()?, key: unhex(key)? }
             }
             _ => return None,
         };
@@ -263,6 +342,11 @@ mod tests {
                 .prop_map(|(group, index)| ObjectName::Manifest { group: GroupId(group), index }),
             (any::<u32>(), any::<u64>())
                 .prop_map(|(group, at_ms)| ObjectName::Heartbeat { group: GroupId(group), at_ms }),
+            (any::<u32>(), any::<u64>(), any::<[u8; 8]>()).prop_map(|(group, at_ms, key)| ObjectName::Verification {
+                group: GroupId(group),
+                at_ms,
+                key
+            }),
         ]
     }
 
@@ -291,6 +375,27 @@ mod tests {
             if let Some((lineage, name)) = ObjectName::parse(&text) {
                 prop_assert_eq!(name.path(&lineage), text);
             }
+        }
+    }
+
+    #[test]
+    fn canaries_and_verdicts_are_told_from_everything_else() {
+        let visit = DoctorVisit { at_ms: 1_795_305_600_000, key: [0xab; 8] };
+        assert_eq!(visit.verdict(), "doctor/00000001795305600000-abababababababab/VERDICT");
+        assert_eq!(DoctorVisit::of_verdict(&visit.verdict()), Some(visit));
+        assert!(is_canary(&visit.canary(0)) && is_canary(&visit.canary(17)) && !is_canary(&visit.verdict()));
+        assert_eq!(DoctorVisit::of_verdict(&visit.canary(0)), None);
+        let lineage = LineageId { cluster_id: [1; 16], incarnation: Incarnation(0xfeed) };
+        for other in [
+            ObjectName::segment(GroupId(0), 9).path(&lineage),
+            visit.canary(1).replace("CANARY-1", "CANARY-01"),
+            visit.canary(1).replace("CANARY-1", "CANARY-"),
+            visit.canary(1).replace("doctor/0", "doctor/"),
+            visit.canary(1).replace("abab", "ABab"),
+            format!("x/{}", visit.canary(1)),
+            format!("{}/x", visit.canary(1)),
+        ] {
+            assert!(!is_canary(&other), "{other}");
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Knows: names and bytes of objects, entry chains, snapshots in chunks, object stores, and how a data directory is
 //! filled from them. Used by a running server and by offline commands alike: everything works from the archive alone.
-//! Never knows: Raft, gRPC, configuration files, who leads, when to ship. It deletes nothing and overwrites nothing.
+//! Never knows: Raft, gRPC, configuration files, who leads, when to ship. It deletes nothing and overwrites nothing, but for the
+//! doctor's canaries.
 //!
 //! Every object is written once and ends with a hash of all its bytes, so that a flipped bit anywhere is found on
 //! reading, and named with the object and the reason.
@@ -13,6 +14,8 @@ pub mod attest;
 pub mod chunk;
 pub mod compose;
 pub mod destination;
+pub mod doctor;
+pub mod evidence;
 pub mod fence;
 pub mod gap;
 pub mod heartbeat;
@@ -36,6 +39,7 @@ pub mod sealing;
 pub mod segment;
 pub mod ship;
 pub mod snapshot;
+pub mod verification;
 pub mod verify;
 
 mod error;
@@ -48,6 +52,7 @@ mod fixture;
 pub use attest::{NodeKey, Reading, Statement, Witness};
 pub use destination::{Destination, DestinationConfig};
 pub use error::ArchiveError;
+pub use evidence::VerifierKey;
 pub use fence::Fence;
 pub use gap::Gap;
 pub use heartbeat::{Heartbeat, newest_heartbeat};
@@ -64,4 +69,5 @@ pub use row_index::RowIndexes;
 pub use sealing::{Compression, GenerationKey, Sealing};
 pub use ship::{SegmentShipper, ShipOutcome, Tail};
 pub use snapshot::{SnapshotOptions, SnapshotReport, list_snapshots, ship_attested, ship_snapshot};
+pub use verification::{Depth, Recorded, Verification, verifications};
 pub use verify::{Level, VerifyReport, verify, verify_all};

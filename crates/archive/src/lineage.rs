@@ -15,7 +15,7 @@ use holdfast_wire::log::{parent_from, parent_to};
 use crate::destination::{Destination, Put};
 use crate::error::ArchiveError;
 use crate::keys::Keyring;
-use crate::layout::{LineageId, ObjectName};
+use crate::layout::{DOCTOR, LineageId, ObjectName};
 use crate::object::{self, Sealed};
 use crate::sealing::Sealing;
 
@@ -171,7 +171,8 @@ pub async fn find_lineages(destination: &Destination) -> Result<FoundLineages, A
     let mut ids = Vec::new();
     let (objects, clusters) = destination.list_here("").await?;
     found.foreign.extend(objects.into_iter().map(|object| object.path));
-    for cluster in clusters.into_iter().filter(|cluster| cluster != LOST_AND_FOUND) {
+    let is_ours = |name: &String| name != LOST_AND_FOUND && name != DOCTOR;
+    for cluster in clusters.into_iter().filter(is_ours) {
         if !LineageId::is_cluster(&cluster) {
             found.foreign.push(format!("{cluster}/"));
             continue;

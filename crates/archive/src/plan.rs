@@ -250,7 +250,10 @@ pub(crate) async fn plan_around(
 }
 
 /// The history that no other continues, as far as facts and logs say; and the last entry of its log that can be read.
-pub(crate) async fn newest_by_logs(
+///
+/// # Errors
+/// When that cannot be told, or the destination fails.
+pub async fn newest_by_logs(
     destination: &Destination,
     group: GroupId,
 ) -> Result<(LineageId, Option<u64>), ArchiveError> {

@@ -17,16 +17,18 @@ use holdfast_model::id::{GroupId, NodeId};
 use crate::chunk::Chunk;
 use crate::compose::read_rows;
 use crate::destination::{Destination, Listed};
+use crate::doctor::Finding;
 use crate::error::ArchiveError;
 use crate::gap::Gap;
 use crate::heartbeat::Heartbeat;
 use crate::keys::{Keyring, NO_KEYS, OTHER_KEYS, SealedWith, check_keys_age};
-use crate::layout::{LineageId, ObjectName};
+use crate::layout::{DOCTOR, DoctorVisit, LineageId, ObjectName, is_canary};
 use crate::lineage::{LineageFacts, find_lineages};
 use crate::log::JOINED_LEVEL;
 use crate::manifest::Manifest;
 use crate::object;
 use crate::segment::{ChainWalk, Segment};
+use crate::verification::Verification;
 
 use self::positions::{Held, Position};
 
@@ -63,6 +65,8 @@ pub struct VerifyReport {
     pub attested: u64,
     /// Snapshots that are whole as far as this level tells, and that no majority vouches for.
     pub unattested: u64,
+    /// The newest snapshot of each group, and whether a majority vouches for it.
+    pub newest: BTreeMap<GroupId, (u64, bool)>,
 }
 
 impl VerifyReport {
@@ -130,9 +134,34 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
         all.attested += report.attested;
         all.unattested += report.unattested;
     }
+    look_at_visits(destination, level, &mut all).await?;
     all.bad.extend(found.foreign.into_iter().map(|name| (name, "it is nothing of Holdfast's".to_owned())));
     all.bad.sort();
     Ok(all)
+}
+
+/// What doctors left: verdicts must be as they were signed, canaries may be in any state.
+async fn look_at_visits(
+    destination: &Destination,
+    level: Level,
+    all: &mut DestinationReport,
+) -> Result<(), ArchiveError> {
+    for found in destination.list(DOCTOR).await? {
+        all.objects += 1;
+        if is_canary(&found.path) {
+            continue;
+        }
+        if DoctorVisit::of_verdict(&found.path).is_none() {
+            all.bad.push((found.path, "it is nothing of Holdfast's".to_owned()));
+        } else if level == Level::Bytes {
+            all.bytes += found.bytes;
+            let read = destination.get(&found.path).await.and_then(|bytes| Finding::open(&found.path, &bytes));
+            if let Err(error) = read {
+                all.bad.push(error.fault().ok_or(error)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What was read of one group.
@@ -180,7 +209,10 @@ pub async fn verify(
     named.sort_by_key(|(name, _)| match name {
         ObjectName::Lineage | ObjectName::Keys { .. } => (0, *name),
         ObjectName::Manifest { .. } | ObjectName::Heartbeat { .. } | ObjectName::Joined { .. } => (1, *name),
-        ObjectName::Segment { .. } | ObjectName::Chunk { .. } | ObjectName::Patch { .. } => (2, *name),
+        ObjectName::Segment { .. }
+        | ObjectName::Chunk { .. }
+        | ObjectName::Patch { .. }
+        | ObjectName::Verification { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
     check.compare(&listed, &mut report)?;
@@ -215,7 +247,8 @@ impl Check<'_> {
             | ObjectName::Joined { .. }
             | ObjectName::Chunk { .. }
             | ObjectName::Patch { .. }
-            | ObjectName::Heartbeat { .. } => level >= Level::Bytes,
+            | ObjectName::Heartbeat { .. }
+            | ObjectName::Verification { .. } => level >= Level::Bytes,
         });
         let (destination, lineage) = (self.destination, *self.lineage);
         let read = |(name, found): &(ObjectName, &Listed)| {
@@ -279,7 +312,7 @@ impl Check<'_> {
                 let group = self.groups.entry(heartbeat.group).or_default();
                 group.vouched.insert((heartbeat.last.index, heartbeat.chain), heartbeat);
             }
-            Contents::Rows | Contents::Log(_) => {}
+            Contents::Rows | Contents::Log(_) | Contents::Said => {}
             Contents::Joined(joined) => {
                 let group = self.groups.entry(joined.group).or_default();
                 let places = [
@@ -335,7 +368,17 @@ impl Check<'_> {
             }
         }
         self.compare_witnesses(report);
+        self.note_newest(report);
         Ok(())
+    }
+
+    /// The newest of each group.
+    fn note_newest(&self, report: &mut VerifyReport) {
+        for (group, found) in &self.groups {
+            if let Some((index, (manifest, _))) = found.manifests.last_key_value() {
+                report.newest.insert(*group, (*index, manifest.is_attested()));
+            }
+        }
     }
 
     /// A node has one key in a history. Which of two is its own cannot be told from here.
@@ -399,6 +442,8 @@ enum Contents {
     /// Of a chunk or a patch.
     Rows,
     Heartbeat(Heartbeat),
+    /// By somebody who read the archive.
+    Said,
     /// Hash of a generation's KEYS.age.
     Keys(u32, [u8; 32]),
 }
@@ -454,6 +499,7 @@ fn check(
         ObjectName::Heartbeat { group, at_ms } => {
             Heartbeat::open(object, lineage, keys, group, at_ms, bytes).map(Contents::Heartbeat)
         }
+        ObjectName::Verification { .. } => Verification::open(object, bytes).map(|_| Contents::Said),
         ObjectName::Chunk { .. } | ObjectName::Patch { .. } => {
             Chunk::open(object, lineage, keys, name, bytes).map(|_| Contents::Rows)
         }

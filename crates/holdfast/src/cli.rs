@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, cluster, completion, dev, domain, integrity, node, record, restore, serve, user};
+use crate::commands::{backup, cluster, completion, dev, domain, drill, integrity, node, record, restore, serve, user};
 use crate::demo;
 use crate::output::Format;
 
@@ -67,6 +67,9 @@ pub enum Command {
     /// Make a new cluster from an offsite copy.
     #[command(subcommand)]
     Restore(restore::Restore),
+    /// Prove that a copy is one that people come back from.
+    #[command(subcommand)]
+    Drill(drill::Drill),
     /// Whether all replicas hold the same, and what they should.
     #[command(subcommand)]
     Integrity(integrity::Integrity),
@@ -139,6 +142,11 @@ mod tests {
             "backup now --endpoint a:1",
             "backup ls --from file:///x",
             "backup verify --from file:///x",
+            "backup doctor --from file:///x --expect append-only -o json",
+            "backup doctor --config F --verifier-key K",
+            "backup verify --from file:///x --level 2 --record --verifier-key K",
+            "drill run --from file:///x --nodes 1 --scratch D --people 0 --no-record",
+            "drill ls --from file:///x -o json",
             "restore plan --from file:///x",
             "restore plan --from file:///x --at 100 --quick -o json",
             "restore run --from file:///x --at 2026-11-26T08:30:00Z --data D",

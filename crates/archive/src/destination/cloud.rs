@@ -12,7 +12,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
@@ -22,6 +22,7 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::DestinationConfig;
+use super::versions::Versions;
 
 /// One request, within the deadline of the whole call.
 const REQUEST: Duration = Duration::from_secs(45);
@@ -125,7 +126,28 @@ impl Bucket {
         ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT).with_allow_http(plain)
     }
 
-    fn s3(&self, file: Option<&FsPath>) -> Result<impl ObjectStore, String> {
+    /// Calls of S3 that know versions and locks; `None`: it is of another service.
+    pub(super) async fn versions(&self, config: &DestinationConfig) -> Option<Result<Versions, String>> {
+        if self.service != Service::S3 {
+            return None;
+        }
+        install_tls();
+        let store = match self.s3(config.credentials_file.as_deref()) {
+            Ok(store) => store,
+            Err(reason) => return Some(Err(reason)),
+        };
+        let of_environment = || {
+            let regions = from_environment("AWS_", |key: &AmazonS3ConfigKey| {
+                matches!(key, AmazonS3ConfigKey::Region | AmazonS3ConfigKey::DefaultRegion)
+            });
+            regions.into_iter().next_back().map(|(_, region)| region)
+        };
+        let region = self.settings.get("region").cloned().or_else(of_environment);
+        let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+        Some(Versions::of(&store, &self.name, &self.prefix, self.endpoint(), region).await)
+    }
+
+    fn s3(&self, file: Option<&FsPath>) -> Result<AmazonS3, String> {
         use AmazonS3ConfigKey as Key;
         let mut builder = AmazonS3Builder::new();
         match file {

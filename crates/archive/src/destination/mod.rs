@@ -1,13 +1,14 @@
 //! Destinations: where objects go. Contains the object store; nothing else here speaks to one.
 //!
 //! Invariants:
-//! - Objects are created, read and listed; never overwritten, never deleted.
+//! - Objects are created, read and listed; never overwritten, never deleted, but for canaries of [`crate::doctor`].
 //! - When `put_new` returns well, exactly the object's bytes or the winner's are durable under the name. A lost or
 //!   late answer is settled by reading: nothing is believed to be there that was not seen.
 //! - Every call has a deadline.
 
 mod cloud;
 mod folder;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,8 +23,10 @@ use url::Url;
 
 use self::cloud::{Bucket, Failure, Service};
 use self::folder::Folder;
+pub(crate) use self::versions::{Answer, Lock, Version, Versions};
 use crate::error::ArchiveError;
 use crate::keys::{Keyring, NO_KEYS};
+use crate::layout::is_canary;
 use crate::object::{self, OBJECT_BYTES_MAX};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -201,6 +204,75 @@ impl Destination {
             Err(ArchiveError::Missing { .. }) => Err(failed),
             Err(error) => Err(error),
         }
+    }
+
+    /// It is a folder of a file system.
+    pub fn is_folder(&self) -> bool {
+        self.inner.folder.is_some()
+    }
+
+    /// Calls that know versions and locks; `None`: there are none for this service.
+    pub(crate) async fn versions(&self) -> Result<Option<Versions>, ArchiveError> {
+        let Place::Bucket(bucket) = Place::of(&self.inner.config)? else { return Ok(None) };
+        let versions = bucket.versions(&self.inner.config).await.transpose();
+        versions.map_err(|reason| ArchiveError::bad_destination(&self.inner.config, reason))
+    }
+
+    /// Asks for a canary to be created, and tells what the destination says to that: nothing is read.
+    pub(crate) async fn try_create(&self, canary: &str, bytes: &Bytes) -> Result<Answer<()>, ArchiveError> {
+        self.try_put(canary, bytes, PutMode::Create).await
+    }
+
+    /// Asks for a canary to be replaced.
+    pub(crate) async fn try_overwrite(&self, canary: &str, bytes: &Bytes) -> Result<Answer<()>, ArchiveError> {
+        self.try_put(canary, bytes, PutMode::Overwrite).await
+    }
+
+    async fn try_put(&self, canary: &str, bytes: &Bytes, mode: PutMode) -> Result<Answer<()>, ArchiveError> {
+        let path = self.canary(canary)?;
+        let call = self.inner.store.put_opts(&path, bytes.clone().into(), mode.into());
+        self.answer(canary, async { call.await.map(|_| ()) }).await
+    }
+
+    /// Asks for a canary to be deleted.
+    pub(crate) async fn try_delete(&self, canary: &str) -> Result<Answer<()>, ArchiveError> {
+        let path = self.canary(canary)?;
+        self.answer(canary, self.inner.store.delete(&path)).await
+    }
+
+    /// Nothing but a canary is ever overwritten or deleted from here.
+    fn canary(&self, object: &str) -> Result<Path, ArchiveError> {
+        if is_canary(object) {
+            return self.path(object);
+        }
+        Err(ArchiveError::refused(format!("{object} is no canary")))
+    }
+
+    async fn answer(
+        &self,
+        object: &str,
+        call: impl Future<Output = object_store::Result<()>>,
+    ) -> Result<Answer<()>, ArchiveError> {
+        let guarded = async {
+            self.present().await?;
+            Ok(match call.await {
+                Ok(()) => Answer::Done(()),
+                Err(object_store::Error::AlreadyExists { .. }) => Answer::Refused("it exists".into()),
+                Err(source) => match self.failed("try", object, source) {
+                    ArchiveError::Missing { .. } => Answer::Missing,
+                    ArchiveError::Forbidden { reason, .. } => Answer::Refused(reason),
+                    ArchiveError::Destination { reason, .. } if reason.starts_with("HTTP 501") => {
+                        Answer::Unsupported(reason)
+                    }
+                    ArchiveError::Destination { reason, .. } if reason.starts_with("HTTP 4") => Answer::Refused(reason),
+                    ArchiveError::Destination { reason, .. } => Answer::Failed(reason),
+                    error => return Err(error),
+                },
+            })
+        };
+        let seconds = self.inner.deadline.as_secs();
+        let late = || Answer::Failed(format!("no answer within {seconds} s"));
+        tokio::time::timeout(self.inner.deadline, guarded).await.unwrap_or_else(|_| Ok(late()))
     }
 
     /// Reads an object, and the KEYS.age that an identity needs to open it.

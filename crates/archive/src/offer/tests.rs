@@ -181,7 +181,10 @@ fn whatever_is_damaged_the_newest_point_beside_it_is_offered() {
             ObjectName::Chunk { .. } | ObjectName::Patch { .. } | ObjectName::Manifest { .. } | ObjectName::Lineage => {
                 end
             }
-            ObjectName::Keys { .. } | ObjectName::Heartbeat { .. } | ObjectName::Joined { .. } => {
+            ObjectName::Keys { .. }
+            | ObjectName::Heartbeat { .. }
+            | ObjectName::Joined { .. }
+            | ObjectName::Verification { .. } => {
                 unreachable!("nothing is encrypted, and nobody beat")
             }
         };

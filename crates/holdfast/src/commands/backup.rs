@@ -35,6 +35,8 @@ pub enum Backup {
     Ls(FromArgs),
     /// Read an archive and check every hash and chain in it.
     Verify(VerifyArgs),
+    /// Try, with the cluster's own credentials, to alter or delete what lies at a destination.
+    Doctor(super::doctor::DoctorArgs),
     /// Encrypt what is shipped: make secrets and identities, say for whom, go on with new keys, prove an offline one.
     #[command(subcommand)]
     Keys(super::keys::Keys),
@@ -115,6 +117,7 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
         Backup::Now(args) => now(format, &args).await,
         Backup::Ls(args) => list(format, &args).await,
         Backup::Verify(args) => verify(format, &args).await,
+        Backup::Doctor(args) => super::doctor::run(format, &args).await,
         Backup::Keys(command) => super::keys::run(format, command).await,
     }
 }

@@ -5,7 +5,9 @@ pub mod cluster;
 pub mod completion;
 pub mod connect;
 pub mod dev;
+pub mod doctor;
 pub mod domain;
+pub mod drill;
 pub mod health;
 pub mod integrity;
 pub mod keys;
@@ -19,6 +21,7 @@ pub mod restore_rest;
 pub mod restore_user;
 pub mod serve;
 pub mod user;
+pub mod verifier;
 
 use crate::cli::{Cli, Command};
 use crate::exit::Exit;
@@ -39,6 +42,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::User(command) => block_on(unless_interrupted(user::run(format, command))),
         Command::Record(command) => block_on(unless_interrupted(record::run(format, command))),
         Command::Backup(command) => block_on(unless_interrupted(backup::run(format, command))),
+        Command::Drill(command) => block_on(unless_interrupted(drill::run(format, command))),
         Command::Restore(command) => block_on(unless_interrupted(restore::run(format, command))),
         Command::Completion(args) => completion::run(&args),
     }

@@ -55,6 +55,11 @@ pub struct PointArgs {
 }
 
 impl PointArgs {
+    /// Where the archive is.
+    pub fn url(&self) -> &str {
+        &self.from.from
+    }
+
     /// Opens the archive.
     pub fn open(&self) -> anyhow::Result<(Destination, Choose)> {
         let named = |text: &String| {
@@ -429,7 +434,7 @@ pub async fn fill(
 }
 
 /// The same, shown to whoever watches; gives the time of each stage as well.
-async fn fill_watched(
+pub async fn fill_watched(
     destination: &Destination,
     plan: &RestorePlan,
     nodes: &[NodeSpec],

@@ -31,6 +31,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "offsite.required",
         "true: the log is kept and a snapshot waited for until the destination named last has it (default true)",
     ),
+    (
+        "offsite.expect",
+        "what `backup doctor` has to find of the destination named last, at least: immutable, append-only or mutable (default \
+         immutable)",
+    ),
     ("offsite.labels", "failure-domain labels of the destination named last: site=y,custody=vault"),
     ("ship.interval_ms", "longest wait of a committed entry for its segment (default 1000)"),
     ("ship.segment_bytes", "size at which a segment is shipped at once (default 4194304)"),

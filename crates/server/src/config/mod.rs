@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use holdfast_archive::doctor::Verdict;
 use holdfast_archive::segment::PLAIN_BYTES_MAX;
 use holdfast_archive::{Compression, DestinationConfig};
 use holdfast_model::command::Policy;
@@ -18,7 +19,7 @@ use holdfast_replica::PastBudget;
 
 pub use self::keys::KEYS;
 pub use self::offsite::Offsite;
-use self::offsite::{read_labels, read_offsite};
+use self::offsite::{read_expect, read_labels, read_offsite};
 
 /// Longest lifetime that can be configured.
 const TEN_YEARS_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
@@ -206,13 +207,15 @@ impl Values {
                 credentials_file: None,
                 required: true,
                 labels: BTreeMap::new(),
+                expect: Verdict::Immutable,
             });
-        } else if ["offsite.labels", "offsite.credentials_file", "offsite.required"].contains(&key) {
+        } else if ["offsite.labels", "offsite.credentials_file", "offsite.required", "offsite.expect"].contains(&key) {
             let last = self.offsite.last_mut();
             let last =
                 last.ok_or_else(|| wrong(key, "comes after the destination that it is of: set offsite first"))?;
             match key {
                 "offsite.labels" => last.labels = read_labels(key, value)?,
+                "offsite.expect" => last.expect = read_expect(key, value)?,
                 "offsite.required" => {
                     last.required = value.parse().map_err(|_| wrong(key, "is neither true nor false"))?;
                 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use holdfast_archive::DestinationConfig;
+use holdfast_archive::doctor::Verdict;
 
 use super::{ConfigError, wrong};
 
@@ -20,6 +21,8 @@ pub struct Offsite {
     pub required: bool,
     /// Failure-domain labels.
     pub labels: BTreeMap<String, String>,
+    /// What the doctor has to find, at least.
+    pub expect: Verdict,
 }
 
 impl From<&Offsite> for DestinationConfig {
@@ -44,6 +47,11 @@ pub(super) fn read_labels(key: &str, text: &str) -> Result<BTreeMap<String, Stri
     pairs.map(one).collect()
 }
 
+/// Reads a verdict.
+pub(super) fn read_expect(key: &str, text: &str) -> Result<Verdict, ConfigError> {
+    Verdict::parse(text).ok_or_else(|| wrong(key, format!("{text:?} is none of immutable, append-only, mutable")))
+}
+
 pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> {
     let table = value.as_table().ok_or_else(|| wrong("offsite", "must be a table with name and url"))?;
     let text = |key: &str| {
@@ -53,11 +61,12 @@ pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> 
             .map(str::to_owned)
             .ok_or_else(|| wrong("offsite", format!("needs a text {key}")))
     };
-    if let Some(key) =
-        table.keys().find(|key| !["name", "url", "credentials_file", "required", "labels"].contains(&key.as_str()))
+    if let Some(key) = table
+        .keys()
+        .find(|key| !["name", "url", "credentials_file", "required", "labels", "expect"].contains(&key.as_str()))
     {
         return Err(ConfigError(format!(
-            "unknown configuration key \"offsite.{key}\"; known: name, url, credentials_file, required, labels"
+            "unknown configuration key \"offsite.{key}\"; known: name, url, credentials_file, required, labels, expect"
         )));
     }
     let labels = match table.get("labels") {
@@ -77,5 +86,9 @@ pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> 
         None => None,
         Some(_) => Some(text("credentials_file")?.into()),
     };
-    Ok(Offsite { name: text("name")?, url: text("url")?, credentials_file, required, labels })
+    let expect = match table.get("expect") {
+        None => Verdict::Immutable,
+        Some(_) => read_expect("offsite.expect", &text("expect")?)?,
+    };
+    Ok(Offsite { name: text("name")?, url: text("url")?, credentials_file, required, labels, expect })
 }

@@ -67,6 +67,11 @@ fn a_destination_is_checked_before_anything_starts() {
     let sets = [("offsite", "file:///a"), ("offsite", "file:///b"), ("offsite.required", "false")];
     let required = load(&sets).expect("valid").offsite.iter().map(|one| one.required).collect::<Vec<_>>();
     assert_eq!(required, [true, false]);
+    let sets = [("offsite", "file:///a"), ("offsite.expect", "append-only"), ("offsite", "file:///b")];
+    let expected = load(&sets).expect("valid").offsite.iter().map(|one| one.expect).collect::<Vec<_>>();
+    assert_eq!(expected, [Verdict::AppendOnly, Verdict::Immutable]);
+    let error = load(&[("offsite", "file:///a"), ("offsite.expect", "locked")]).expect_err("refused").to_string();
+    assert!(error.contains("offsite.expect") && error.contains("append-only"), "{error}");
     let error = load(&[("offsite", "file:///a"), ("offsite.required", "no")]).expect_err("refused").to_string();
     assert!(error.contains("offsite.required") && error.contains("neither true nor false"), "{error}");
     for (url, expected) in
@@ -143,6 +148,7 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
             "offsite" => !all.offsite.is_empty(),
             "offsite.credentials_file" => all.offsite.iter().any(|one| one.credentials_file.is_some()),
             "offsite.required" => all.offsite.iter().any(|one| !one.required),
+            "offsite.expect" => all.offsite.iter().any(|one| one.expect == Verdict::AppendOnly),
             "offsite.labels" => all.offsite.iter().any(|one| !one.labels.is_empty()),
             key => all.scalars.contains_key(key),
         };

@@ -1,0 +1,271 @@
+//! Verifications: what somebody found who read a history's archive, signed and laid down beside it.
+//!
+//! That a copy was written proves little: bytes rot, keys are lost, and what nobody ever restored may not be restorable. So a
+//! copy counts for as long as somebody, lately, found it good.
+//!
+//! | level | what was done |
+//! |---|---|
+//! | `stored` | names, lengths and manifests were looked at |
+//! | `read` | every byte, hash and chain was checked |
+//! | `proved` | and a majority of the voters signed the newest snapshot's rows, so that they are those of the replicas |
+//! | `drilled` | and it was restored into nodes of its own, which served what the archive holds |
+//!
+//! Source: design page "archive" (verified has four levels, drills).
+
+use bytes::Bytes;
+use holdfast_model::id::GroupId;
+use serde::{Deserialize, Serialize};
+
+use crate::destination::{Destination, Put};
+use crate::error::ArchiveError;
+use crate::evidence::{self, VerifierKey};
+use crate::layout::{LineageId, ObjectName};
+
+const KIND: &str = "verification";
+/// Faults told in a verification; their number tells of the others.
+pub const FAULTS_TOLD_MAX: usize = 20;
+
+/// How much was looked at. Ordered: more is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Depth {
+    /// Names and lengths.
+    Stored,
+    /// Every byte.
+    Read,
+    /// Against what a majority of the voters signed.
+    Proved,
+    /// By a restore.
+    Drilled,
+}
+
+impl Depth {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Read => "read",
+            Self::Proved => "proved",
+            Self::Drilled => "drilled",
+        }
+    }
+
+    /// Reads it.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Stored, Self::Read, Self::Proved, Self::Drilled].into_iter().find(|depth| depth.as_str() == text)
+    }
+}
+
+impl std::fmt::Display for Depth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Object, or step of a drill.
+    pub object: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What a drill took.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillTimes {
+    /// Nodes that were filled.
+    pub nodes: usize,
+    /// From the first byte read to directories that open, in milliseconds.
+    pub restore_ms: u64,
+    /// Of it: reading and checking, loading the snapshot, replaying the log.
+    pub verify_ms: u64,
+    /// See `verify_ms`.
+    pub load_ms: u64,
+    /// See `verify_ms`.
+    pub replay_ms: u64,
+    /// From there until every node answered a linearizable read.
+    pub ready_ms: u64,
+    /// Records that were restored.
+    pub records: u64,
+    /// Log entries that were replayed.
+    pub entries: u64,
+    /// People whose records were read from the nodes and compared with the archive.
+    pub people_read: u64,
+    /// Records of theirs.
+    pub records_read: u64,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Version of this form.
+    pub v: u32,
+    /// `verification`.
+    pub kind: String,
+    /// History.
+    pub lineage: String,
+    /// Group.
+    pub group: u32,
+    /// What was done, or tried.
+    pub level: Depth,
+    /// Nothing was found to be wrong.
+    pub good: bool,
+    /// When it began, by the clock of whoever did it: milliseconds since the Unix epoch.
+    pub began_ms: u64,
+    /// When it ended.
+    pub ended_ms: u64,
+    /// Newest snapshot; `None` = there is none, or it could not be read.
+    pub snapshot_index: Option<u64>,
+    /// Last entry of the log; `None` = it could not be told.
+    pub last_index: Option<u64>,
+    /// Objects that were looked at.
+    pub objects: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// How many faults were found.
+    pub fault_count: u64,
+    /// The first of them.
+    pub faults: Vec<Fault>,
+    /// Of a drill.
+    pub drill: Option<DrillTimes>,
+    /// Version of the program.
+    pub program: String,
+}
+
+impl Verification {
+    /// One that found nothing yet.
+    pub fn new(lineage: &LineageId, group: GroupId, level: Depth, began_ms: u64) -> Self {
+        Self {
+            v: 1,
+            kind: KIND.into(),
+            lineage: lineage.to_string(),
+            group: group.0,
+            level,
+            good: true,
+            began_ms,
+            ended_ms: began_ms,
+            snapshot_index: None,
+            last_index: None,
+            objects: 0,
+            bytes: 0,
+            fault_count: 0,
+            faults: Vec::new(),
+            drill: None,
+            program: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// Notes a fault.
+    pub fn fault(&mut self, object: impl Into<String>, reason: impl Into<String>) {
+        self.good = false;
+        self.fault_count += 1;
+        if self.faults.len() < FAULTS_TOLD_MAX {
+            self.faults.push(Fault { object: object.into(), reason: reason.into() });
+        }
+    }
+
+    /// The first thing that is wrong, in words.
+    pub fn why(&self) -> Option<String> {
+        let first = self.faults.first()?;
+        let more = match self.fault_count {
+            0 | 1 => String::new(),
+            some => format!(", and {} more", some - 1),
+        };
+        Some(format!("{}: {}{more}", first.object, first.reason))
+    }
+
+    /// Name and bytes of the object that says so.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn seal(&self, lineage: &LineageId, key: &VerifierKey) -> Result<(String, Bytes), ArchiveError> {
+        let public = key.public();
+        let key8 = std::array::from_fn(|n| public[n]);
+        let name = ObjectName::Verification { group: GroupId(self.group), at_ms: self.ended_ms, key: key8 };
+        let object = name.path(lineage);
+        let bytes = evidence::sign(&object, key, self)?;
+        Ok((object, bytes))
+    }
+
+    /// Lays it down; gives its name.
+    ///
+    /// # Errors
+    /// When the destination fails or refuses it.
+    pub async fn record(
+        &self,
+        destination: &Destination,
+        lineage: &LineageId,
+        key: &VerifierKey,
+    ) -> Result<String, ArchiveError> {
+        let (object, bytes) = self.seal(lineage, key)?;
+        match destination.put_checked(&object, &bytes).await? {
+            Put::Created | Put::Same => Ok(object),
+            Put::Lost(_) => Err(ArchiveError::corrupt(&object, "another verification lies in its place")),
+        }
+    }
+
+    /// Reads one that lies under its name, and the key that signed it.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is none.
+    pub fn open(object: &str, bytes: &Bytes) -> Result<(Self, [u8; 32]), ArchiveError> {
+        let bad = |reason: &str| ArchiveError::corrupt(object, reason);
+        let Some((lineage, ObjectName::Verification { group, at_ms, key: key8 })) = ObjectName::parse(object) else {
+            return Err(bad("no verification has such a name"));
+        };
+        let (found, key) = evidence::open::<Self>(object, bytes)?;
+        if (found.v, found.kind.as_str()) != (1, KIND) {
+            return Err(bad("it is of a kind that a newer build writes"));
+        }
+        let is_of_it = found.lineage == lineage.to_string() && found.group == group.0;
+        if !is_of_it || found.ended_ms != at_ms || key[..8] != key8 {
+            return Err(bad("it is of another history, of another moment or by another key than its name says"));
+        }
+        if found.good != (found.fault_count == 0) || found.faults.len() as u64 > found.fault_count {
+            return Err(bad("it contradicts itself"));
+        }
+        Ok((found, key))
+    }
+}
+
+/// A verification that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its object.
+    pub object: String,
+    /// The key that signed it.
+    pub key: [u8; 32],
+    /// What it says.
+    pub found: Verification,
+}
+
+/// All verifications of a history that lie behind `after` (all of them without one), ascending by their time; and objects
+/// that are damaged, with the reason.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn verifications(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+    after: Option<&str>,
+) -> Result<(Vec<Recorded>, Vec<(String, String)>), ArchiveError> {
+    let prefix = lineage.verify_prefix(group);
+    let listed = match after {
+        Some(after) => destination.list_after(&prefix, after).await?,
+        None => destination.list(&prefix).await?,
+    };
+    let (mut found, mut bad) = (Vec::new(), Vec::new());
+    for one in listed {
+        let read = destination.get(&one.path).await.and_then(|bytes| Verification::open(&one.path, &bytes));
+        match read {
+            Ok((said, key)) => found.push(Recorded { object: one.path, key, found: said }),
+            Err(error) => bad.push(error.fault().ok_or(error)?),
+        }
+    }
+    Ok((found, bad))
+}
+
+#[cfg(test)]
+mod tests;

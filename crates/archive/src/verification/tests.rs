@@ -1,0 +1,80 @@
+use super::*;
+use crate::fixture::{Folder, GROUP, run};
+use crate::object::tests::LINEAGE;
+use crate::verify::Level;
+
+fn key(seed: u8) -> VerifierKey {
+    VerifierKey::from_seed(&[seed; 32])
+}
+
+fn found(ended_ms: u64, level: Depth, faults: &[&str]) -> Verification {
+    let mut found = Verification::new(&LINEAGE, GROUP, level, 5);
+    found.ended_ms = ended_ms;
+    faults.iter().for_each(|object| found.fault(*object, "it is damaged"));
+    found
+}
+
+#[test]
+fn verifications_are_found_by_their_time_whoever_made_them() {
+    let folder = Folder::new();
+    let destination = folder.destination();
+    let all = [
+        (found(30, Depth::Read, &[]), 1),
+        (found(10, Depth::Drilled, &["a", "b"]), 2),
+        (found(20, Depth::Proved, &[]), 1),
+    ];
+    for (found, by) in &all {
+        run(found.record(&destination, &LINEAGE, &key(*by))).expect("recorded");
+        run(found.record(&destination, &LINEAGE, &key(*by))).expect("the same once more");
+    }
+    let (read, bad) = run(verifications(&destination, &LINEAGE, GROUP, None)).expect("reads");
+    assert_eq!(bad, []);
+    let seen: Vec<_> = read.iter().map(|one| (one.found.clone(), one.key)).collect();
+    assert_eq!(seen, [1, 2, 0].map(|n: usize| (all[n].0.clone(), key(all[n].1).public())));
+    assert_eq!(seen[0].0.why().as_deref(), Some("a: it is damaged, and 1 more"));
+    let (later, _) = run(verifications(&destination, &LINEAGE, GROUP, Some(&read[1].object))).expect("reads");
+    assert_eq!(later, read[2..]);
+    // One that is damaged is named, and hides no other.
+    folder.flip(&read[0].object, 100);
+    let (left, bad) = run(verifications(&destination, &LINEAGE, GROUP, None)).expect("reads");
+    assert_eq!((left.len(), bad.len(), bad[0].0.as_str()), (2, 1, read[0].object.as_str()));
+    let report = run(crate::verify(&destination, &LINEAGE, Level::Bytes)).expect("looks");
+    assert!(
+        report.bad.iter().any(|(object, reason)| *object == read[0].object && reason.contains("signature")),
+        "{report:?}"
+    );
+}
+
+#[test]
+fn what_does_not_fit_its_name_or_contradicts_itself_is_no_verification() {
+    let good = found(30, Depth::Drilled, &[]);
+    let (object, bytes) = good.seal(&LINEAGE, &key(1)).expect("sealed");
+    assert_eq!(Verification::open(&object, &bytes).expect("opens"), (good.clone(), key(1).public()));
+    let signed = |object: &str, found: &Verification| evidence::sign(object, &key(1), found).expect("signed");
+    let cases = [
+        Verification { ended_ms: 31, ..good.clone() },
+        Verification { lineage: "another".into(), ..good.clone() },
+        Verification { group: 7, ..good.clone() },
+        Verification { v: 2, ..good.clone() },
+        Verification { kind: "doctor".into(), ..good.clone() },
+        Verification { good: false, ..good.clone() },
+        Verification { good: true, ..found(30, Depth::Drilled, &["a"]) },
+        Verification { fault_count: 0, good: true, ..found(30, Depth::Drilled, &["a"]) },
+    ];
+    for case in &cases {
+        let error = Verification::open(&object, &signed(&object, case)).expect_err("refused");
+        assert!(error.is_integrity(), "{case:?}: {error}");
+    }
+    let by_another = evidence::sign(&object, &key(2), &good).expect("signed");
+    Verification::open(&object, &by_another).expect_err("the name says who");
+    Verification::open("x", &bytes).expect_err("no such name");
+}
+
+#[test]
+fn faults_beyond_those_told_are_counted() {
+    let names: Vec<String> = (0..50).map(|n| format!("o{n}")).collect();
+    let many = found(1, Depth::Read, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!((many.fault_count, many.faults.len(), many.good), (50, FAULTS_TOLD_MAX, false));
+    let (object, bytes) = many.seal(&LINEAGE, &key(1)).expect("sealed");
+    assert_eq!(Verification::open(&object, &bytes).expect("opens").0, many);
+}
