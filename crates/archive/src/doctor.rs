@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::destination::{Answer, Destination, Lock, Put, Version, Versions};
 use crate::error::ArchiveError;
 use crate::evidence::{self, VerifierKey};
-use crate::layout::DoctorVisit;
+use crate::layout::{DOCTOR, DoctorVisit};
 
 /// As much time as a lock is shortened to at least: S3 takes no moment of the past.
 const SHORT_MS: u64 = 2_000;
@@ -243,6 +243,40 @@ fn verdict(is_folder: bool, lock: Option<&Lock>, attempts: &[Attempt]) -> Verdic
     } else {
         Verdict::AppendOnly
     }
+}
+
+/// A verdict that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedVerdict {
+    /// Its object.
+    pub object: String,
+    /// The key that signed it.
+    pub key: [u8; 32],
+    /// What it says.
+    pub finding: Finding,
+}
+
+/// The newest verdict before a moment that `is_believed`; those that are damaged are passed over. Looks at no more than the
+/// newest hundred.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn newest_verdict(
+    destination: &Destination,
+    until_ms: u64,
+    is_believed: impl Fn(&[u8; 32]) -> bool,
+) -> Result<Option<RecordedVerdict>, ArchiveError> {
+    let listed = destination.list(DOCTOR).await?;
+    let visits = listed.into_iter().rev().filter_map(|found| Some((DoctorVisit::of_verdict(&found.path)?, found.path)));
+    for (_, object) in visits.filter(|(visit, _)| visit.at_ms <= until_ms).take(100) {
+        match destination.get(&object).await.and_then(|bytes| Finding::open(&object, &bytes)) {
+            Ok((finding, key)) if is_believed(&key) => return Ok(Some(RecordedVerdict { object, key, finding })),
+            Ok(_) => {}
+            Err(error) if error.fault().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 struct Canary {

@@ -298,7 +298,8 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+/// Reads lower-case hex.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let text = text.as_bytes();
     if text.len() != 2 * N {
         return None;

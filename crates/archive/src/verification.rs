@@ -258,13 +258,21 @@ pub async fn verifications(
     };
     let (mut found, mut bad) = (Vec::new(), Vec::new());
     for one in listed {
-        let read = destination.get(&one.path).await.and_then(|bytes| Verification::open(&one.path, &bytes));
-        match read {
-            Ok((said, key)) => found.push(Recorded { object: one.path, key, found: said }),
+        match read_one(destination, &one.path).await {
+            Ok(one) => found.push(one),
             Err(error) => bad.push(error.fault().ok_or(error)?),
         }
     }
     Ok((found, bad))
+}
+
+/// Reads a verification by its name.
+///
+/// # Errors
+/// `Corrupt` when it is none.
+pub async fn read_one(destination: &Destination, object: &str) -> Result<Recorded, ArchiveError> {
+    let (found, key) = Verification::open(object, &destination.get(object).await?)?;
+    Ok(Recorded { object: object.to_owned(), key, found })
 }
 
 #[cfg(test)]

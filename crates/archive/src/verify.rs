@@ -112,6 +112,8 @@ pub struct DestinationReport {
     pub attested: u64,
     /// Snapshots that are whole as far as this level tells, and that no majority vouches for.
     pub unattested: u64,
+    /// What was found of each history, but for its faults: those are above.
+    pub each: Vec<(LineageId, VerifyReport)>,
 }
 
 /// Looks at every object of every history in a destination, and names what else lies there.
@@ -123,16 +125,17 @@ pub async fn verify_all(destination: &Destination, level: Level) -> Result<Desti
     let ids = found.lineages.iter().map(|facts| facts.id).chain(found.bad.iter().map(|(id, _)| *id));
     let mut all = DestinationReport::default();
     for id in ids {
-        let report = verify(destination, &id, level).await?;
+        let mut report = verify(destination, &id, level).await?;
         all.lineages += 1;
         all.objects += report.objects;
         all.bytes += report.bytes;
         all.locked += report.locked;
-        all.bad.extend(report.bad);
-        all.gaps.extend(report.gaps.into_iter().map(|gap| (id, gap)));
-        all.repaired.extend(report.repaired);
+        all.bad.append(&mut report.bad);
+        all.gaps.extend(report.gaps.iter().map(|gap| (id, *gap)));
+        all.repaired.extend(report.repaired.iter().cloned());
         all.attested += report.attested;
         all.unattested += report.unattested;
+        all.each.push((id, report));
     }
     look_at_visits(destination, level, &mut all).await?;
     all.bad.extend(found.foreign.into_iter().map(|name| (name, "it is nothing of Holdfast's".to_owned())));
@@ -189,7 +192,8 @@ pub async fn verify(
     lineage: &LineageId,
     level: Level,
 ) -> Result<VerifyReport, ArchiveError> {
-    let listed = destination.list(&lineage.to_string()).await?;
+    let vouching = vouching_names(destination, lineage).await?;
+    let listed = settled(&vouching, destination.list(&lineage.to_string()).await?);
     let mut report = VerifyReport { objects: listed.len() as u64, ..VerifyReport::default() };
     let mut check = Check { destination, lineage, level, facts: None, groups: BTreeMap::new(), keys: BTreeMap::new() };
     let mut named = Vec::new();
@@ -222,6 +226,30 @@ pub async fn verify(
     report.bad.sort();
     report.bad.dedup();
     Ok(report)
+}
+
+/// What says of other objects that they are there.
+fn vouches(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::Manifest { .. } | ObjectName::Heartbeat { .. } | ObjectName::Joined { .. })
+}
+
+/// Objects that vouch for others, as they are before everything is listed.
+async fn vouching_names(destination: &Destination, lineage: &LineageId) -> Result<BTreeSet<String>, ArchiveError> {
+    let mut names = BTreeSet::new();
+    for part in ["snap", "heartbeat", "log"] {
+        names.extend(destination.list(&format!("{lineage}/{part}")).await?.into_iter().map(|found| found.path));
+    }
+    Ok(names)
+}
+
+/// Archives grow while they are listed, and no list is of one moment: what vouches for others and came meanwhile may name
+/// objects that a list passed over, and is left to the next look.
+fn settled(vouching: &BTreeSet<String>, mut listed: Vec<Listed>) -> Vec<Listed> {
+    listed.retain(|found| {
+        let is_vouching = ObjectName::parse(&found.path).is_some_and(|(_, name)| vouches(&name));
+        !is_vouching || vouching.contains(&found.path)
+    });
+    listed
 }
 
 struct Check<'a> {

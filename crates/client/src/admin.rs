@@ -138,6 +138,16 @@ impl AdminClient {
         self.call(request, |mut client, request| async move { client.get_admin_operation(request).await }).await
     }
 
+    /// Has the cluster lay down what a verifier found of a copy.
+    ///
+    /// # Errors
+    /// `Invalid` when it is no verification of this cluster's archive, or the destination is none; `Precondition` when the
+    /// destination fails.
+    pub async fn record_verification(&self, request: v1::RecordVerificationRequest) -> Result<(), Error> {
+        let call = |mut client: Stub, request| async move { client.record_verification(request).await };
+        self.call(request, call).await.map(drop)
+    }
+
     /// Compares the states of all members at one index, row by row; ends when all of them have read theirs.
     ///
     /// # Errors

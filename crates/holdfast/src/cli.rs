@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, cluster, completion, dev, domain, drill, integrity, node, record, restore, serve, user};
+use crate::commands::{
+    backup, cluster, completion, copies, dev, domain, drill, integrity, node, record, restore, serve, user,
+};
 use crate::demo;
 use crate::output::Format;
 
@@ -67,6 +69,9 @@ pub enum Command {
     /// Make a new cluster from an offsite copy.
     #[command(subcommand)]
     Restore(restore::Restore),
+    /// Every copy of the data, and what speaks for it.
+    #[command(subcommand)]
+    Copies(copies::Copies),
     /// Prove that a copy is one that people come back from.
     #[command(subcommand)]
     Drill(drill::Drill),
@@ -146,7 +151,9 @@ mod tests {
             "backup doctor --config F --verifier-key K",
             "backup verify --from file:///x --level 2 --record --verifier-key K",
             "drill run --from file:///x --nodes 1 --scratch D --people 0 --no-record",
+            "drill run --from file:///x --endpoint a:1,b:2 --destination vault",
             "drill ls --from file:///x -o json",
+            "copies ls --endpoint a:1 -o json",
             "restore plan --from file:///x",
             "restore plan --from file:///x --at 100 --quick -o json",
             "restore run --from file:///x --at 2026-11-26T08:30:00Z --data D",

@@ -154,7 +154,7 @@ async fn a_damaged_archive_is_told_whole_and_its_end_is_shipped_again() {
     assert_eq!((code, listed["lineages"].as_array().map(Vec::len)), (9, Some(1)), "{listed}");
     assert!(listed["lineages"][0]["log_segments"].as_u64() > Some(0), "{listed}");
     assert!(listed["bad"][0]["object"].as_str().is_some_and(|object| object.ends_with("MANIFEST")), "{listed}");
-    let (code, _, stderr) = holdfast(&["backup", "verify", "--from", &from, "--level", "2"]);
+    let (code, _, stderr) = holdfast(&["backup", "verify", "--from", &from, "--level", "3"]);
     assert_eq!(code, 2, "{stderr}");
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_survey::{Copy, CopyId, Facts, Fork, Freshness, Kind, Limits, Running};
+use holdfast_survey::{Copy, CopyId, Facts, Fork, Freshness, Kind, Limits, Proof, Running, span};
 use holdfast_wire::reply::duration_millis;
 use holdfast_wire::v1;
 
@@ -58,8 +58,8 @@ impl<'a> Answers<'a> {
         let by_id: BTreeMap<u64, &v1::GetStatusResponse> =
             self.statuses.iter().map(|status| (node_id(status), status)).collect();
         let nodes = best.nodes.iter().map(|node| self.node(node, leader.map(|(_, group)| group), &by_id));
-        let objective = self.limits().offsite_lag_ms_max;
-        let destinations = best.destinations.iter().map(|status| destination(status, objective));
+        let limits = self.limits();
+        let destinations = best.destinations.iter().map(|status| destination(status, &limits));
         let sets = best.groups.first().into_iter().flat_map(|group| &group.voter_sets);
         // A follower that hears its leader vouches for it, if not for what it committed.
         let believed = self.statuses.iter().filter_map(|status| status.groups.first());
@@ -124,12 +124,15 @@ impl<'a> Answers<'a> {
                 offsite_lag_ms_max: limits.offsite_lag_ms_max,
                 replica_lag_entries_max: limits.replica_lag_entries_max,
                 placement_keys: limits.placement_keys.clone(),
+                proof_age_ms_max: limits.proof_age_ms_max,
+                proof_grace_ms: limits.proof_grace_ms,
             },
         }
     }
 }
 
-fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
+fn destination(status: &v1::DestinationStatus, limits: &Limits) -> Copy {
+    let objective_ms = limits.offsite_lag_ms_max;
     let lag_ms = status.lag.as_ref().map(duration_millis);
     // A cluster that was founded this moment is known to be as far behind as its objective allows, no further.
     let is_new = lag_ms.is_some_and(|lag| lag <= objective_ms) && status.last_error.is_empty();
@@ -139,15 +142,27 @@ fn destination(status: &v1::DestinationStatus, objective_ms: u64) -> Copy {
         0 => Freshness::Stale(status.last_error.clone()),
         // It was there once: whoever leads now could not see it.
         _ if status.verified_index == 0 && !status.last_error.is_empty() => Freshness::Stale(status.last_error.clone()),
-        _ => Freshness::Verified,
+        // Who does not lead does not look, and knows what was shipped.
+        _ => status.proof.as_ref().map_or(Freshness::Verified, |proof| proof_of(proof).freshness(limits)),
     };
-    let index = (freshness == Freshness::Verified).then_some(status.durable_index);
+    let counts = matches!(freshness, Freshness::Verified | Freshness::New(_));
+    let index = counts.then_some(status.durable_index);
     Copy {
         id: CopyId::Destination(status.name.clone()),
         freshness,
         lag_ms,
         ..Copy::archive(&status.name, status.labels.clone().into_iter().collect(), index)
     }
+}
+
+fn proof_of(proof: &v1::CopyProof) -> Proof {
+    let age_ms = |of: &Option<v1::CopyVerification>| Some(duration_millis(of.as_ref()?.age.as_ref()?));
+    let failed = proof.failed.as_ref().map(|failed| {
+        let ago = failed.age.as_ref().map(|age| format!(", {} ago", span(duration_millis(age)))).unwrap_or_default();
+        let what = if failed.level == "drilled" { "a drill failed" } else { "it was found bad" };
+        format!("{what}{ago}: {}", failed.reason)
+    });
+    Proof { proved_age_ms: age_ms(&proof.proved), failed, age_ms: proof.age.as_ref().map(duration_millis) }
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use holdfast_store::{FSYNC_BUCKETS_MICROS, Space};
 use holdfast_survey::{Answer, CheckId, Keys, Loss, Severity, Survival, checks, scenarios, survive};
+use holdfast_wire::reply::duration_millis;
 use holdfast_wire::status::Refusal;
+use holdfast_wire::v1;
 use tonic::Status;
 
 use crate::facts::Answers;
@@ -244,6 +246,59 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
     }
 }
 
+/// What those found who read copies.
+fn proof_metrics(out: &mut String, destinations: &[v1::DestinationStatus]) {
+    let dest = |one: &v1::DestinationStatus| format!("dest=\"{}\"", label_value(&one.name));
+    let proofs: Vec<(String, &v1::CopyProof)> =
+        destinations.iter().filter_map(|one| Some((dest(one), one.proof.as_ref()?))).collect();
+    let seconds = |of: &Option<v1::CopyVerification>| {
+        of.as_ref().and_then(|one| one.age.as_ref()).map(|age| duration_millis(age) as f64 / 1000.0)
+    };
+    type Of = fn(&v1::CopyProof) -> &Option<v1::CopyVerification>;
+    let ages: [(&str, &str, Of); 2] = [
+        (
+            "holdfast_verified_age_seconds",
+            "Since a copy was last found good, against what a majority of the voters signed; missing = never.",
+            |proof| &proof.proved,
+        ),
+        ("holdfast_drill_age_seconds", "Since the last drill that went well; missing = never.", |proof| &proof.drilled),
+    ];
+    for (name, help, of) in ages {
+        let mut family = Family::new(out, name, "gauge", help);
+        for (dest, proof) in &proofs {
+            if let Some(age) = seconds(of(proof)) {
+                family.value(dest, age);
+            }
+        }
+    }
+    let mut failed = Family::new(
+        out,
+        "holdfast_verification_failed",
+        "gauge",
+        "1 while the last verification or drill of a copy found it bad.",
+    );
+    proofs.iter().for_each(|(dest, proof)| failed.value(dest, u8::from(proof.failed.is_some())));
+    let drilled = || proofs.iter().filter_map(|(dest, proof)| Some((dest, proof.drilled.as_ref()?)));
+    let mut success = Family::new(
+        out,
+        "holdfast_restore_drill_last_success_timestamp_seconds",
+        "gauge",
+        "When the last drill that went well ended, by the verifier's clock.",
+    );
+    for (dest, drill) in drilled() {
+        success.value(dest, drill.end_time.as_ref().map_or(0, |end| end.seconds));
+    }
+    let mut duration = Family::new(
+        out,
+        "holdfast_restore_drill_duration_seconds",
+        "gauge",
+        "How long the restore took in the last drill that went well.",
+    );
+    for (dest, drill) in drilled() {
+        duration.value(dest, drill.restore_duration.as_ref().map_or(0.0, |took| duration_millis(took) as f64 / 1000.0));
+    }
+}
+
 /// What the survey says, on the leader alone: no other node knows enough.
 fn survey_metrics(out: &mut String, shared: &Shared) {
     if !shared.replica.is_leader() {
@@ -268,6 +323,7 @@ fn survey_metrics(out: &mut String, shared: &Shared) {
         let labels = format!("copy=\"{}\",kind=\"{}\"", label_value(&copy.id.to_string()), copy.kind);
         index.value(&labels, copy.index.unwrap_or(0));
     }
+    proof_metrics(out, &statuses[0].destinations);
     let keys = Keys::of(&facts, limits.placement_keys.iter().map(String::as_str));
     let survivals: Vec<_> =
         scenarios(&facts, &keys).into_iter().map(|domain| survive(&facts, std::slice::from_ref(&domain))).collect();

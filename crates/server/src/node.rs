@@ -32,7 +32,7 @@ use crate::grpc::{Admin, Edge, Records, Shared, Sync, Users};
 use crate::http::Metrics;
 use crate::members;
 use crate::restored;
-use crate::shipper::{Attestor, Barriers, Encryption, Pace, Shipper};
+use crate::shipper::{Attestor, Barriers, Encryption, Pace, Shipper, Verifiers};
 
 /// Log cache of a node.
 const LOG_CACHE_BYTES_MAX: usize = 64 << 20;
@@ -220,7 +220,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
             heartbeat: Duration::from_millis(config.ship_heartbeat_ms),
             join: (config.ship_join_interval_ms > 0).then(|| Duration::from_millis(config.ship_join_interval_ms)),
         },
-        Encryption { keys, compression: config.ship_compression },
+        (
+            Encryption { keys, compression: config.ship_compression },
+            Verifiers { keys: config.verify_keys.clone(), poll: Duration::from_millis(config.verify_poll_ms) },
+        ),
         barriers,
         attestor,
     );

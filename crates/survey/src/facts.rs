@@ -62,7 +62,9 @@ pub enum Running {
 pub enum Freshness {
     /// Read back and compared.
     Verified,
-    /// Not, or not lately; why.
+    /// It is new and nobody could have read it yet: it counts for a while; until when.
+    New(String),
+    /// Not, or not lately, or found to be bad; why.
     Stale(String),
     /// Nobody who could know was asked.
     Unknown,

@@ -98,11 +98,26 @@ pub struct Limits {
     pub replica_lag_entries_max: u64,
     /// Keys of which no domain may hold a majority of the voters.
     pub placement_keys: Vec<String>,
+    /// A copy outside counts for so long after it was proved, in milliseconds.
+    pub proof_age_ms_max: u64,
+    /// A copy outside counts for so long before anybody proved it, in milliseconds.
+    pub proof_grace_ms: u64,
 }
+
+/// A drill a week, and a day to make up for one that was missed.
+pub const PROOF_AGE_MS_MAX: u64 = 8 * 24 * 60 * 60 * 1000;
+/// Time for the first drill of a new copy.
+pub const PROOF_GRACE_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { offsite_lag_ms_max: 5000, replica_lag_entries_max: 10_000, placement_keys: Vec::new() }
+        Self {
+            offsite_lag_ms_max: 5000,
+            replica_lag_entries_max: 10_000,
+            placement_keys: Vec::new(),
+            proof_age_ms_max: PROOF_AGE_MS_MAX,
+            proof_grace_ms: PROOF_GRACE_MS,
+        }
     }
 }
 
@@ -161,7 +176,7 @@ fn discounted(copy: &Copy, facts: &Facts, keys: &Keys) -> Option<String> {
     match &copy.freshness {
         Freshness::Stale(why) => return Some(format!("it was not verified: {why}")),
         Freshness::Unknown => return Some("nobody could say whether it was verified".to_owned()),
-        Freshness::Verified => {}
+        Freshness::Verified | Freshness::New(_) => {}
     }
     ["site", "custody"].into_iter().filter(|key| keys.contains(key)).find_map(|key| {
         let own = copy.domain(key);
@@ -273,7 +288,8 @@ fn offsite(facts: &Facts, keys: &Keys, limits: &Limits, found: &mut Vec<Check>) 
                 CheckId::OffsiteUnverified,
                 Severity::Error,
                 format!("what {name} holds was not verified: {why}"),
-                "see its last error in `holdfast cluster status`: it says what to do",
+                "see its last error in `holdfast cluster status`; `holdfast drill run` proves a copy, and `holdfast drill ls` says \
+                 what was found: mend what it names, or ship to another destination",
             ),
             Freshness::Unknown => add(
                 found,
@@ -282,7 +298,16 @@ fn offsite(facts: &Facts, keys: &Keys, limits: &Limits, found: &mut Vec<Check>) 
                 format!("nobody could say what {name} holds"),
                 "give the leader a moment, or name more nodes with --endpoint",
             ),
-            Freshness::Verified => {
+            Freshness::Verified | Freshness::New(_) => {
+                if let Freshness::New(why) = &copy.freshness {
+                    add(
+                        found,
+                        CheckId::OffsiteUnverified,
+                        Severity::Warning,
+                        format!("what {name} holds is not proved: {why}"),
+                        "run `holdfast drill run`, and let deploy/systemd/holdfast-drill.timer do so from now on",
+                    );
+                }
                 if let Some(why) = discounted(copy, facts, keys) {
                     add(
                         found,

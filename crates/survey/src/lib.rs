@@ -12,10 +12,12 @@ mod domain;
 mod facts;
 mod health;
 mod placement;
+mod proof;
 mod survival;
 
 pub use domain::{Domain, DomainError, Keys};
 pub use facts::{Copy, CopyId, Facts, Fork, Freshness, Kind, Running};
-pub use health::{Check, CheckId, Limits, Severity, checks};
+pub use health::{Check, CheckId, Limits, PROOF_AGE_MS_MAX, PROOF_GRACE_MS, Severity, checks};
 pub use placement::{Violation, placement};
+pub use proof::{Proof, span};
 pub use survival::{Answer, Loss, Recovery, Survival, scenarios, scenarios_of_two, survive};

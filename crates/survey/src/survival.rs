@@ -1,7 +1,7 @@
 //! What would be left after a loss.
 //!
 //! Invariants: a node that is down still holds what is on its disk, a lost one holds nothing; a majority of voters that
-//! survives holds every acknowledged write; a copy outside counts only while it was read back lately; a number is given
+//! survives holds every acknowledged write; a copy outside counts only while it was proved lately, or is new; a number is given
 //! only when it follows from what is known.
 
 use std::collections::BTreeSet;
@@ -128,7 +128,7 @@ fn writes(facts: &Facts, left: &[&Copy]) -> Answer {
 
 /// Whether what a copy holds may be counted on.
 fn counts(copy: &Copy) -> bool {
-    copy.kind.is_node() || copy.freshness == Freshness::Verified
+    copy.kind.is_node() || matches!(copy.freshness, Freshness::Verified | Freshness::New(_))
 }
 
 fn loss(facts: &Facts, left: &[&Copy], holds_all: bool) -> Loss {

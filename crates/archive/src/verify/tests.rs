@@ -278,3 +278,18 @@ fn a_log_that_begins_late_needs_a_snapshot_up_to_there() {
     let report = look(&folder, &history, Level::Bytes);
     assert_eq!((report.bad, report.log[&GROUP]), (vec![], (10, history.last().index)));
 }
+
+/// A snapshot that is shipped while the archive is listed: its manifest is seen, and its chunks are not.
+#[test]
+fn what_came_while_it_was_listed_is_left_to_the_next_look() {
+    let (folder, history) = archive();
+    let id = history.facts.id;
+    let destination = folder.destination();
+    let vouching = run(vouching_names(&destination, &id)).expect("lists");
+    let all = run(destination.list(&id.to_string())).expect("lists");
+    assert_eq!(settled(&vouching, all.clone()), all, "nothing came");
+    let newest = all.iter().rfind(|found| found.path.ends_with("MANIFEST")).expect("one").path.clone();
+    let before: BTreeSet<String> = vouching.into_iter().filter(|name| *name != newest).collect();
+    let rest: Vec<Listed> = all.iter().filter(|found| found.path != newest).cloned().collect();
+    assert_eq!(settled(&before, all), rest, "it came meanwhile; segments and chunks stay");
+}

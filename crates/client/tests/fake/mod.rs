@@ -242,5 +242,6 @@ impl AdminService for Methods {
         get_archive_keys v1::GetArchiveKeysRequest, v1::GetArchiveKeysResponse;
         get_admin_operation v1::GetAdminOperationRequest, v1::GetAdminOperationResponse;
         compare_integrity v1::CompareIntegrityRequest, v1::CompareIntegrityResponse;
+        record_verification v1::RecordVerificationRequest, v1::RecordVerificationResponse;
     }
 }

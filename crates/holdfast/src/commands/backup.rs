@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 use holdfast_archive::log::{ListedSegment, list_joined, list_log, read_segment};
 use holdfast_archive::snapshot::read_manifest;
-use holdfast_archive::verify::Level;
+use holdfast_archive::verify::{DestinationReport, Level};
 use holdfast_archive::{
-    ArchiveError, Destination, DestinationConfig, Fence, Keyring, LineageFacts, LineageId, find_lineages,
-    list_snapshots, newest_heartbeat, verify_all,
+    ArchiveError, Depth, Destination, DestinationConfig, Fence, Keyring, LineageFacts, LineageId, ObjectName,
+    Verification, VerifierKey, VerifyReport, find_lineages, list_snapshots, newest_heartbeat, verify_all,
 };
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
@@ -18,6 +18,8 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::commands::connect::AdminArgs;
+use crate::commands::drill::NOT_OPENED;
+use crate::commands::verifier::VerifierArgs;
 use crate::exit::{Exit, exit_of, failure};
 use crate::output::{self, Format, Table};
 use crate::progress;
@@ -97,9 +99,15 @@ impl FromArgs {
 pub struct VerifyArgs {
     #[command(flatten)]
     from: FromArgs,
-    /// 0: names, lengths and manifests; no chunk and no segment is read. 1: every byte, hash and chain.
-    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    /// 0, stored: names, lengths and manifests; no chunk and no segment is read. 1, read: every byte, hash and chain. 2, proved:
+    /// and a majority of the voters signed the newest snapshot. (The next level is `drill run`.)
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
     level: u8,
+    /// Lay what is found down beside the archive, signed, where the cluster and `drill ls` look for it.
+    #[arg(long)]
+    record: bool,
+    #[command(flatten)]
+    verifier: VerifierArgs,
     /// As --level 0.
     #[arg(long, hide = true, conflicts_with = "level")]
     quick: bool,
@@ -107,7 +115,16 @@ pub struct VerifyArgs {
 
 impl VerifyArgs {
     fn level(&self) -> Level {
-        if self.quick || self.level == 0 { Level::Presence } else { Level::Bytes }
+        if self.depth() == Depth::Stored { Level::Presence } else { Level::Bytes }
+    }
+
+    fn depth(&self) -> Depth {
+        match self.level {
+            _ if self.quick => Depth::Stored,
+            0 => Depth::Stored,
+            1 => Depth::Read,
+            _ => Depth::Proved,
+        }
     }
 }
 
@@ -402,9 +419,56 @@ fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyh
     Ok(())
 }
 
+/// No majority vouches for the newest snapshot of a history.
+fn unproved((lineage, report): &(LineageId, VerifyReport)) -> Option<(String, String)> {
+    let (index, _) = report.newest.get(&GROUP).filter(|(_, attested)| !attested)?;
+    let object = ObjectName::Manifest { group: GROUP, index: *index }.path(lineage);
+    Some((object, UNATTESTED.to_owned()))
+}
+
+/// Why a snapshot does not count.
+pub const UNATTESTED: &str = "no majority of the voters vouches for it: `holdfast backup now` takes another";
+
+/// Lays down what was found of each history; gives the names.
+async fn record(
+    destination: &Destination,
+    level: Depth,
+    began_ms: u64,
+    report: &DestinationReport,
+    key: &VerifierKey,
+) -> anyhow::Result<Vec<String>> {
+    let ended_ms = clock::unix_ms(SystemTime::now()).max(began_ms);
+    let mut recorded = Vec::new();
+    for (lineage, of) in &report.each {
+        let mut found = Verification::new(lineage, GROUP, level, began_ms);
+        found.ended_ms = ended_ms;
+        (found.objects, found.bytes) = (of.objects, of.bytes);
+        found.snapshot_index = of.newest.get(&GROUP).map(|(index, _)| *index);
+        found.last_index = of.log.get(&GROUP).map(|(_, last)| *last);
+        let prefix = format!("{lineage}/");
+        let of_it = report.bad.iter().filter(|(object, _)| object.starts_with(&prefix));
+        of_it.for_each(|(object, reason)| found.fault(object, reason));
+        if of.locked > 0 && level > Depth::Stored {
+            found.fault(lineage.to_string(), format!("{} objects: {NOT_OPENED}", of.locked));
+        }
+        recorded.push(found.record(destination, lineage, key).await?);
+    }
+    Ok(recorded)
+}
+
 async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let destination = args.from.open()?;
-    let report = verify_all(&destination, args.level()).await?;
+    let key = if args.record { Some(args.verifier.key()?) } else { None };
+    let began_ms = clock::unix_ms(SystemTime::now());
+    let mut report = verify_all(&destination, args.level()).await?;
+    if args.depth() >= Depth::Proved {
+        let unproved: Vec<(String, String)> = report.each.iter().filter_map(unproved).collect();
+        report.bad.extend(unproved);
+    }
+    let recorded = match &key {
+        Some(key) => record(&destination, args.depth(), began_ms, &report, key).await?,
+        None => Vec::new(),
+    };
     let bad: Vec<BadObject> = report.bad.iter().map(BadObject::from).collect();
     let gaps = report.gaps.iter().map(|(lineage, gap)| {
         serde_json::json!({
@@ -414,7 +478,7 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let value = serde_json::json!({
         "v": 1, "from": args.from.from, "lineages": report.lineages, "objects": report.objects, "bytes": report.bytes,
         "locked": report.locked, "bad": bad, "gaps": gaps.collect::<Vec<_>>(), "repaired": report.repaired,
-        "attested": report.attested, "unattested": report.unattested,
+        "attested": report.attested, "unattested": report.unattested, "level": args.depth(), "recorded": recorded,
     });
     output::answer(format, &value, || {
         let (objects, bytes) = (report.objects, output::bytes(report.bytes));

@@ -17,7 +17,7 @@ use holdfast_archive::plan::newest_by_logs;
 use holdfast_archive::verification::DrillTimes;
 use holdfast_archive::verify::Level;
 use holdfast_archive::{
-    ArchiveError, Choose, Depth, Destination, LineageId, RestorePlan, Verification, find_lineages, layout,
+    ArchiveError, Choose, Depth, Destination, LineageId, RestorePlan, Verification, VerifierKey, find_lineages, layout,
     verifications, verify,
 };
 use holdfast_client::{AdminClient, Client, v1};
@@ -26,19 +26,26 @@ use holdfast_store::{DataDir, StateStore};
 use serde::Serialize;
 use tempfile::TempDir;
 
+use crate::cli::host_port;
 use crate::clock;
-use crate::commands::backup::{FromArgs, GROUP};
+use crate::commands::backup::{BadObject, FromArgs, GROUP, UNATTESTED};
+use crate::commands::connect::AdminArgs;
 use crate::commands::restore::{PointArgs, fill_watched, new_history};
 use crate::commands::restore_eta::{Watch, Work, rounded};
 use crate::commands::verifier::VerifierArgs;
 use crate::exit::{Exit, failure};
-use crate::launch::{Cluster, ClusterSpec, free_base};
+use crate::launch::{Cluster, ClusterSpec, free_base_aside, is_free};
 use crate::output::{self, Format, Table};
 
 /// For all nodes to compare their states.
 const COMPARE_WITHIN: Duration = Duration::from_secs(600);
 /// A record that ends by itself within so long may be gone when it is read from the nodes.
 const ENDING_MS: u64 = 10 * 60 * 1000;
+
+/// For the cluster to lay down what was found.
+const RECORD_WITHIN: Duration = Duration::from_secs(60);
+/// Other ports are looked for so often.
+const START_TRIES_MAX: usize = 3;
 
 /// Commands.
 #[derive(Debug, Subcommand)]
@@ -52,8 +59,8 @@ pub enum Drill {
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Run it where the cluster's operators and nodes have no rights, with credentials that may read everything there and create \
-objects under */verify/, and with the identity of the drill's recipient where the archive is encrypted. It takes as long as a \
+Run it where the cluster's operators and nodes have no rights, with credentials that may read everything there and \
+create objects under */verify/ (those that only read leave the recording to the cluster: --endpoint), and with the identity of the drill's recipient where the archive is encrypted. It takes as long as a \
 restore does: that time is what `restore plan` expects of the next one.
 
 Exit 0 when everything was found good, 9 when the copy is damaged, 6 when what was given does not open it.
@@ -80,6 +87,18 @@ pub struct RunArgs {
     /// Record nothing.
     #[arg(long)]
     no_record: bool,
+    /// Admin addresses of the cluster: it records what is found. For credentials that only read.
+    #[arg(
+        long = "endpoint",
+        value_name = "HOST:PORT[,…]",
+        value_delimiter = ',',
+        value_parser = host_port,
+        conflicts_with = "no_record"
+    )]
+    endpoints: Vec<String>,
+    /// The destination's name in the configuration of the nodes, where they have several.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, requires = "endpoints")]
+    destination: String,
     #[command(flatten)]
     verifier: VerifierArgs,
 }
@@ -114,10 +133,30 @@ async fn drill(format: Format, args: &RunArgs) -> anyhow::Result<Exit> {
     };
     found.ended_ms = clock::unix_ms(SystemTime::now()).max(began_ms);
     let recorded = match &key {
-        Some(key) => Some((found.record(&destination, &lineage, key).await, layout::hex(&key.public()))),
+        Some(key) => Some((record(args, &destination, &found, &lineage, key).await, layout::hex(&key.public()))),
         None => None,
     };
     answer(format, args, &found, recorded)
+}
+
+/// Lays down what was found, or has the cluster do so; gives the name.
+async fn record(
+    args: &RunArgs,
+    destination: &Destination,
+    found: &Verification,
+    lineage: &LineageId,
+    key: &VerifierKey,
+) -> anyhow::Result<String> {
+    if args.endpoints.is_empty() {
+        return Ok(found.record(destination, lineage, key).await?);
+    }
+    let (object, evidence) = found.seal(lineage, key)?;
+    let endpoints = AdminArgs { endpoints: args.endpoints.clone() };
+    let (admin, _) = endpoints.first().await?;
+    let name = args.destination.clone();
+    let request = v1::RecordVerificationRequest { destination: name, object: object.clone(), evidence };
+    admin.with_deadline(RECORD_WITHIN).record_verification(request).await?;
+    Ok(object)
 }
 
 /// What is wrong with the copy, or with what was given to open it.
@@ -128,7 +167,8 @@ fn fault_of(error: &ArchiveError) -> Option<(String, String)> {
     }
 }
 
-const NOT_OPENED: &str = "it is encrypted, and what was given does not open it";
+/// Why what is encrypted proves nothing.
+pub const NOT_OPENED: &str = "it is encrypted, and what was given does not open it";
 
 async fn named(destination: &Destination, choose: Choose) -> Option<LineageId> {
     if choose.lineage.is_some() {
@@ -186,7 +226,7 @@ impl Steps<'_> {
     fn prove(&self, found: &mut Verification) {
         if let Some(manifest) = self.plan.snapshot.as_ref().filter(|manifest| !manifest.is_attested()) {
             let object = manifest.name().path(&self.plan.lineage.id);
-            found.fault(object, "no majority of the voters vouches for it: `holdfast backup now` takes another");
+            found.fault(object, UNATTESTED);
         }
     }
 
@@ -203,10 +243,8 @@ impl Steps<'_> {
     }
 
     async fn restore_into(&self, scratch: &TempDir, found: &mut Verification) -> anyhow::Result<()> {
-        let port_base = self.args.port_base.map_or_else(|| free_base(self.args.nodes), Ok)?;
+        let spec = self.spec(scratch)?;
         let name = &self.plan.lineage.cluster_name;
-        let spec = ClusterSpec::new(scratch.path(), self.args.nodes, port_base, name);
-        let spec = spec.map_err(|error| failure(Exit::Usage, error))?;
         let began = Instant::now();
         let watch = Watch::begin(Work::of(self.plan, spec.nodes.len()), false);
         let history = new_history(&spec.nodes, name)?;
@@ -230,12 +268,34 @@ impl Steps<'_> {
         let people = tokio::task::spawn_blocking(move || people_in(&path, wanted)).await??;
         spec.remember()?;
         let began = Instant::now();
-        let mut cluster = Cluster::start(spec).await.context("start the restored nodes")?;
+        let mut cluster = self.start(scratch, spec).await?;
         times.ready_ms = began.elapsed().as_millis() as u64;
         let read = self.read_from(&cluster, &people, &mut times, found).await;
         cluster.stop().await;
         found.drill = Some(times);
         read
+    }
+
+    /// The nodes, at ports that nobody uses now.
+    fn spec(&self, scratch: &TempDir) -> anyhow::Result<ClusterSpec> {
+        let port_base = self.args.port_base.map_or_else(|| free_base_aside(self.args.nodes), Ok)?;
+        let spec = ClusterSpec::new(scratch.path(), self.args.nodes, port_base, &self.plan.lineage.cluster_name);
+        spec.map_err(|error| failure(Exit::Usage, error))
+    }
+
+    /// Starts them; at others where somebody took a port meanwhile.
+    async fn start(&self, scratch: &TempDir, mut spec: ClusterSpec) -> anyhow::Result<Cluster> {
+        let mut tries = 0;
+        loop {
+            let (count, base) = (spec.nodes.len(), spec.port_base);
+            match Cluster::start(spec).await {
+                Err(_) if self.args.port_base.is_none() && tries < START_TRIES_MAX && !is_free(count, base) => {
+                    tries += 1;
+                    spec = self.spec(scratch)?;
+                }
+                started => return started.context("start the restored nodes"),
+            }
+        }
     }
 
     /// A fault of the archive is what was found; anything else is why nothing was.
@@ -409,7 +469,7 @@ fn answer(
     format: Format,
     args: &RunArgs,
     found: &Verification,
-    recorded: Option<(Result<String, ArchiveError>, String)>,
+    recorded: Option<(anyhow::Result<String>, String)>,
 ) -> anyhow::Result<Exit> {
     let object = recorded.as_ref().and_then(|(recorded, _)| recorded.as_deref().ok());
     let value = DrillAnswer {
@@ -422,9 +482,9 @@ fn answer(
     output::answer(format, &value, || in_words(found, object))?;
     // It was found all the same, and said above.
     if let Some((Err(error), _)) = recorded {
-        return Err(
-            anyhow::Error::new(error).context("what was found could not be recorded there, so nobody counts it")
-        );
+        return Err(error.context(
+            "what was found could not be recorded, so the cluster does not know of it; credentials that only read need --endpoint",
+        ));
     }
     Ok(match (found.good, found.faults.iter().any(|fault| fault.reason.contains(NOT_OPENED))) {
         (true, _) => Exit::Ok,
@@ -484,7 +544,7 @@ async fn list(format: Format, args: &FromArgs) -> anyhow::Result<Exit> {
             found: FoundAnswer::from(&one.found),
         })
         .collect();
-    let bad: Vec<crate::commands::backup::BadObject> = bad.iter().map(Into::into).collect();
+    let bad: Vec<BadObject> = bad.iter().map(Into::into).collect();
     match format {
         Format::Json => {
             output::object(&serde_json::json!({"v": 1, "from": args.from, "verifications": answers, "bad": bad}))?;

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod cluster;
 pub mod completion;
 pub mod connect;
+pub mod copies;
 pub mod dev;
 pub mod doctor;
 pub mod domain;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::User(command) => block_on(unless_interrupted(user::run(format, command))),
         Command::Record(command) => block_on(unless_interrupted(record::run(format, command))),
         Command::Backup(command) => block_on(unless_interrupted(backup::run(format, command))),
+        Command::Copies(command) => block_on(unless_interrupted(copies::run(format, command))),
         Command::Drill(command) => block_on(unless_interrupted(drill::run(format, command))),
         Command::Restore(command) => block_on(unless_interrupted(restore::run(format, command))),
         Command::Completion(args) => completion::run(&args),

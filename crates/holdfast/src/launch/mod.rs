@@ -8,5 +8,5 @@ mod seats;
 
 pub use cluster::Cluster;
 pub use layout::{ClusterSpec, DEFAULT_PORT_BASE, Labels, Memo, NodeSpec, parse_labels, render_labels};
-pub use ports::{free_base, is_free};
+pub use ports::{free_base, free_base_aside, is_free};
 pub use seats::seat;

@@ -7,6 +7,10 @@ use crate::launch::layout::{ClusterSpec, DEFAULT_PORT_BASE};
 /// Distance between the ports of two nodes; each uses the first four.
 pub const PORTS_PER_NODE: u16 = 10;
 
+/// Below what systems give to outgoing connections.
+const ASIDE: std::ops::Range<u16> = 20_000..32_000;
+const ASIDE_TRIES: usize = 50;
+
 /// Fails when somebody listens on a port that a node needs.
 pub fn check_free(spec: &ClusterSpec) -> anyhow::Result<()> {
     for node in &spec.nodes {
@@ -32,6 +36,20 @@ pub fn free_base(count: usize) -> anyhow::Result<u16> {
         }
     }
     anyhow::bail!("found no free ports for {count} nodes at 7470, 8470, …; choose some with --port-base")
+}
+
+/// A port base at which `count` nodes find all their ports free, away from those that clusters use: for nodes that come and go
+/// beside others.
+pub fn free_base_aside(count: usize) -> anyhow::Result<u16> {
+    for _ in 0..ASIDE_TRIES {
+        let mut drawn = [0; 2];
+        getrandom::fill(&mut drawn).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
+        let base = ASIDE.start + u16::from_le_bytes(drawn) % (ASIDE.end - ASIDE.start);
+        if is_free(count, base) {
+            return Ok(base);
+        }
+    }
+    anyhow::bail!("found no free ports for {count} nodes between {} and {}", ASIDE.start, ASIDE.end)
 }
 
 /// Whether `count` nodes find all their ports free from `base` on.

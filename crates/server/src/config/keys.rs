@@ -86,6 +86,13 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("health.offsite_lag_ms_max", "objective: how long a committed entry may be missing offsite (default 5000)"),
     ("health.replica_lag_entries_max", "entries that a node may be behind (default 10000)"),
+    (
+        "verify.keys",
+        "keys of those whose verifications of copies count, comma-separated (default none: of all who can lay one down)",
+    ),
+    ("verify.max_age_ms", "a copy outside counts for so long after it was proved (default 691200000: 8 days)"),
+    ("verify.grace_ms", "a copy outside counts for so long before anybody proved it (default 86400000: a day)"),
+    ("verify.poll_ms", "from one look for new verifications to the next, 100 to 3600000 ms (default 10000)"),
     ("quota.user_bytes", "payload bytes a user may keep; the same on all nodes (default 0, any number)"),
     ("insecure_plaintext", "allow binds beyond loopback without TLS (default false)"),
     ("log.filter", "log filter, for example info or holdfast_replica=debug (default info,openraft=error)"),

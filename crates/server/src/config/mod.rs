@@ -16,6 +16,7 @@ use holdfast_archive::{Compression, DestinationConfig};
 use holdfast_model::command::Policy;
 use holdfast_model::limits::{DEVICE_EXPIRY_MS_DEFAULT, TOMBSTONE_AGE_MS_DEFAULT};
 use holdfast_replica::PastBudget;
+use holdfast_survey::{PROOF_AGE_MS_MAX, PROOF_GRACE_MS};
 
 pub use self::keys::KEYS;
 pub use self::offsite::Offsite;
@@ -114,6 +115,14 @@ pub struct Config {
     pub offsite_lag_ms_max: u64,
     /// Entries that a node may be behind before health says so.
     pub replica_lag_entries_max: u64,
+    /// Keys of those whose verifications count; empty = of everybody who can lay one down at a destination.
+    pub verify_keys: Vec<[u8; 32]>,
+    /// From one look for verifications to the next, ms.
+    pub verify_poll_ms: u64,
+    /// A copy outside counts for so long after it was proved, ms.
+    pub proof_age_ms_max: u64,
+    /// A copy outside counts for so long before anybody proved it, ms.
+    pub proof_grace_ms: u64,
 }
 
 /// A wrong configuration; says which key and what is allowed.
@@ -127,6 +136,13 @@ struct Values {
     scalars: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
     offsite: Vec<Offsite>,
+}
+
+/// Reads a verifier's key.
+fn read_key(text: &str) -> Result<[u8; 32], ConfigError> {
+    holdfast_archive::layout::unhex(text).ok_or_else(|| {
+        wrong("verify.keys", format!("{text:?} is no key: 64 hex digits, as `drill ls -o json` has them"))
+    })
 }
 
 fn wrong(key: &str, reason: impl std::fmt::Display) -> ConfigError {
@@ -333,6 +349,10 @@ impl Values {
             placement_keys: self.list("placement.keys"),
             offsite_lag_ms_max: self.number("health.offsite_lag_ms_max", 5000, 100..=TEN_YEARS_MS)?,
             replica_lag_entries_max: self.number("health.replica_lag_entries_max", 10_000, 1..=u64::from(u32::MAX))?,
+            verify_keys: self.list("verify.keys").iter().map(|text| read_key(text)).collect::<Result<_, _>>()?,
+            verify_poll_ms: self.number("verify.poll_ms", 10_000, 100..=60 * 60 * 1000)?,
+            proof_age_ms_max: self.number("verify.max_age_ms", PROOF_AGE_MS_MAX, 1000..=TEN_YEARS_MS)?,
+            proof_grace_ms: self.number("verify.grace_ms", PROOF_GRACE_MS, 0..=TEN_YEARS_MS)?,
             listen,
             advertise,
             labels: self.labels,

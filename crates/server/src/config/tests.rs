@@ -1,3 +1,5 @@
+use holdfast_archive::doctor::Verdict;
+
 use super::*;
 
 fn load(sets: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -70,6 +72,8 @@ fn a_destination_is_checked_before_anything_starts() {
     let sets = [("offsite", "file:///a"), ("offsite.expect", "append-only"), ("offsite", "file:///b")];
     let expected = load(&sets).expect("valid").offsite.iter().map(|one| one.expect).collect::<Vec<_>>();
     assert_eq!(expected, [Verdict::AppendOnly, Verdict::Immutable]);
+    let error = load(&[("verify.keys", "abc")]).expect_err("refused").to_string();
+    assert!(error.contains("verify.keys") && error.contains("64 hex digits"), "{error}");
     let error = load(&[("offsite", "file:///a"), ("offsite.expect", "locked")]).expect_err("refused").to_string();
     assert!(error.contains("offsite.expect") && error.contains("append-only"), "{error}");
     let error = load(&[("offsite", "file:///a"), ("offsite.required", "no")]).expect_err("refused").to_string();
@@ -165,6 +169,8 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
     assert!(all.ship_key_file.take().is_some());
     assert!(!all.placement_keys.is_empty());
     all.placement_keys.clear();
+    assert_eq!(all.verify_keys.len(), 1);
+    all.verify_keys.clear();
     all.insecure_plaintext = false;
     assert_eq!(all.offsite.len(), 2);
     all.offsite.truncate(1);

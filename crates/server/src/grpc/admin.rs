@@ -338,6 +338,14 @@ impl AdminService for Admin {
         Ok(Response::new(self.operation(&request.into_inner().operation_id)?))
     }
 
+    async fn record_verification(
+        &self,
+        request: Request<v1::RecordVerificationRequest>,
+    ) -> Result<Response<v1::RecordVerificationResponse>, Status> {
+        self.record(request.into_inner()).await?;
+        Ok(Response::new(v1::RecordVerificationResponse {}))
+    }
+
     async fn compare_integrity(
         &self,
         _: Request<v1::CompareIntegrityRequest>,

@@ -13,6 +13,7 @@ mod records;
 mod status;
 mod sync;
 mod users;
+mod verifications;
 mod watch;
 
 use std::sync::Arc;

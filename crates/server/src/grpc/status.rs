@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use holdfast_archive::{Depth, Recorded};
 use holdfast_model::command::LineageFork;
+use holdfast_model::id::Millis;
 use holdfast_model::state::Sys;
 use holdfast_replica::{DiskLevel, Member, PastBudget};
 use holdfast_store::Space;
@@ -11,8 +14,10 @@ use holdfast_survey::CheckId;
 use holdfast_wire::reply;
 use holdfast_wire::v1;
 
+use crate::config::Offsite;
 use crate::disk::is_low;
 use crate::grpc::Shared;
+use crate::shipper::Proofs;
 
 impl Shared {
     /// What this node knows of itself and of its group; needs nobody else.
@@ -83,12 +88,14 @@ impl Shared {
                 offsite_lag_ms_max: config.offsite_lag_ms_max,
                 replica_lag_entries_max: config.replica_lag_entries_max,
                 placement_keys: config.placement_keys.clone(),
+                proof_age_ms_max: config.proof_age_ms_max,
+                proof_grace_ms: config.proof_grace_ms,
             }),
         }
     }
 
     fn destinations(&self, sys: &holdfast_model::state::Sys, applied: u64) -> Vec<v1::DestinationStatus> {
-        let shipper = &self.shipper;
+        let (shipper, now) = (&self.shipper, self.replica.group_now());
         shipper
             .destinations()
             .iter()
@@ -104,6 +111,7 @@ impl Shared {
                     verify_time: fact.map(|fact| reply::timestamp(fact.at)),
                     last_error: shipper.error_of(&destination.name),
                     required: destination.required,
+                    proof: shipper.proofs_of(&destination.name).map(|proofs| proof(&proofs, destination, now)),
                 }
             })
             .collect()
@@ -162,6 +170,18 @@ impl Shared {
                  room, or make a destination that is lost for good required = false",
             );
         }
+        for destination in self.shipper.destinations() {
+            let verdict = self.shipper.proofs_of(&destination.name).and_then(|proofs| proofs.verdict);
+            if let Some(found) = verdict.filter(|found| found.finding.verdict < destination.expect) {
+                let (name, verdict, expect) = (&destination.name, found.finding.verdict, destination.expect);
+                check(
+                    "OFFSITE_NOT_IMMUTABLE",
+                    v1::HealthSeverity::Warning,
+                    format!("{name} is {verdict}, not {expect}: {} says what was tried", found.object),
+                    "`holdfast backup doctor` says what to change; where less is meant, say so with offsite.expect",
+                );
+            }
+        }
         if self.replica.is_removed() {
             check(
                 "NODE_REMOVED",
@@ -211,6 +231,46 @@ impl Shared {
             );
         }
         checks
+    }
+}
+
+fn proof(proofs: &Proofs, destination: &Offsite, now: Millis) -> v1::CopyProof {
+    let told = |one: Option<&Recorded>| one.map(|one| verification(one, now));
+    v1::CopyProof {
+        proved: told(proofs.good(Depth::Proved)),
+        drilled: told(proofs.good(Depth::Drilled)),
+        failed: told(proofs.failed()),
+        read: told(proofs.good(Depth::Read)),
+        age: proofs.began.map(|began| reply::duration(since(began, now))),
+        lock: proofs.verdict.as_ref().map(|found| v1::DestinationVerdict {
+            verdict: found.finding.verdict.as_str().into(),
+            expect: destination.expect.as_str().into(),
+            age: Some(reply::duration(since(Millis(found.finding.at_ms), now))),
+            object: found.object.clone(),
+            verifier_key: found.key.to_vec().into(),
+            succeeded: found.finding.succeeded().map(|attempt| attempt.attempt.as_str().to_owned()).collect(),
+        }),
+    }
+}
+
+fn since(then: Millis, now: Millis) -> Duration {
+    Duration::from_millis(now.0.saturating_sub(then.0))
+}
+
+fn verification(one: &Recorded, now: Millis) -> v1::CopyVerification {
+    let found = &one.found;
+    let ended = Millis(found.ended_ms);
+    v1::CopyVerification {
+        object: one.object.clone(),
+        level: found.level.as_str().into(),
+        good: found.good,
+        end_time: Some(reply::timestamp(ended)),
+        age: Some(reply::duration(since(ended, now))),
+        snapshot_index: found.snapshot_index.unwrap_or(0),
+        last_index: found.last_index.unwrap_or(0),
+        verifier_key: one.key.to_vec().into(),
+        reason: found.why().unwrap_or_default(),
+        restore_duration: found.drill.as_ref().map(|drill| reply::duration(Duration::from_millis(drill.restore_ms))),
     }
 }
 

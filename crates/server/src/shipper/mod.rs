@@ -12,6 +12,7 @@ mod backup;
 mod course;
 mod join;
 mod keys;
+mod proofs;
 mod retry;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub use self::attest::Attestor;
 pub use self::backup::Barriers;
 use self::course::{Course, OwnLog};
 pub use self::keys::Encryption;
+pub use self::proofs::{Proofs, Verifiers};
 use self::retry::Failures;
 use crate::config::Offsite;
 
@@ -97,7 +99,10 @@ pub struct Shipper {
     destinations: Vec<Offsite>,
     pace: Pace,
     encryption: Encryption,
+    verifiers: Verifiers,
     states: Mutex<BTreeMap<String, DestinationState>>,
+    /// What is known of each copy, while this node leads.
+    proofs: Mutex<BTreeMap<String, Proofs>>,
     barriers: Arc<Barriers>,
     attestor: Attestor,
     /// Set once a destination said that this history was ended.
@@ -120,7 +125,7 @@ impl Shipper {
         replica: Replica,
         destinations: Vec<Offsite>,
         pace: Pace,
-        encryption: Encryption,
+        (encryption, verifiers): (Encryption, Verifiers),
         barriers: Arc<Barriers>,
         attestor: Attestor,
     ) -> Arc<Self> {
@@ -129,7 +134,9 @@ impl Shipper {
             destinations,
             pace,
             encryption,
+            verifiers,
             states: Mutex::default(),
+            proofs: Mutex::default(),
             barriers,
             attestor,
             fenced: watch::Sender::default(),
@@ -141,7 +148,9 @@ impl Shipper {
         tokio::spawn(self.clone().attest_barriers());
         tokio::spawn(self.clone().heed_words());
         for destination in self.destinations.clone() {
-            let (shipper, joins) = (self.clone(), self.clone());
+            let (shipper, joins, looks) = (self.clone(), self.clone(), self.clone());
+            let looked_at = destination.clone();
+            tokio::spawn(async move { looks.look_for_proofs(looked_at).await });
             if let Some(interval) = self.pace.join {
                 let destination = destination.clone();
                 tokio::spawn(async move { joins.join(destination, interval).await });
