@@ -584,3 +584,67 @@ fn row(found: &Verification, key: &[u8; 32]) -> [String; 8] {
         found.why().unwrap_or_default(),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::id::{Collection, Millis, RecordId, RecordKey, Version};
+
+    use super::*;
+
+    const NOW_MS: u64 = 1_000_000_000;
+
+    fn record(id: &str, version: u64) -> PersonRecord {
+        let key = RecordKey {
+            collection: Collection::new("notes").expect("a collection"),
+            record_id: RecordId::new(id).expect("an id"),
+        };
+        PersonRecord {
+            key,
+            version: Version(version),
+            content_type: "text/plain".into(),
+            payload: id.to_owned().into_bytes().into(),
+            update_time: Millis(1),
+            expire_time: None,
+        }
+    }
+
+    fn shown(record: &PersonRecord) -> v1::Record {
+        v1::Record {
+            version: record.version.0,
+            content_type: record.content_type.clone(),
+            payload: record.payload.clone(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_difference_between_archive_and_nodes_is_seen() {
+        let person = Person { head: Version(9), records: vec![record("a", 1), record("b", 2)] };
+        let whole: BTreeMap<String, v1::Record> =
+            person.records.iter().map(|one| (one.key.record_id.as_str().to_owned(), shown(one))).collect();
+        let check = |change: &dyn Fn(&mut BTreeMap<String, v1::Record>)| {
+            let mut of = whole.clone();
+            change(&mut of);
+            difference(&person, &Served::from([("notes".to_owned(), of)]), NOW_MS)
+        };
+        assert_eq!(check(&|_| {}), None);
+        let cases: [(&dyn Fn(&mut BTreeMap<String, v1::Record>), &str); 5] = [
+            (&|of| drop(of.remove("b")), "is missing"),
+            (&|of| of.get_mut("b").expect("b").version = 3, "version 3, not 2"),
+            (&|of| of.get_mut("a").expect("a").payload = "x".into(), "other bytes"),
+            (&|of| of.get_mut("a").expect("a").content_type = "x".into(), "other bytes"),
+            (&|of| drop(of.insert("c".into(), v1::Record::default())), "1 records are there that should not be"),
+        ];
+        for (change, expected) in cases {
+            let told = check(change).expect(expected);
+            assert!(told.contains(expected) && !told.contains("notes"), "{told}");
+        }
+        // One that ends by itself may be gone already.
+        let ends = |at_ms| PersonRecord { expire_time: Some(Millis(at_ms)), ..record("a", 1) };
+        let gone = |at_ms| {
+            let person = Person { head: Version(9), records: vec![ends(at_ms)] };
+            difference(&person, &Served::from([("notes".to_owned(), BTreeMap::new())]), NOW_MS)
+        };
+        assert_eq!((gone(NOW_MS + 1), gone(NOW_MS + ENDING_MS + 1).is_some()), (None, true));
+    }
+}
