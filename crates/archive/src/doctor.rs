@@ -22,6 +22,10 @@ use crate::error::ArchiveError;
 use crate::evidence::{self, VerifierKey};
 use crate::layout::{DOCTOR, DoctorVisit};
 
+/// A verdict is news for so long: a doctor comes every hour.
+const VERDICT_AGE_MS_MAX: u64 = 8 * 24 * 60 * 60 * 1000;
+/// A doctor's clock may be ahead by so much.
+const AHEAD_MS_MAX: u64 = 60 * 60 * 1000;
 /// As much time as a lock is shortened to at least: S3 takes no moment of the past.
 const SHORT_MS: u64 = 2_000;
 /// Clocks and formats may differ by so much without a lock being shorter.
@@ -256,19 +260,20 @@ pub struct RecordedVerdict {
     pub finding: Finding,
 }
 
-/// The newest verdict before a moment that `is_believed`; those that are damaged are passed over. Looks at no more than the
-/// newest hundred.
+/// The newest verdict of the last days before a moment that `is_believed`; those that are damaged are passed over. Looks at no
+/// more than the newest hundred. What is older says nothing any more.
 ///
 /// # Errors
 /// When the destination fails.
 pub async fn newest_verdict(
     destination: &Destination,
-    until_ms: u64,
+    now_ms: u64,
     is_believed: impl Fn(&[u8; 32]) -> bool,
 ) -> Result<Option<RecordedVerdict>, ArchiveError> {
-    let listed = destination.list(DOCTOR).await?;
+    let after = DoctorVisit { at_ms: now_ms.saturating_sub(VERDICT_AGE_MS_MAX), key: [0; 8] }.verdict();
+    let listed = destination.list_after(DOCTOR, &after).await?;
     let visits = listed.into_iter().rev().filter_map(|found| Some((DoctorVisit::of_verdict(&found.path)?, found.path)));
-    for (_, object) in visits.filter(|(visit, _)| visit.at_ms <= until_ms).take(100) {
+    for (_, object) in visits.filter(|(visit, _)| visit.at_ms <= now_ms + AHEAD_MS_MAX).take(100) {
         match destination.get(&object).await.and_then(|bytes| Finding::open(&object, &bytes)) {
             Ok((finding, key)) if is_believed(&key) => return Ok(Some(RecordedVerdict { object, key, finding })),
             Ok(_) => {}

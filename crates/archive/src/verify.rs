@@ -236,8 +236,15 @@ fn vouches(name: &ObjectName) -> bool {
 /// Objects that vouch for others, as they are before everything is listed.
 async fn vouching_names(destination: &Destination, lineage: &LineageId) -> Result<BTreeSet<String>, ArchiveError> {
     let mut names = BTreeSet::new();
-    for part in ["snap", "heartbeat", "log"] {
-        names.extend(destination.list(&format!("{lineage}/{part}")).await?.into_iter().map(|found| found.path));
+    let mut parts = vec![format!("{lineage}/snap"), format!("{lineage}/heartbeat")];
+    // Not the segments themselves, which are many and vouch for nothing.
+    for group in destination.list_here(&format!("{lineage}/log")).await?.1 {
+        let levels = destination.list_here(&format!("{lineage}/log/{group}")).await?.1;
+        parts
+            .extend(levels.iter().filter(|level| *level != "L0").map(|level| format!("{lineage}/log/{group}/{level}")));
+    }
+    for part in parts {
+        names.extend(destination.list(&part).await?.into_iter().map(|found| found.path));
     }
     Ok(names)
 }

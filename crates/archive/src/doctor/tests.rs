@@ -99,3 +99,26 @@ fn a_verdict_under_another_name_is_none() {
     let bytes = evidence::sign(&object, &key(), &newer).expect("signed");
     assert!(Finding::open(&object, &bytes).is_err_and(|error| error.to_string().contains("newer")));
 }
+
+#[test]
+fn the_newest_verdict_of_late_is_found() {
+    let folder = Folder::new();
+    let destination = folder.destination();
+    let newest = |now_ms: u64, by: Option<&VerifierKey>| {
+        let believed = |key: &[u8; 32]| by.is_none_or(|by| by.public() == *key);
+        run(newest_verdict(&destination, now_ms, believed)).expect("looks").map(|found| found.finding.at_ms)
+    };
+    assert_eq!(newest(NOW_MS, None), None);
+    let other = VerifierKey::from_seed(&[8; 32]);
+    let day_ms = 24 * 60 * 60 * 1000;
+    for (at_ms, by) in [(NOW_MS - day_ms, &key()), (NOW_MS, &other), (NOW_MS + day_ms, &key())] {
+        run(examine(&destination, at_ms, by)).expect("looks");
+    }
+    assert_eq!(newest(NOW_MS, None), Some(NOW_MS), "not that of a clock that is ahead");
+    assert_eq!(newest(NOW_MS, Some(&key())), Some(NOW_MS - day_ms));
+    assert_eq!(newest(NOW_MS + 7 * day_ms + 1, Some(&other)), Some(NOW_MS));
+    assert_eq!(newest(NOW_MS + 8 * day_ms + 1, Some(&other)), None, "it is old");
+    let visit = DoctorVisit { at_ms: NOW_MS, key: std::array::from_fn(|n| other.public()[n]) };
+    folder.flip(&visit.verdict(), 40);
+    assert_eq!(newest(NOW_MS, None), Some(NOW_MS - day_ms), "a damaged one says nothing");
+}

@@ -9,6 +9,7 @@ pub mod dev;
 pub mod doctor;
 pub mod domain;
 pub mod drill;
+pub mod drill_people;
 pub mod health;
 pub mod integrity;
 pub mod keys;

@@ -22,7 +22,7 @@ const AHEAD_MS_MAX: u64 = 60 * 60 * 1000;
 /// What was laid down late, by a clock that is behind, is looked for so far back.
 const BEHIND_MS_MAX: u64 = 2 * 60 * 60 * 1000;
 /// Verdicts of doctors change seldom: they are looked for at every so many looks.
-const VERDICT_LOOKS: u32 = 6;
+const VERDICT_LOOKS: u32 = 30;
 /// Verifications that are read at the first look, the newest first.
 const FIRST_LOOK_MAX: usize = 100;
 
@@ -124,19 +124,30 @@ impl Shipper {
         Some(Looker { destination, lineage, group, newest_ms: None, seen: BTreeSet::new(), looks: 0 })
     }
 
+    /// What is found is noted when all of it was: a look that ended half way says nothing.
     async fn look(&self, name: &str, looker: &mut Looker) -> Result<(), ArchiveError> {
-        if self.proofs_of(name).is_none_or(|proofs| proofs.began.is_none()) {
-            let began = looker.began().await?;
-            self.note_proofs(name, |proofs| proofs.began = began);
-        }
         let now = self.replica.group_now();
         let believed = |key: &[u8; 32]| self.verifiers.keys.is_empty() || self.verifiers.keys.contains(key);
-        if looker.looks.is_multiple_of(VERDICT_LOOKS) {
-            let verdict = newest_verdict(&looker.destination, now.0 + AHEAD_MS_MAX, believed).await?;
-            self.note_proofs(name, |proofs| proofs.verdict = verdict);
-        }
+        let verdict = match looker.looks.is_multiple_of(VERDICT_LOOKS) {
+            true => Some(newest_verdict(&looker.destination, now.0, believed).await?),
+            false => None,
+        };
+        let fresh = looker.fresh(now).await?;
+        let is_good = |one: &Recorded| one.found.good && one.found.level >= Depth::Proved && believed(&one.key);
+        let known = self.proofs_of(name).unwrap_or_default();
+        // Of a copy that was proved nobody asks how old it is, and to find its beginning all of its log is listed.
+        let began = match known.began.is_none() && known.good(Depth::Proved).is_none() && !fresh.iter().any(is_good) {
+            true => looker.began().await?,
+            false => known.began,
+        };
+        self.note_proofs(name, |proofs| {
+            proofs.began = began;
+            if let Some(verdict) = verdict {
+                proofs.verdict = verdict;
+            }
+        });
         looker.looks = looker.looks.wrapping_add(1);
-        for one in looker.fresh(now).await? {
+        for one in fresh {
             let key = layout::hex(&one.key);
             if !believed(&one.key) {
                 tracing::warn!(
@@ -206,17 +217,16 @@ impl Looker {
             Some((_, ObjectName::Verification { at_ms, .. })) => Some(at_ms),
             _ => None,
         };
-        let mut names: Vec<(u64, String)> = listed
+        let names: Vec<(u64, String)> = listed
             .into_iter()
             .filter_map(|found| Some((ended_ms(&found.path)?, found.path)))
             .filter(|(at_ms, path)| *at_ms <= now.0 + AHEAD_MS_MAX && !self.seen.contains(path))
             .collect();
         let first_look = self.newest_ms.is_none();
         let skipped = if first_look { names.len().saturating_sub(FIRST_LOOK_MAX) } else { 0 };
-        self.seen.extend(names.drain(..skipped).map(|(_, path)| path));
         let mut fresh = Vec::new();
-        for (at_ms, path) in names {
-            match read_one(&self.destination, &path).await {
+        for (_, path) in &names[skipped..] {
+            match read_one(&self.destination, path).await {
                 Ok(one) => fresh.push(one),
                 // `backup verify` names it; it says nothing.
                 Err(error) if error.fault().is_some() => {
@@ -224,6 +234,9 @@ impl Looker {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        // Not before: what a look that failed has read is read again.
+        for (at_ms, path) in names {
             self.seen.insert(path);
             self.newest_ms = self.newest_ms.max(Some(at_ms.min(now.0)));
         }
