@@ -132,44 +132,46 @@ impl Shipper {
             true => Some(newest_verdict(&looker.destination, now.0, believed).await?),
             false => None,
         };
-        let fresh = looker.fresh(now).await?;
-        let is_good = |one: &Recorded| one.found.good && one.found.level >= Depth::Proved && believed(&one.key);
+        let (fresh, names) = looker.fresh(now).await?;
+        let (fresh, others): (Vec<Recorded>, Vec<Recorded>) = fresh.into_iter().partition(|one| believed(&one.key));
+        let is_good = |one: &Recorded| one.found.good && one.found.level >= Depth::Proved;
         let known = self.proofs_of(name).unwrap_or_default();
         // Of a copy that was proved nobody asks how old it is, and to find its beginning all of its log is listed.
         let began = match known.began.is_none() && known.good(Depth::Proved).is_none() && !fresh.iter().any(is_good) {
             true => looker.began().await?,
             false => known.began,
         };
+        others.iter().for_each(|one| tell_of(name, one, false));
+        fresh.iter().for_each(|one| tell_of(name, one, true));
         self.note_proofs(name, |proofs| {
             proofs.began = began;
             if let Some(verdict) = verdict {
                 proofs.verdict = verdict;
             }
+            fresh.into_iter().for_each(|one| proofs.take(one));
         });
-        looker.looks = looker.looks.wrapping_add(1);
-        for one in fresh {
-            let key = layout::hex(&one.key);
-            if !believed(&one.key) {
-                tracing::warn!(
-                    event = "copy.not_believed",
-                    destination = name,
-                    object = one.object,
-                    key,
-                    "verify.keys does not name this verifier"
-                );
-                continue;
-            }
-            let (level, good) = (one.found.level.as_str(), one.found.good);
-            let why = one.found.why().unwrap_or_default();
-            match good {
-                true => {
-                    tracing::info!(event = "copy.verified", destination = name, level, key, "a copy was found good")
-                }
-                false => tracing::error!(event = "copy.failed", destination = name, level, key, why, "a copy is bad"),
-            }
-            self.note_proofs(name, |proofs| proofs.take(one));
-        }
+        looker.saw(names, now);
         Ok(())
+    }
+}
+
+fn tell_of(destination: &str, one: &Recorded, is_believed: bool) {
+    let (key, level, object) = (layout::hex(&one.key), one.found.level.as_str(), &one.object);
+    let why = one.found.why().unwrap_or_default();
+    match (is_believed, one.found.good) {
+        (false, _) => {
+            tracing::warn!(
+                event = "copy.not_believed",
+                destination,
+                object,
+                key,
+                "verify.keys does not name this verifier"
+            );
+        }
+        (true, true) => {
+            tracing::info!(event = "copy.verified", destination, object, level, key, "a copy was found good")
+        }
+        (true, false) => tracing::error!(event = "copy.failed", destination, object, level, key, why, "a copy is bad"),
     }
 }
 
@@ -202,8 +204,8 @@ impl Looker {
         }
     }
 
-    /// Verifications that were not looked at before, ascending by their time.
-    async fn fresh(&mut self, now: Millis) -> Result<Vec<Recorded>, ArchiveError> {
+    /// Verifications that were not looked at before, ascending by their time; and all names that need not be looked at again.
+    async fn fresh(&self, now: Millis) -> Result<(Vec<Recorded>, Vec<String>), ArchiveError> {
         let prefix = self.lineage.verify_prefix(self.group);
         let listed = match self.newest_ms {
             None => self.destination.list(&prefix).await?,
@@ -212,10 +214,6 @@ impl Looker {
                 let after = ObjectName::Verification { group: self.group, at_ms, key: [0; 8] }.path(&self.lineage);
                 self.destination.list_after(&prefix, &after).await?
             }
-        };
-        let ended_ms = |path: &str| match ObjectName::parse(path) {
-            Some((_, ObjectName::Verification { at_ms, .. })) => Some(at_ms),
-            _ => None,
         };
         let names: Vec<(u64, String)> = listed
             .into_iter()
@@ -235,14 +233,26 @@ impl Looker {
                 Err(error) => return Err(error),
             }
         }
-        // Not before: what a look that failed has read is read again.
-        for (at_ms, path) in names {
+        Ok((fresh, names.into_iter().map(|(_, path)| path).collect()))
+    }
+
+    /// All that came of a look is noted: these are not looked at again.
+    fn saw(&mut self, names: Vec<String>, now: Millis) {
+        for path in names {
+            self.newest_ms = self.newest_ms.max(ended_ms(&path).map(|at_ms| at_ms.min(now.0)));
             self.seen.insert(path);
-            self.newest_ms = self.newest_ms.max(Some(at_ms.min(now.0)));
         }
         let again_ms = self.newest_ms.unwrap_or(0).saturating_sub(BEHIND_MS_MAX);
         self.seen.retain(|path| ended_ms(path).is_some_and(|at_ms| at_ms >= again_ms));
-        Ok(fresh)
+        self.looks = self.looks.wrapping_add(1);
+    }
+}
+
+/// When a verification ended, by its name.
+fn ended_ms(path: &str) -> Option<u64> {
+    match ObjectName::parse(path) {
+        Some((_, ObjectName::Verification { at_ms, .. })) => Some(at_ms),
+        _ => None,
     }
 }
 

@@ -71,7 +71,10 @@ async fn each_is_read_once_whatever_the_clocks_say() {
         found(ended_ms, Depth::Read, true).record(&destination, &LINEAGE, &key).await.expect("recorded");
     };
     let mut look = async |now_ms: u64| {
-        let fresh = looker.fresh(Millis(now_ms)).await.expect("looks");
+        let (fresh, names) = looker.fresh(Millis(now_ms)).await.expect("looks");
+        // What came to nothing is looked at again.
+        assert_eq!(looker.fresh(Millis(now_ms)).await.expect("looks").0, fresh);
+        looker.saw(names, Millis(now_ms));
         fresh.into_iter().map(|one| one.found.ended_ms).collect::<Vec<_>>()
     };
     let now = 100 * HOUR_MS;
@@ -105,7 +108,9 @@ async fn at_the_first_look_the_newest_are_read() {
     }
     let mut looker =
         Looker { destination, lineage: LINEAGE, group: GROUP, newest_ms: None, seen: BTreeSet::new(), looks: 0 };
-    let fresh = looker.fresh(Millis(many)).await.expect("looks");
+    let (fresh, names) = looker.fresh(Millis(many)).await.expect("looks");
     assert_eq!(fresh.iter().map(|one| one.found.ended_ms).collect::<Vec<_>>(), (6..=many).collect::<Vec<_>>());
-    assert_eq!(looker.fresh(Millis(many)).await.expect("looks"), Vec::new(), "those before are old, and stay unread");
+    looker.saw(names, Millis(many));
+    let (fresh, _) = looker.fresh(Millis(many)).await.expect("looks");
+    assert_eq!(fresh, Vec::new(), "those before are old, and stay unread");
 }
