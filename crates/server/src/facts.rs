@@ -145,8 +145,7 @@ fn destination(status: &v1::DestinationStatus, limits: &Limits) -> Copy {
         // Who does not lead does not look, and knows what was shipped.
         _ => status.proof.as_ref().map_or(Freshness::Verified, |proof| proof_of(proof).freshness(limits)),
     };
-    let counts = matches!(freshness, Freshness::Verified | Freshness::New(_));
-    let index = counts.then_some(status.durable_index);
+    let index = freshness.counts().then_some(status.durable_index);
     Copy {
         id: CopyId::Destination(status.name.clone()),
         freshness,

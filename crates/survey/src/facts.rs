@@ -70,6 +70,13 @@ pub enum Freshness {
     Unknown,
 }
 
+impl Freshness {
+    /// What the copy holds may be counted on.
+    pub fn counts(&self) -> bool {
+        matches!(self, Self::Verified | Self::New(_))
+    }
+}
+
 /// One copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::domain::{Domain, Keys};
-use crate::facts::{Copy, CopyId, Facts, Freshness, Kind, Running};
+use crate::facts::{Copy, CopyId, Facts, Kind, Running};
 
 /// Yes, no, or nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn writes(facts: &Facts, left: &[&Copy]) -> Answer {
 
 /// Whether what a copy holds may be counted on.
 fn counts(copy: &Copy) -> bool {
-    copy.kind.is_node() || matches!(copy.freshness, Freshness::Verified | Freshness::New(_))
+    copy.kind.is_node() || copy.freshness.counts()
 }
 
 fn loss(facts: &Facts, left: &[&Copy], holds_all: bool) -> Loss {

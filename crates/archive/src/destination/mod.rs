@@ -261,11 +261,16 @@ impl Destination {
                 Err(source) => match self.failed("try", object, source) {
                     ArchiveError::Missing { .. } => Answer::Missing,
                     ArchiveError::Forbidden { reason, .. } => Answer::Refused(reason),
-                    ArchiveError::Destination { reason, .. } if reason.starts_with("HTTP 501") => {
-                        Answer::Unsupported(reason)
+                    ArchiveError::Destination { reason, .. } => {
+                        let is = |status: &[&str]| status.iter().any(|one| reason.starts_with(&format!("HTTP {one}")));
+                        match () {
+                            () if is(&["405", "409", "412"]) => Answer::Refused(reason),
+                            () if is(&["408", "429"]) => Answer::Failed(reason),
+                            // What was not understood was not refused.
+                            () if is(&["4", "501"]) => Answer::Unsupported(reason),
+                            () => Answer::Failed(reason),
+                        }
                     }
-                    ArchiveError::Destination { reason, .. } if reason.starts_with("HTTP 4") => Answer::Refused(reason),
-                    ArchiveError::Destination { reason, .. } => Answer::Failed(reason),
                     error => return Err(error),
                 },
             })

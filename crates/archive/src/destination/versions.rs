@@ -190,10 +190,10 @@ fn refusal<T, E: ProvideErrorMetadata>(error: &SdkError<E, aws_sdk_s3::config::h
     let said = if is_word { format!("HTTP {status} {code}") } else { format!("HTTP {status}") };
     match status {
         404 => Answer::Missing,
-        // Of a bucket that has no locks at all: there is none to shorten.
-        400 if ["InvalidRequest", "ObjectLockConfigurationNotFoundError"].contains(&code) => Answer::Unsupported(said),
-        400..=499 => Answer::Refused(said),
-        501 => Answer::Unsupported(said),
+        403 | 405 | 409 | 412 => Answer::Refused(said),
+        408 | 429 => Answer::Failed(said),
+        // Also of a bucket that has no locks at all: there is none to shorten. A request that was not understood was not refused.
+        400..=499 | 501 => Answer::Unsupported(said),
         _ => Answer::Failed(said),
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: what is laid down is what was signed, under the name that was signed, and of this cluster; whether the key counts is
 //! for the looker to say, as with what is found at a destination.
 
+use holdfast_archive::destination::Put;
 use holdfast_archive::{ArchiveError, Destination, DestinationConfig, Verification};
 use holdfast_wire::status::Refusal;
 use holdfast_wire::v1;
@@ -24,7 +25,10 @@ impl Admin {
         }
         drop(sys);
         let destination = Destination::open(&DestinationConfig::from(offsite)).map_err(refused)?;
-        destination.put_checked(&request.object, &request.evidence).await.map_err(refused).map(|_| ())
+        match destination.put_checked(&request.object, &request.evidence).await.map_err(refused)? {
+            Put::Created | Put::Same => Ok(()),
+            Put::Lost(_) => Err(bad("object", "another verification lies under this name".into())),
+        }
     }
 }
 
