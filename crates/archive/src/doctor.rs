@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::destination::{Answer, Destination, Lock, Put, Version, Versions};
 use crate::error::ArchiveError;
-use crate::evidence::{self, VerifierKey};
+use crate::evidence::{self, Link, VerifierKey, newest_of_each};
 use crate::layout::{DOCTOR, DoctorVisit};
 
 /// A verdict is news for so long: a doctor comes every hour.
@@ -165,6 +165,9 @@ pub struct Finding {
     pub lock: Option<LockSeen>,
     /// The bucket keeps versions.
     pub versioned: bool,
+    /// The newest words of everybody who looked before.
+    #[serde(default)]
+    pub after: Vec<Link>,
     /// Version of the program.
     pub program: String,
 }
@@ -226,6 +229,7 @@ pub async fn examine(
         attempts,
         lock: lock.map(|lock| LockSeen { mode: lock.mode, until_ms: lock.until_ms }),
         versioned,
+        after: newest_of_each(destination, DOCTOR, &visit.verdict()).await?,
         program: env!("CARGO_PKG_VERSION").into(),
     };
     let object = visit.verdict();

@@ -45,6 +45,21 @@ pub enum ArchiveError {
         /// Status and code.
         reason: String,
     },
+    /// Somebody who prunes must be allowed to delete; nobody else should be.
+    #[error(
+        "{operation} {object} at {url}: {reason}: not allowed, and no lock holds it; prune with credentials of its own, that may \
+         list and delete versions of objects"
+    )]
+    MayNotDelete {
+        /// URL of the destination.
+        url: String,
+        /// Object.
+        object: String,
+        /// What was tried.
+        operation: &'static str,
+        /// Status and code.
+        reason: String,
+    },
     /// The bucket or container is not there.
     #[error("{url}: {reason}: there is no such bucket; create it, or correct the URL")]
     NoBucket {
@@ -235,6 +250,7 @@ impl ArchiveError {
             Self::BadDestination { .. }
             | Self::Destination { .. }
             | Self::Forbidden { .. }
+            | Self::MayNotDelete { .. }
             | Self::NoBucket { .. }
             | Self::Timeout { .. }
             | Self::NoKey { .. }

@@ -9,10 +9,13 @@
 //! Invariants:
 //! - A signature is over the object's name and the line: under another name, or with a byte changed, it is none.
 //! - It proves who said it, not that it is true: which keys are believed is for the reader to say.
+//! - It names the newest words of everybody who spoke at its place before, with their hashes: what is changed or taken away later
+//!   is missed by whoever follows the links, unless it is the very newest.
 //! - The key never leaves the machine of whoever verifies; no node has it.
 //!
 //! Signatures are Ed25519 (RFC 8032), verified strictly.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,11 +23,12 @@ use std::path::Path;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::destination::Destination;
 use crate::error::ArchiveError;
-use crate::layout::{hex, unhex};
+use crate::layout::{hex, signer_of, unhex};
 
 /// Opens what is signed.
 const CONTEXT: &[u8] = b"holdfast evidence 1\0";
@@ -32,6 +36,8 @@ const SCHEME: &str = "ed25519";
 const KEY_HEAD: &str = "holdfast verifier key 1";
 /// Far more than any evidence needs.
 const BYTES_MAX: usize = 1 << 20;
+/// Evidence names the words of so many keys at most, those that spoke last.
+const LINKS_MAX: usize = 32;
 
 /// The key of whoever verifies archives. Its debug form says nothing of it.
 #[derive(Debug, Clone)]
@@ -92,6 +98,36 @@ impl VerifierKey {
     pub fn public(&self) -> [u8; 32] {
         self.0.verifying_key().to_bytes()
     }
+}
+
+/// Words that were there when others were written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Link {
+    /// Object.
+    pub object: String,
+    /// BLAKE3 of its bytes, in hex.
+    pub blake3: String,
+}
+
+/// The newest evidence of each key under a prefix, of what has a name before `object`: in the order of their times.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn newest_of_each(destination: &Destination, prefix: &str, object: &str) -> Result<Vec<Link>, ArchiveError> {
+    let listed = destination.list(prefix).await?;
+    // Ascending by time: a later one takes the place of an earlier one.
+    let before = listed.into_iter().filter(|found| *found.path < *object);
+    let newest: BTreeMap<[u8; 8], String> =
+        before.filter_map(|found| Some((signer_of(&found.path)?, found.path))).collect();
+    let mut newest: Vec<String> = newest.into_values().collect();
+    newest.sort();
+    let mut links = Vec::new();
+    for object in newest.into_iter().rev().take(LINKS_MAX) {
+        let blake3 = hex(blake3::hash(&destination.get(&object).await?).as_bytes());
+        links.push(Link { object, blake3 });
+    }
+    links.reverse();
+    Ok(links)
 }
 
 /// Signs evidence, to be written under its full name.

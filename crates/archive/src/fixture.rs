@@ -88,14 +88,21 @@ pub(crate) struct History {
     /// Chain before the first entry.
     pub(crate) start: [u8; 32],
     pub(crate) term: u64,
+    /// What the leader's clock says.
+    pub(crate) clock_ms: u64,
 }
 
 impl History {
     /// A new cluster: the membership at index 0, as openraft has it, then `Genesis`.
     pub(crate) fn found(seed: u8) -> Self {
+        Self::found_at(seed, NOW_MS)
+    }
+
+    /// The same, at this moment.
+    pub(crate) fn found_at(seed: u8, clock_ms: u64) -> Self {
         let id = LineageId { cluster_id: [seed; 16], incarnation: Incarnation(seed.into()) };
         let facts = LineageFacts { id, cluster_name: format!("pine-{seed}"), epoch: 1, parent: None, groups: 1 };
-        let mut history = Self { facts, entries: Vec::new(), start: [0; 32], term: 1 };
+        let mut history = Self { facts, entries: Vec::new(), start: [0; 32], term: 1, clock_ms };
         history.push(EntryPayload::Membership(pb::Membership::default()));
         history.genesis();
         history
@@ -118,7 +125,7 @@ impl History {
             groups: 1,
         };
         let start = parent.chain_before(last.index + 1);
-        let mut history = Self { facts, entries: Vec::new(), start, term: last.term + 1 };
+        let mut history = Self { facts, entries: Vec::new(), start, term: last.term + 1, clock_ms: parent.clock_ms };
         history.at(last.index + 1, EntryPayload::Membership(pb::Membership::default()));
         history.genesis();
         history
@@ -149,7 +156,7 @@ impl History {
     }
 
     pub(crate) fn propose(&mut self, command: Command) {
-        let stamp = Millis(NOW_MS + self.entries.len() as u64);
+        let stamp = Millis(self.clock_ms + self.entries.len() as u64);
         let proposal = encode_proposal(&Proposal { rules: RULES, stamp, command });
         self.push(EntryPayload::Proposal(proposal));
     }

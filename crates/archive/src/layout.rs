@@ -10,6 +10,8 @@
 //! <cluster>/<incarnation>/snap/<group>/<index:020>/MANIFEST
 //! <cluster>/<incarnation>/heartbeat/<group>/<at_ms:020>
 //! <cluster>/<incarnation>/verify/<group>/<at_ms:020>-<first 8 bytes of the verifier's key>
+//! <cluster>/<incarnation>/tombstone/<group>/<at_ms:020>-<first 8 bytes of the key of who prunes>    what is to go
+//! <cluster>/<incarnation>/pruned/<group>/<at_ms:020>-<first 8 bytes of the key of who prunes>    what went
 //! doctor/<at_ms:020>-<first 8 bytes of the verifier's key>/VERDICT    what a destination lets its clients do
 //! doctor/<at_ms:020>-<first 8 bytes of the verifier's key>/CANARY-<n>    what that was tried on; of no other use
 //! ```
@@ -64,6 +66,16 @@ impl LineageId {
     /// Prefix of what was found by those who read a group's archive.
     pub fn verify_prefix(&self, group: GroupId) -> String {
         format!("{self}/verify/{}", group.0)
+    }
+
+    /// Prefix of the marks of what is to go of a group.
+    pub fn tombstone_prefix(&self, group: GroupId) -> String {
+        format!("{self}/tombstone/{}", group.0)
+    }
+
+    /// Prefix of what is told of deletions.
+    pub fn pruned_prefix(&self, group: GroupId) -> String {
+        format!("{self}/pruned/{}", group.0)
     }
 
     /// Prefix of the chunks and patches of a generation, and of its key.
@@ -140,6 +152,24 @@ pub enum ObjectName {
         /// Group.
         group: GroupId,
         /// When that ended, by the clock of whoever did it: milliseconds since the Unix epoch.
+        at_ms: u64,
+        /// The first bytes of the key that signed it.
+        key: [u8; 8],
+    },
+    /// What is to go, unless somebody stops it; signed.
+    Tombstone {
+        /// Group.
+        group: GroupId,
+        /// When it was marked, by the clock of whoever did it: milliseconds since the Unix epoch.
+        at_ms: u64,
+        /// The first bytes of the key that signed it.
+        key: [u8; 8],
+    },
+    /// What went; signed.
+    Pruned {
+        /// Group.
+        group: GroupId,
+        /// When, by the clock of whoever deleted it: milliseconds since the Unix epoch.
         at_ms: u64,
         /// The first bytes of the key that signed it.
         key: [u8; 8],
@@ -226,9 +256,9 @@ impl ObjectName {
             }
             Self::Manifest { group, index } => format!("{}/{index:020}/MANIFEST", lineage.snapshot_prefix(*group)),
             Self::Heartbeat { group, at_ms } => format!("{}/{at_ms:020}", lineage.heartbeat_prefix(*group)),
-            Self::Verification { group, at_ms, key } => {
-                format!("{}/{at_ms:020}-{}", lineage.verify_prefix(*group), hex(key))
-            }
+            Self::Verification { group, at_ms, key } => evidence(lineage.verify_prefix(*group), *at_ms, key),
+            Self::Tombstone { group, at_ms, key } => evidence(lineage.tombstone_prefix(*group), *at_ms, key),
+            Self::Pruned { group, at_ms, key } => evidence(lineage.pruned_prefix(*group), *at_ms, key),
         }
     }
 
@@ -270,15 +300,36 @@ impl ObjectName {
             ["heartbeat", group, at_ms] => {
                 Self::Heartbeat { group: GroupId(group.parse().ok()?), at_ms: at_ms.parse().ok()? }
             }
-            ["verify", group, name] => {
+            [kind @ ("verify" | "tombstone" | "pruned"), group, name] => {
                 let (at_ms, key) = name.split_once('-')?;
-                let group = GroupId(group.parse().ok()?);
-                Self::Verification { group, at_ms: at_ms.parse().ok()?, key: unhex(key)? }
+                let (group, at_ms, key) = (GroupId(group.parse().ok()?), at_ms.parse().ok()?, unhex(key)?);
+                match *kind {
+                    "verify" => Self::Verification { group, at_ms, key },
+                    "tombstone" => Self::Tombstone { group, at_ms, key },
+                    _ => Self::Pruned { group, at_ms, key },
+                }
             }
             _ => return None,
         };
         // One spelling only: `+1`, `01` or a missing zero is no name of ours.
         (name.path(&lineage) == path).then_some((lineage, name))
+    }
+}
+
+/// Name of what somebody signed.
+fn evidence(prefix: String, at_ms: u64, key: &[u8; 8]) -> String {
+    format!("{prefix}/{at_ms:020}-{}", hex(key))
+}
+
+/// Who signed what lies under a name, by the first bytes of the key; `None` = nobody signs such a thing.
+pub(crate) fn signer_of(path: &str) -> Option<[u8; 8]> {
+    match ObjectName::parse(path) {
+        Some((
+            _,
+            ObjectName::Verification { key, .. } | ObjectName::Tombstone { key, .. } | ObjectName::Pruned { key, .. },
+        )) => Some(key),
+        Some(_) => None,
+        None => DoctorVisit::of_verdict(path).map(|visit| visit.key),
     }
 }
 
@@ -344,6 +395,16 @@ mod tests {
             (any::<u32>(), any::<u64>())
                 .prop_map(|(group, at_ms)| ObjectName::Heartbeat { group: GroupId(group), at_ms }),
             (any::<u32>(), any::<u64>(), any::<[u8; 8]>()).prop_map(|(group, at_ms, key)| ObjectName::Verification {
+                group: GroupId(group),
+                at_ms,
+                key
+            }),
+            (any::<u32>(), any::<u64>(), any::<[u8; 8]>()).prop_map(|(group, at_ms, key)| ObjectName::Tombstone {
+                group: GroupId(group),
+                at_ms,
+                key
+            }),
+            (any::<u32>(), any::<u64>(), any::<[u8; 8]>()).prop_map(|(group, at_ms, key)| ObjectName::Pruned {
                 group: GroupId(group),
                 at_ms,
                 key

@@ -2,8 +2,8 @@
 //!
 //! Knows: names and bytes of objects, entry chains, snapshots in chunks, object stores, and how a data directory is
 //! filled from them. Used by a running server and by offline commands alike: everything works from the archive alone.
-//! Never knows: Raft, gRPC, configuration files, who leads, when to ship. It deletes nothing and overwrites nothing, but for the
-//! doctor's canaries.
+//! Never knows: Raft, gRPC, configuration files, who leads, when to ship. It overwrites nothing, but for the doctor's canaries, and
+//! deletes nothing, but for these and what [`prune`] was told days before to let go.
 //!
 //! Every object is written once and ends with a hash of all its bytes, so that a flipped bit anywhere is found on
 //! reading, and named with the object and the reason.
@@ -31,14 +31,17 @@ pub mod patch;
 pub mod payloads;
 pub mod person;
 pub mod plan;
+pub mod prune;
 pub mod read_limit;
 pub mod recover;
 pub mod restore;
+pub mod retention;
 pub mod row_index;
 pub mod sealing;
 pub mod segment;
 pub mod ship;
 pub mod snapshot;
+pub mod tombstone;
 pub mod verification;
 pub mod verify;
 

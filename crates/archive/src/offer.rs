@@ -94,7 +94,11 @@ async fn step(
         }
         // The key of what was planned: nothing of its generation can be read, and all later ones may. A heartbeat says how
         // far the log went, and is not needed.
-        ObjectName::Keys { .. } | ObjectName::Heartbeat { .. } | ObjectName::Verification { .. } => Ok(None),
+        ObjectName::Keys { .. }
+        | ObjectName::Heartbeat { .. }
+        | ObjectName::Verification { .. }
+        | ObjectName::Tombstone { .. }
+        | ObjectName::Pruned { .. } => Ok(None),
         // Its log says what it is, to whoever names the entry: the last one that there is.
         ObjectName::Lineage => {
             let named = now.lineage.is_some_and(|named| named != lineage);

@@ -13,17 +13,19 @@
 //! Source: design page "archive" (verified has four levels, drills).
 
 use bytes::Bytes;
+use futures::StreamExt;
 use holdfast_model::id::GroupId;
 use serde::{Deserialize, Serialize};
 
-use crate::destination::{Destination, Put};
+use crate::destination::{Destination, Listed, Put};
 use crate::error::ArchiveError;
-use crate::evidence::{self, VerifierKey};
+use crate::evidence::{self, Link, VerifierKey, newest_of_each};
 use crate::layout::{LineageId, ObjectName};
 
 const KIND: &str = "verification";
 /// Faults told in a verification; their number tells of the others.
 pub const FAULTS_TOLD_MAX: usize = 20;
+const READS_MAX: usize = 8;
 
 /// How much was looked at. Ordered: more is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,6 +119,9 @@ pub struct Verification {
     pub ended_ms: u64,
     /// Newest snapshot; `None` = there is none, or it could not be read.
     pub snapshot_index: Option<u64>,
+    /// Hash over its rows, in hex; `None` = not known, or not written down.
+    #[serde(default)]
+    pub snapshot_root: Option<String>,
     /// Last entry of the log; `None` = it could not be told.
     pub last_index: Option<u64>,
     /// Objects that were looked at.
@@ -129,6 +134,9 @@ pub struct Verification {
     pub faults: Vec<Fault>,
     /// Of a drill.
     pub drill: Option<DrillTimes>,
+    /// The newest words of everybody who spoke here before: what is taken away later is missed.
+    #[serde(default)]
+    pub after: Vec<Link>,
     /// Version of the program.
     pub program: String,
 }
@@ -146,12 +154,14 @@ impl Verification {
             began_ms,
             ended_ms: began_ms,
             snapshot_index: None,
+            snapshot_root: None,
             last_index: None,
             objects: 0,
             bytes: 0,
             fault_count: 0,
             faults: Vec::new(),
             drill: None,
+            after: Vec::new(),
             program: env!("CARGO_PKG_VERSION").into(),
         }
     }
@@ -175,20 +185,25 @@ impl Verification {
         Some(format!("{}: {}{more}", first.object, first.reason))
     }
 
-    /// Name and bytes of the object that says so.
+    /// Name and bytes of the object that says so, behind what was said at a destination before.
     ///
     /// # Errors
-    /// When it cannot be written down.
-    pub fn seal(&self, lineage: &LineageId, key: &VerifierKey) -> Result<(String, Bytes), ArchiveError> {
-        let public = key.public();
+    /// When the destination fails, or it cannot be written down.
+    pub async fn seal(
+        &self,
+        destination: &Destination,
+        lineage: &LineageId,
+        key: &VerifierKey,
+    ) -> Result<(String, Bytes), ArchiveError> {
+        let (group, public) = (GroupId(self.group), key.public());
         let key8 = std::array::from_fn(|n| public[n]);
-        let name = ObjectName::Verification { group: GroupId(self.group), at_ms: self.ended_ms, key: key8 };
-        let object = name.path(lineage);
-        let bytes = evidence::sign(&object, key, self)?;
+        let object = ObjectName::Verification { group, at_ms: self.ended_ms, key: key8 }.path(lineage);
+        let after = newest_of_each(destination, &lineage.verify_prefix(group), &object).await?;
+        let bytes = evidence::sign(&object, key, &Self { after, ..self.clone() })?;
         Ok((object, bytes))
     }
 
-    /// Lays it down; gives its name.
+    /// Lays it down behind what was said before; gives its name.
     ///
     /// # Errors
     /// When the destination fails or refuses it.
@@ -198,7 +213,7 @@ impl Verification {
         lineage: &LineageId,
         key: &VerifierKey,
     ) -> Result<String, ArchiveError> {
-        let (object, bytes) = self.seal(lineage, key)?;
+        let (object, bytes) = self.seal(destination, lineage, key).await?;
         match destination.put_checked(&object, &bytes).await? {
             Put::Created | Put::Same => Ok(object),
             Put::Lost(_) => Err(ArchiveError::corrupt(&object, "another verification lies in its place")),
@@ -257,8 +272,10 @@ pub async fn verifications(
         None => destination.list(&prefix).await?,
     };
     let (mut found, mut bad) = (Vec::new(), Vec::new());
-    for one in listed {
-        match read_one(destination, &one.path).await {
+    let read = |one: Listed| async move { read_one(destination, &one.path).await };
+    let mut reads = futures::stream::iter(listed).map(read).buffered(READS_MAX);
+    while let Some(read) = reads.next().await {
+        match read {
             Ok(one) => found.push(one),
             Err(error) => bad.push(error.fault().ok_or(error)?),
         }

@@ -28,6 +28,7 @@ use crate::log::JOINED_LEVEL;
 use crate::manifest::Manifest;
 use crate::object;
 use crate::segment::{ChainWalk, Segment};
+use crate::tombstone::{Pruned, Tombstone};
 use crate::verification::Verification;
 
 use self::positions::{Held, Position};
@@ -65,8 +66,19 @@ pub struct VerifyReport {
     pub attested: u64,
     /// Snapshots that are whole as far as this level tells, and that no majority vouches for.
     pub unattested: u64,
-    /// The newest snapshot of each group, and whether a majority vouches for it.
-    pub newest: BTreeMap<GroupId, (u64, bool)>,
+    /// The newest snapshot of each group.
+    pub newest: BTreeMap<GroupId, Newest>,
+}
+
+/// The newest snapshot of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// Last entry in it.
+    pub index: u64,
+    /// A majority of the voters vouches for it.
+    pub is_attested: bool,
+    /// Hash over its rows.
+    pub root: [u8; 32],
 }
 
 impl VerifyReport {
@@ -216,7 +228,9 @@ pub async fn verify(
         ObjectName::Segment { .. }
         | ObjectName::Chunk { .. }
         | ObjectName::Patch { .. }
-        | ObjectName::Verification { .. } => (2, *name),
+        | ObjectName::Verification { .. }
+        | ObjectName::Tombstone { .. }
+        | ObjectName::Pruned { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
     check.compare(&listed, &mut report)?;
@@ -283,7 +297,9 @@ impl Check<'_> {
             | ObjectName::Chunk { .. }
             | ObjectName::Patch { .. }
             | ObjectName::Heartbeat { .. }
-            | ObjectName::Verification { .. } => level >= Level::Bytes,
+            | ObjectName::Verification { .. }
+            | ObjectName::Tombstone { .. }
+            | ObjectName::Pruned { .. } => level >= Level::Bytes,
         });
         let (destination, lineage) = (self.destination, *self.lineage);
         let read = |(name, found): &(ObjectName, &Listed)| {
@@ -411,7 +427,8 @@ impl Check<'_> {
     fn note_newest(&self, report: &mut VerifyReport) {
         for (group, found) in &self.groups {
             if let Some((index, (manifest, _))) = found.manifests.last_key_value() {
-                report.newest.insert(*group, (*index, manifest.is_attested()));
+                let newest = Newest { index: *index, is_attested: manifest.is_attested(), root: manifest.root() };
+                report.newest.insert(*group, newest);
             }
         }
     }
@@ -535,6 +552,8 @@ fn check(
             Heartbeat::open(object, lineage, keys, group, at_ms, bytes).map(Contents::Heartbeat)
         }
         ObjectName::Verification { .. } => Verification::open(object, bytes).map(|_| Contents::Said),
+        ObjectName::Tombstone { .. } => Tombstone::open(object, bytes).map(|_| Contents::Said),
+        ObjectName::Pruned { .. } => Pruned::open(object, bytes).map(|_| Contents::Said),
         ObjectName::Chunk { .. } | ObjectName::Patch { .. } => {
             Chunk::open(object, lineage, keys, name, bytes).map(|_| Contents::Rows)
         }

@@ -102,7 +102,9 @@ fn exit_of_archive(error: &ArchiveError) -> Exit {
         error if error.is_integrity() => Exit::Integrity,
         error if error.is_transient() => Exit::Unreachable,
         ArchiveError::NoChoice { .. } | ArchiveError::NoBucket { .. } => Exit::NotFound,
-        ArchiveError::Forbidden { .. } | ArchiveError::NoKey { .. } => Exit::Forbidden,
+        ArchiveError::Forbidden { .. } | ArchiveError::MayNotDelete { .. } | ArchiveError::NoKey { .. } => {
+            Exit::Forbidden
+        }
         ArchiveError::Target { .. } | ArchiveError::Fenced { .. } => Exit::Conflict,
         ArchiveError::BadDestination { .. } | ArchiveError::Keys { .. } => Exit::Usage,
         ArchiveError::Store { source, .. } => exit_of_store(source),

@@ -90,6 +90,16 @@ impl Folder {
         Ok(())
     }
 
+    /// Takes away the directory that a deleted object lay in, if nothing else does.
+    pub(super) fn tidy(&self, object: &str) {
+        if let Some(parent) = self.root.join(object).parent().filter(|parent| **parent != self.root) {
+            // One that is not empty stays, and whoever creates something in it makes it anew.
+            if std::fs::remove_dir(parent).is_ok() {
+                self.durable().remove(parent);
+            }
+        }
+    }
+
     pub(super) fn durable(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
         // Only whole paths are inserted: a panic elsewhere leaves nothing half done.
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)

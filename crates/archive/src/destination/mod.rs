@@ -1,13 +1,15 @@
 //! Destinations: where objects go. Contains the object store; nothing else here speaks to one.
 //!
 //! Invariants:
-//! - Objects are created, read and listed; never overwritten, never deleted, but for canaries of [`crate::doctor`].
+//! - Objects are created, read and listed; never overwritten, but for canaries of [`crate::doctor`]; and never deleted, but for
+//!   these, and by [`Remover`], which [`crate::prune`] alone has.
 //! - When `put_new` returns well, exactly the object's bytes or the winner's are durable under the name. A lost or
 //!   late answer is settled by reading: nothing is believed to be there that was not seen.
 //! - Every call has a deadline.
 
 mod cloud;
 mod folder;
+mod remove;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ use url::Url;
 
 use self::cloud::{Bucket, Failure, Service};
 use self::folder::Folder;
+pub(crate) use self::remove::{Removal, Remover};
 pub(crate) use self::versions::{Answer, Lock, Version, Versions};
 use crate::error::ArchiveError;
 use crate::keys::{Keyring, NO_KEYS};
@@ -333,6 +336,24 @@ impl Destination {
     pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>, ArchiveError> {
         let path = self.path(prefix)?;
         self.listed(prefix, self.inner.store.list(Some(&path)).try_collect()).await
+    }
+
+    /// All objects under `prefix`, ascending by name, and when the destination says that each was written: milliseconds since
+    /// the Unix epoch.
+    ///
+    /// # Errors
+    /// When the destination fails.
+    pub(crate) async fn list_dated(&self, prefix: &str) -> Result<Vec<(Listed, u64)>, ArchiveError> {
+        let path = self.path(prefix)?;
+        let call = self.inner.store.list(Some(&path)).try_collect::<Vec<ObjectMeta>>();
+        let listed = self.within("list", prefix, call).await?.into_iter();
+        let dated = |meta: ObjectMeta| {
+            let written_ms = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0);
+            (Listed::from(meta), written_ms)
+        };
+        let mut listed: Vec<(Listed, u64)> = listed.map(dated).collect();
+        listed.sort();
+        Ok(listed)
     }
 
     /// Those whose full names come after `after`, which lies under `prefix` itself: what comes before is not asked for.

@@ -1,7 +1,7 @@
 //! Versions and locks of objects in a bucket of S3: what `object_store` has no calls for.
 //!
-//! Invariants: it is used for canaries of [`crate::doctor`], and for nothing that anybody needs; a server's answer is told by
-//! status and code alone, as everywhere.
+//! Invariants: what lies there is altered or deleted only where it is a canary of [`crate::doctor`], or by
+//! [`super::Remover`], which bypasses no lock; a server's answer is told by status and code alone, as everywhere.
 
 use std::time::Duration;
 
@@ -132,6 +132,46 @@ impl Versions {
             },
             other => other.map(|_| Bytes::new()),
         }
+    }
+
+    /// Ids of all versions of an object, deletions among them, newest first.
+    pub(super) async fn list(&self, object: &str) -> Answer<Vec<String>> {
+        let key = self.key(object);
+        let mut ids = Vec::new();
+        let (mut key_marker, mut id_marker) = (None, None);
+        loop {
+            let call = self.client.list_object_versions().bucket(&self.bucket).prefix(&key);
+            let call = call.set_key_marker(key_marker).set_version_id_marker(id_marker);
+            let page = match answer(call.send()).await {
+                Answer::Done(page) => page,
+                other => return other.map(|_| Vec::new()),
+            };
+            let versions = page.versions().iter().map(|one| (one.key(), one.version_id()));
+            let deletions = page.delete_markers().iter().map(|one| (one.key(), one.version_id()));
+            let own = versions.chain(deletions).filter(|(found, _)| *found == Some(&key));
+            ids.extend(own.filter_map(|(_, id)| id.map(str::to_owned)));
+            if page.is_truncated() != Some(true) || page.next_key_marker() != Some(&key) {
+                return Answer::Done(ids);
+            }
+            key_marker = page.next_key_marker().map(str::to_owned);
+            id_marker = page.next_version_id_marker().map(str::to_owned);
+        }
+    }
+
+    /// Deletes a version, if no lock holds it.
+    pub(super) async fn delete_for_good(&self, object: &str, version: &str) -> Answer<()> {
+        let call = self.client.delete_object().bucket(&self.bucket).key(self.key(object));
+        answer(call.version_id(version).send()).await.map(|_| ())
+    }
+
+    /// Until when a version is locked; `None` = it is not.
+    pub(super) async fn lock_of(&self, object: &str, version: &str) -> Answer<Option<u64>> {
+        let call = self.client.head_object().bucket(&self.bucket).key(self.key(object)).version_id(version);
+        let head = answer(call.send()).await;
+        head.map(|head| {
+            let until = head.object_lock_retain_until_date().and_then(|until| until.to_millis().ok());
+            until.map(|until| until.max(0) as u64)
+        })
     }
 
     /// Deletes a version, with every right that the credentials have.

@@ -184,7 +184,9 @@ fn whatever_is_damaged_the_newest_point_beside_it_is_offered() {
             ObjectName::Keys { .. }
             | ObjectName::Heartbeat { .. }
             | ObjectName::Joined { .. }
-            | ObjectName::Verification { .. } => {
+            | ObjectName::Verification { .. }
+            | ObjectName::Tombstone { .. }
+            | ObjectName::Pruned { .. } => {
                 unreachable!("nothing is encrypted, and nobody beat")
             }
         };

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture::{Folder, GROUP, run};
+use crate::layout;
 use crate::object::tests::LINEAGE;
 use crate::verify::Level;
 
@@ -29,9 +30,14 @@ fn verifications_are_found_by_their_time_whoever_made_them() {
     }
     let (read, bad) = run(verifications(&destination, &LINEAGE, GROUP, None)).expect("reads");
     assert_eq!(bad, []);
-    let seen: Vec<_> = read.iter().map(|one| (one.found.clone(), one.key)).collect();
+    let said = |one: &Recorded| (Verification { after: Vec::new(), ..one.found.clone() }, one.key);
+    let seen: Vec<_> = read.iter().map(said).collect();
     assert_eq!(seen, [1, 2, 0].map(|n: usize| (all[n].0.clone(), key(all[n].1).public())));
     assert_eq!(seen[0].0.why().as_deref(), Some("a: it is damaged, and 1 more"));
+    // Each names what lay before it then, by whomever: here what ended earlier was recorded later.
+    let hash = layout::hex(blake3::hash(&run(destination.get(&read[0].object)).expect("reads")).as_bytes());
+    assert_eq!(read[1].found.after, [Link { object: read[0].object.clone(), blake3: hash }]);
+    assert_eq!((&read[0].found.after[..], &read[2].found.after[..]), (&[][..], &[][..]));
     let (later, _) = run(verifications(&destination, &LINEAGE, GROUP, Some(&read[1].object))).expect("reads");
     assert_eq!(later, read[2..]);
     // One that is damaged is named, and hides no other.
@@ -47,8 +53,8 @@ fn verifications_are_found_by_their_time_whoever_made_them() {
 
 #[test]
 fn what_does_not_fit_its_name_or_contradicts_itself_is_no_verification() {
-    let good = found(30, Depth::Drilled, &[]);
-    let (object, bytes) = good.seal(&LINEAGE, &key(1)).expect("sealed");
+    let (folder, good) = (Folder::new(), found(30, Depth::Drilled, &[]));
+    let (object, bytes) = run(good.seal(&folder.destination(), &LINEAGE, &key(1))).expect("sealed");
     assert_eq!(Verification::open(&object, &bytes).expect("opens"), (good.clone(), key(1).public()));
     let signed = |object: &str, found: &Verification| evidence::sign(object, &key(1), found).expect("signed");
     let cases = [
@@ -75,6 +81,6 @@ fn faults_beyond_those_told_are_counted() {
     let names: Vec<String> = (0..50).map(|n| format!("o{n}")).collect();
     let many = found(1, Depth::Read, &names.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!((many.fault_count, many.faults.len(), many.good), (50, FAULTS_TOLD_MAX, false));
-    let (object, bytes) = many.seal(&LINEAGE, &key(1)).expect("sealed");
+    let (object, bytes) = run(many.seal(&Folder::new().destination(), &LINEAGE, &key(1))).expect("sealed");
     assert_eq!(Verification::open(&object, &bytes).expect("opens").0, many);
 }

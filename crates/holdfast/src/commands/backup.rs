@@ -10,7 +10,7 @@ use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::{DestinationReport, Level};
 use holdfast_archive::{
     ArchiveError, Depth, Destination, DestinationConfig, Fence, Keyring, LineageFacts, LineageId, ObjectName,
-    Verification, VerifierKey, VerifyReport, find_lineages, list_snapshots, newest_heartbeat, verify_all,
+    Verification, VerifierKey, VerifyReport, find_lineages, layout, list_snapshots, newest_heartbeat, verify_all,
 };
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
@@ -39,6 +39,8 @@ pub enum Backup {
     Verify(VerifyArgs),
     /// Try, with the cluster's own credentials, to alter or delete what lies at a destination.
     Doctor(super::doctor::DoctorArgs),
+    /// Keep the newest snapshots of hours, days, weeks, months and years; mark the others, and delete what was marked before.
+    Prune(Box<super::prune::PruneArgs>),
     /// Encrypt what is shipped: make secrets and identities, say for whom, go on with new keys, prove an offline one.
     #[command(subcommand)]
     Keys(super::keys::Keys),
@@ -135,6 +137,7 @@ pub async fn run(format: Format, command: Backup) -> anyhow::Result<Exit> {
         Backup::Ls(args) => list(format, &args).await,
         Backup::Verify(args) => verify(format, &args).await,
         Backup::Doctor(args) => super::doctor::run(format, &args).await,
+        Backup::Prune(args) => super::prune::run(format, &args).await,
         Backup::Keys(command) => super::keys::run(format, command).await,
     }
 }
@@ -421,8 +424,8 @@ fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyh
 
 /// No majority vouches for the newest snapshot of a history.
 fn unproved((lineage, report): &(LineageId, VerifyReport)) -> Option<(String, String)> {
-    let (index, _) = report.newest.get(&GROUP).filter(|(_, attested)| !attested)?;
-    let object = ObjectName::Manifest { group: GROUP, index: *index }.path(lineage);
+    let newest = report.newest.get(&GROUP).filter(|newest| !newest.is_attested)?;
+    let object = ObjectName::Manifest { group: GROUP, index: newest.index }.path(lineage);
     Some((object, UNATTESTED.to_owned()))
 }
 
@@ -443,7 +446,9 @@ async fn record(
         let mut found = Verification::new(lineage, GROUP, level, began_ms);
         found.ended_ms = ended_ms;
         (found.objects, found.bytes) = (of.objects, of.bytes);
-        found.snapshot_index = of.newest.get(&GROUP).map(|(index, _)| *index);
+        let newest = of.newest.get(&GROUP);
+        found.snapshot_index = newest.map(|newest| newest.index);
+        found.snapshot_root = newest.map(|newest| layout::hex(&newest.root));
         found.last_index = of.log.get(&GROUP).map(|(_, last)| *last);
         let prefix = format!("{lineage}/");
         let of_it = report.bad.iter().filter(|(object, _)| object.starts_with(&prefix));

@@ -148,7 +148,7 @@ async fn record(
     if args.endpoints.is_empty() {
         return Ok(found.record(destination, lineage, key).await?);
     }
-    let (object, evidence) = found.seal(lineage, key)?;
+    let (object, evidence) = found.seal(destination, lineage, key).await?;
     let endpoints = AdminArgs { endpoints: args.endpoints.clone() };
     let (admin, _) = endpoints.first().await?;
     let name = args.destination.clone();
@@ -194,6 +194,7 @@ impl Steps<'_> {
     /// Each step, as long as nothing was found; `Err`: it could not be run.
     async fn run(&self, found: &mut Verification) -> anyhow::Result<()> {
         found.snapshot_index = self.plan.snapshot.as_ref().map(|manifest| manifest.applied.index);
+        found.snapshot_root = self.plan.snapshot.as_ref().map(|manifest| layout::hex(&manifest.root()));
         found.last_index = Some(self.plan.last.index);
         self.read(found).await?;
         self.prove(found);

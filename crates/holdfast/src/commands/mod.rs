@@ -14,6 +14,7 @@ pub mod health;
 pub mod integrity;
 pub mod keys;
 pub mod node;
+pub mod prune;
 pub mod record;
 pub mod recover;
 pub mod restore;

@@ -519,6 +519,7 @@ fn seen_after(seen: Seen, error: &ArchiveError) -> Seen {
         ArchiveError::BadDestination { .. }
         | ArchiveError::NoBucket { .. }
         | ArchiveError::Forbidden { .. }
+        | ArchiveError::MayNotDelete { .. }
         | ArchiveError::Corrupt { .. }
         | ArchiveError::LineageFork { .. } => Seen::Unseen,
         // It is there, as far as anybody knows.

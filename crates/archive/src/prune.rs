@@ -1,0 +1,484 @@
+//! Pruning: what [`crate::retention`] lets go is marked, and deleted days later, by somebody who may.
+//!
+//! ```text
+//! look ──> judge ──> plan ──> marks what may go (a tombstone)
+//!                         └─> deletes what was marked long enough, and may still go
+//! ```
+//!
+//! Invariants:
+//! - Nothing is deleted in the run that marks it, nor before its grace ended by the clock of whoever prunes *and* by that of the
+//!   destination.
+//! - Only marks by keys that are trusted count, and only for the very manifest that they name.
+//! - A manifest goes before anything that it names; what another manifest names stays. Chunks go from closed generations only:
+//!   nothing is ever added to these, so that no snapshot under way can come to rely on what goes.
+//! - The log goes entry by entry from its beginning on, and no further than a lock lets it: what is left of it is whole.
+//! - It ends at the first error; the next run goes on.
+//!
+//! The cluster has no part in this: its credentials create, read and list.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use futures::{StreamExt, TryStreamExt};
+use holdfast_model::id::{GroupId, Millis};
+
+use crate::destination::{Destination, Listed, Removal, Remover};
+use crate::error::ArchiveError;
+use crate::evidence::VerifierKey;
+use crate::layout::{LineageId, ObjectName, hex, unhex, week_of};
+use crate::lineage::find_lineages;
+use crate::manifest::Manifest;
+use crate::retention::{DAY_MS, Holding, Judgement, Policy, Said, Taken};
+use crate::tombstone::{Marked, Pruned, Tombstone, lay_down};
+use crate::verification::{Depth, verifications};
+
+/// Requests under way.
+const CALLS_MAX: usize = 8;
+/// Verifications of so many days are looked at.
+const SAID_DAYS: u64 = 60;
+
+/// Keys whose words are believed.
+pub type Trusted = BTreeSet<[u8; 32]>;
+
+/// All of one history at a destination, as it was found.
+#[derive(Debug)]
+pub struct Stock {
+    /// What is judged.
+    pub holding: Holding,
+    /// Name of its cluster; `None` = the facts do not open.
+    pub cluster_name: Option<String>,
+    /// Keys that are not trusted, and that spoke here.
+    pub strangers: Trusted,
+    group: GroupId,
+    manifests: BTreeMap<u64, Manifest>,
+    /// Every object, and when it was stored.
+    listed: Vec<(Listed, u64)>,
+    /// Snapshots marked by their index and the seal of their manifest: when the first mark was made.
+    marks: BTreeMap<(u64, [u8; 32]), u64>,
+    /// Marks of the log, and when they were made.
+    log_marks: Vec<(u64, u64)>,
+}
+
+impl Stock {
+    fn id(&self) -> LineageId {
+        self.holding.id
+    }
+
+    fn names(&self) -> impl Iterator<Item = (ObjectName, &Listed, u64)> {
+        let parsed =
+            |(found, stored_ms): &'_ (Listed, u64)| ObjectName::parse(&found.path).map(|(_, name)| (name, *stored_ms));
+        self.listed.iter().filter_map(move |one| parsed(one).map(|(name, stored_ms)| (name, &one.0, stored_ms)))
+    }
+}
+
+/// Looks at every history at a destination.
+///
+/// # Errors
+/// When the destination fails, or holds what the keys that were given do not open: what is not known is not judged.
+pub async fn look(
+    destination: &Destination,
+    group: GroupId,
+    trusted: &Trusted,
+    now_ms: u64,
+) -> Result<Vec<Stock>, ArchiveError> {
+    let found = find_lineages(destination).await?;
+    let mut stocks = Vec::new();
+    for facts in &found.lineages {
+        let parent = facts.parent_id().zip(facts.parent.as_ref().map(|parent| parent.index));
+        let mut stock = look_at(destination, &facts.id, group, trusted, now_ms).await?;
+        (stock.holding.parent, stock.cluster_name) = (parent, Some(facts.cluster_name.clone()));
+        stocks.push(stock);
+    }
+    for (id, error) in found.bad {
+        let mut stock = look_at(destination, &id, group, trusted, now_ms).await?;
+        stock.holding.damaged.extend(error.fault());
+        stocks.push(stock);
+    }
+    Ok(stocks)
+}
+
+async fn look_at(
+    destination: &Destination,
+    id: &LineageId,
+    group: GroupId,
+    trusted: &Trusted,
+    now_ms: u64,
+) -> Result<Stock, ArchiveError> {
+    // Manifests before the objects they name: what is listed first grows no references that the other list has not.
+    let manifests = destination.list_dated(&id.snapshot_prefix(group)).await?;
+    let listed = destination.list_dated(&id.to_string()).await?;
+    let holding = Holding {
+        id: *id,
+        parent: None,
+        taken: Vec::new(),
+        proved: Vec::new(),
+        failed: None,
+        buried: BTreeSet::new(),
+        damaged: Vec::new(),
+    };
+    let mut stock = Stock {
+        holding,
+        cluster_name: None,
+        strangers: Trusted::new(),
+        group,
+        manifests: BTreeMap::new(),
+        listed,
+        marks: BTreeMap::new(),
+        log_marks: Vec::new(),
+    };
+    read_manifests(destination, &mut stock, manifests).await?;
+    read_marks(destination, &mut stock, trusted).await?;
+    read_said(destination, &mut stock, trusted, now_ms).await?;
+    Ok(stock)
+}
+
+async fn read_manifests(
+    destination: &Destination,
+    stock: &mut Stock,
+    listed: Vec<(Listed, u64)>,
+) -> Result<(), ArchiveError> {
+    let (id, group) = (stock.id(), stock.group);
+    let read = |(found, stored_ms): (Listed, u64)| async move {
+        let Some((_, ObjectName::Manifest { index, .. })) = ObjectName::parse(&found.path) else { return None };
+        let bytes = destination.get(&found.path).await;
+        let opened = bytes.and_then(|bytes| Manifest::open(&found.path, &id, destination.keys(), group, index, &bytes));
+        Some((stored_ms, opened))
+    };
+    let mut reads = futures::stream::iter(listed).map(read).buffered(CALLS_MAX);
+    while let Some(read) = reads.next().await {
+        let Some((stored_ms, opened)) = read else { continue };
+        match opened {
+            Ok((manifest, seal)) => {
+                stock.holding.taken.push(Taken {
+                    index: manifest.applied.index,
+                    time_ms: manifest.now.0,
+                    stored_ms,
+                    bytes: manifest.plain_length(),
+                    records: manifest.records,
+                    root: manifest.root(),
+                    seal,
+                    is_attested: manifest.is_attested(),
+                    previous: manifest.previous.map(|previous| previous.index),
+                });
+                stock.manifests.insert(manifest.applied.index, manifest);
+            }
+            Err(error) => stock.holding.damaged.push(error.fault().ok_or(error)?),
+        }
+    }
+    drop(reads);
+    stock.holding.taken.sort_by_key(|taken| taken.index);
+    let lengths: BTreeMap<&str, u64> =
+        stock.listed.iter().map(|(found, _)| (found.path.as_str(), found.bytes)).collect();
+    let mut damaged = BTreeMap::new();
+    for manifest in stock.manifests.values() {
+        for (name, line) in manifest.objects() {
+            let object = name.path(&id);
+            let reason = match lengths.get(object.as_str()) {
+                Some(length) if *length == line.stored_length => continue,
+                Some(length) => format!("it has {length} bytes, not {}", line.stored_length),
+                None => format!("the snapshot at index {} needs it, and it is missing", manifest.applied.index),
+            };
+            damaged.insert(object, reason);
+        }
+    }
+    stock.holding.damaged.extend(damaged);
+    Ok(())
+}
+
+async fn read_marks(destination: &Destination, stock: &mut Stock, trusted: &Trusted) -> Result<(), ArchiveError> {
+    let found: Vec<(String, u64)> = stock
+        .names()
+        .filter(|(name, ..)| matches!(name, ObjectName::Tombstone { group, .. } if *group == stock.group))
+        .map(|(_, found, stored_ms)| (found.path.clone(), stored_ms))
+        .collect();
+    let read = |(object, stored_ms): (String, u64)| async move {
+        let bytes = destination.get(&object).await?;
+        Ok((Tombstone::open(&object, &bytes), stored_ms))
+    };
+    let reads = futures::stream::iter(found).map(read).buffered(CALLS_MAX);
+    for (opened, stored_ms) in reads.try_collect::<Vec<_>>().await? {
+        match opened {
+            Ok((mark, key)) if trusted.contains(&key) => {
+                // By whichever clock it is younger.
+                let marked_ms = mark.at_ms.max(stored_ms);
+                for one in mark.snapshots {
+                    stock.holding.buried.insert(one.index);
+                    if let Some(seal) = unhex(&one.seal) {
+                        let first = stock.marks.entry((one.index, seal)).or_insert(marked_ms);
+                        *first = marked_ms.min(*first);
+                    }
+                }
+                stock.log_marks.extend(mark.log_through.map(|through| (through, marked_ms)));
+            }
+            Ok((_, key)) => {
+                stock.strangers.insert(key);
+            }
+            Err(error) => stock.holding.damaged.push(error.fault().ok_or(error)?),
+        }
+    }
+    Ok(())
+}
+
+async fn read_said(
+    destination: &Destination,
+    stock: &mut Stock,
+    trusted: &Trusted,
+    now_ms: u64,
+) -> Result<(), ArchiveError> {
+    let (id, group) = (stock.id(), stock.group);
+    let at_ms = now_ms.saturating_sub(SAID_DAYS * DAY_MS);
+    let after = ObjectName::Verification { group, at_ms, key: [0; 8] }.path(&id);
+    let (found, bad) = verifications(destination, &id, group, Some(&after)).await?;
+    stock.holding.damaged.extend(bad);
+    for one in found {
+        if !trusted.contains(&one.key) {
+            stock.strangers.insert(one.key);
+            continue;
+        }
+        let said = Said {
+            ended_ms: one.found.ended_ms,
+            snapshot_index: one.found.snapshot_index,
+            root: one.found.snapshot_root.as_deref().and_then(unhex),
+            why: one.found.why(),
+        };
+        match one.found.good {
+            true if one.found.level >= Depth::Proved => stock.holding.proved.push(said),
+            true => {}
+            false => stock.holding.failed = Some(said),
+        }
+    }
+    stock.holding.proved.sort_by_key(|said| said.ended_ms);
+    Ok(())
+}
+
+/// What a run does with one history.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Snapshots that are marked now.
+    pub fresh: Vec<u64>,
+    /// Snapshots that are marked, and until when they wait: milliseconds since the Unix epoch.
+    pub waiting: BTreeMap<u64, u64>,
+    /// Snapshots that go now.
+    pub due: BTreeSet<u64>,
+    /// The log up to this entry is marked now.
+    pub log_fresh: Option<u64>,
+    /// The log up to this entry goes now.
+    pub log_due: Option<u64>,
+    /// Their manifests, and the bytes of each.
+    pub manifests: Vec<Going>,
+    /// What no other snapshot needs.
+    pub rows: Vec<Going>,
+    /// Segments in the order of their entries, and then what joins them, and heartbeats.
+    pub log: Vec<Going>,
+}
+
+/// An object that goes, and its bytes.
+pub type Going = (String, u64);
+
+impl Plan {
+    /// Nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.log_fresh.is_none() && self.objects().next().is_none()
+    }
+
+    /// All objects that go.
+    pub fn objects(&self) -> impl Iterator<Item = &Going> {
+        self.manifests.iter().chain(&self.rows).chain(&self.log)
+    }
+}
+
+/// What a judgement means for one history, now. `stagger_ms`: more time than the policy's grace.
+pub fn plan(stock: &Stock, judged: &Judgement, policy: &Policy, stagger_ms: u64, now_ms: u64) -> Plan {
+    let id = stock.id();
+    let mut plan = Plan::default();
+    if !judged.frozen.is_empty() {
+        return plan;
+    }
+    let grace_ms = policy.grace_ms() + stagger_ms;
+    for taken in stock.holding.taken.iter().filter(|taken| judged.doomed.contains(&(id, taken.index))) {
+        match stock.marks.get(&(taken.index, taken.seal)).map(|marked_ms| marked_ms + grace_ms) {
+            None => plan.fresh.push(taken.index),
+            Some(due_ms) if due_ms > now_ms => {
+                plan.waiting.insert(taken.index, due_ms);
+            }
+            Some(_) => {
+                plan.due.insert(taken.index);
+            }
+        }
+    }
+    if let Some(through) = judged.log_through.get(&id).copied() {
+        let marked = stock.log_marks.iter().map(|(through, _)| *through).max();
+        let more = log_objects(stock, through).next().is_some() && marked.is_none_or(|marked| marked < through);
+        plan.log_fresh = Some(through).filter(|_| more);
+        let due = stock.log_marks.iter().filter(|(_, marked_ms)| marked_ms + grace_ms <= now_ms);
+        plan.log_due = due.map(|(marked, _)| through.min(*marked)).max();
+    }
+    let manifests = stock.names().filter(|(name, ..)| match name {
+        ObjectName::Manifest { group, index } => *group == stock.group && plan.due.contains(index),
+        _ => false,
+    });
+    plan.manifests = manifests.map(|(_, found, _)| (found.path.clone(), found.bytes)).collect();
+    plan.rows = unneeded(stock, &plan.due, policy.grace_ms(), now_ms);
+    plan.log = plan.log_due.map(|through| log_objects(stock, through).collect()).unwrap_or_default();
+    plan
+}
+
+/// Chunks and patches of closed generations that no manifest names but for those that go.
+fn unneeded(stock: &Stock, due: &BTreeSet<u64>, grace_ms: u64, now_ms: u64) -> Vec<Going> {
+    let stays = || stock.manifests.iter().filter(|(index, _)| !due.contains(index)).map(|(_, manifest)| manifest);
+    let needed: BTreeSet<ObjectName> = stays().flat_map(|manifest| manifest.objects().map(|(name, _)| name)).collect();
+    let generation_of = |name: &ObjectName| match name {
+        ObjectName::Chunk { generation, .. } | ObjectName::Patch { generation, .. } => Some(*generation),
+        _ => None,
+    };
+    // Snapshots are added to the newest one, and to that of this week: also by whoever is behind by a week.
+    let newest = needed.iter().filter_map(generation_of).max().unwrap_or(0);
+    let open = newest.min(week_of(Millis(now_ms)).saturating_sub(1));
+    let gone = stock.names().filter(|(name, _, stored_ms)| {
+        let is_closed = generation_of(name).is_some_and(|generation| generation < open);
+        is_closed && !needed.contains(name) && stored_ms + grace_ms <= now_ms
+    });
+    gone.map(|(_, found, _)| (found.path.clone(), found.bytes)).collect()
+}
+
+/// Objects that hold nothing but entries up to this one, and heartbeats from before its snapshot.
+fn log_objects(stock: &Stock, through: u64) -> impl Iterator<Item = Going> {
+    let positions: BTreeSet<u64> = stock
+        .names()
+        .filter_map(|(name, ..)| match name {
+            ObjectName::Segment { group, first, .. } if group == stock.group => Some(first),
+            _ => None,
+        })
+        .collect();
+    let time_ms = stock.holding.taken.iter().find(|taken| taken.index == through).map_or(0, |taken| taken.time_ms);
+    let group_of = stock.group;
+    stock.names().filter_map(move |(name, found, _)| {
+        let goes = match name {
+            ObjectName::Segment { group, first, .. } if group == group_of => {
+                // Its last entry is the one before the next position.
+                let next = positions.range((Bound::Excluded(first), Bound::Unbounded)).next();
+                next.is_some_and(|next| *next <= through.saturating_add(1))
+            }
+            ObjectName::Joined { group, last, .. } => group == group_of && last <= through,
+            ObjectName::Heartbeat { group, at_ms } => group == group_of && at_ms < time_ms,
+            _ => false,
+        };
+        goes.then(|| (found.path.clone(), found.bytes))
+    })
+}
+
+/// What became of a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Objects that are gone.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects that a lock holds, and until when, if that is known: milliseconds since the Unix epoch.
+    pub held: Vec<(String, Option<u64>)>,
+    /// Snapshots that are gone.
+    pub snapshots: Vec<u64>,
+    /// What was laid down: the mark, and what is told of the deletion.
+    pub recorded: Vec<String>,
+}
+
+/// Carries a plan out: marks, then deletes. `done` is told how many objects of the plan were tried.
+///
+/// # Errors
+/// When the destination fails, or refuses; what was deleted before is told beside the archive all the same.
+pub async fn carry_out(
+    destination: &Destination,
+    stock: &Stock,
+    plan: &Plan,
+    key: &VerifierKey,
+    now_ms: u64,
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<Outcome, ArchiveError> {
+    let (id, group) = (stock.id(), stock.group);
+    let mut outcome = Outcome::default();
+    if !plan.fresh.is_empty() || plan.log_fresh.is_some() {
+        let mut mark = Tombstone::new(&id, group, now_ms);
+        mark.log_through = plan.log_fresh;
+        let fresh = stock.holding.taken.iter().filter(|taken| plan.fresh.contains(&taken.index));
+        mark.snapshots = fresh.map(marked).collect();
+        outcome.recorded.push(lay_down(mark, destination, &id, group, key).await?);
+    }
+    if plan.objects().next().is_none() {
+        return Ok(outcome);
+    }
+    let deleted = delete(destination, stock, plan, &mut outcome, done).await;
+    if outcome.objects > 0 {
+        let mut pruned = Pruned::new(&id, group, now_ms);
+        (pruned.snapshots, pruned.log_through) = (outcome.snapshots.clone(), plan.log_due);
+        (pruned.objects, pruned.bytes, pruned.held) = (outcome.objects, outcome.bytes, outcome.held.len() as u64);
+        outcome.recorded.push(lay_down(pruned, destination, &id, group, key).await?);
+    }
+    deleted.map(|()| outcome)
+}
+
+fn marked(taken: &Taken) -> Marked {
+    Marked { index: taken.index, time_ms: taken.time_ms, root: hex(&taken.root), seal: hex(&taken.seal) }
+}
+
+async fn delete(
+    destination: &Destination,
+    stock: &Stock,
+    plan: &Plan,
+    outcome: &mut Outcome,
+    done: &(dyn Fn(u64) + Sync),
+) -> Result<(), ArchiveError> {
+    let remover = Remover::of(destination).await?;
+    let mut tried = 0;
+    let mut held_manifests = BTreeSet::new();
+    for ((object, bytes), index) in plan.manifests.iter().zip(&plan.due) {
+        match outcome.take(remover.remove(object).await?, object, *bytes) {
+            true => outcome.snapshots.push(*index),
+            false => {
+                held_manifests.insert(*index);
+            }
+        }
+        tried += 1;
+        done(tried);
+    }
+    // What a manifest names that is still there stays with it.
+    let held = stock.manifests.iter().filter(|(index, _)| held_manifests.contains(index));
+    let needed: BTreeSet<String> =
+        held.flat_map(|(_, manifest)| manifest.objects().map(|(name, _)| name.path(&stock.id()))).collect();
+    let remover = &remover;
+    let remove = |(object, bytes): Going| async move { (remover.remove(&object).await, object, bytes) };
+    let rows = plan.rows.iter().filter(|(object, _)| !needed.contains(object)).cloned();
+    let mut removals = futures::stream::iter(rows).map(remove).buffered(CALLS_MAX);
+    while let Some((removal, object, bytes)) = removals.next().await {
+        outcome.take(removal?, &object, bytes);
+        tried += 1;
+        done(tried);
+    }
+    for (object, bytes) in &plan.log {
+        if !outcome.take(remover.remove(object).await?, object, *bytes) {
+            break;
+        }
+        tried += 1;
+        done(tried);
+    }
+    Ok(())
+}
+
+impl Outcome {
+    /// It is gone.
+    fn take(&mut self, removal: Removal, object: &str, bytes: u64) -> bool {
+        match removal {
+            Removal::Gone => {
+                self.objects += 1;
+                self.bytes += bytes;
+                true
+            }
+            Removal::Held(until_ms) => {
+                self.held.push((object.to_owned(), until_ms));
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
