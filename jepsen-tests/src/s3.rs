@@ -112,20 +112,47 @@ impl S3 {
         Ok(())
     }
 
+    /// Deletes everything in a bucket that locks nothing.
+    ///
+    /// # Errors
+    /// When the server does not do so.
+    pub fn wipe(&self, bucket: &str) -> anyhow::Result<()> {
+        loop {
+            let (_, listed) = self.call("GET", &format!("/{bucket}?list-type=2"), "", "")?;
+            let keys: Vec<&str> =
+                listed.split("<Key>").skip(1).filter_map(|part| Some(part.split_once("</Key>")?.0)).collect();
+            if keys.is_empty() {
+                return Ok(());
+            }
+            for key in keys {
+                let (status, _) = self.call("DELETE", &format!("/{bucket}/{key}"), "", "")?;
+                anyhow::ensure!(status.starts_with('2'), "{bucket}/{key} was not deleted: HTTP {status}");
+            }
+        }
+    }
+
     fn put(&self, target: &str, head: &str, body: &str) -> std::io::Result<bool> {
+        self.call("PUT", target, head, body).map(|(status, _)| status == "200")
+    }
+
+    /// Status, and what came behind the head.
+    fn call(&self, method: &str, target: &str, head: &str, body: &str) -> std::io::Result<(String, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let length = body.len();
         // Both servers find the service in what a signature is for; neither checks one.
         write!(
             stream,
-            "PUT {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\nConnection: close\r\n\
+            "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\nConnection: close\r\n\
              Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, \
              Signature=0\r\n{head}\r\n{body}"
         )?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status)?;
-        Ok(&status[9..] == b"200")
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.get(9..12).unwrap_or_default().to_owned();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        Ok((status, body.to_owned()))
     }
 
     /// URL of a prefix in the bucket.

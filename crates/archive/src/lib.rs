@@ -22,6 +22,7 @@ pub mod heartbeat;
 pub mod join;
 pub mod keys;
 pub mod layout;
+pub mod ledger;
 pub mod lineage;
 pub mod log;
 pub mod manifest;
@@ -42,6 +43,7 @@ pub mod segment;
 pub mod ship;
 pub mod snapshot;
 pub mod tombstone;
+pub mod vault;
 pub mod verification;
 pub mod verify;
 

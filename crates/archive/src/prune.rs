@@ -64,6 +64,26 @@ impl Stock {
         self.holding.id
     }
 
+    /// What stays, when it was stored: manifests that are kept and what they name, facts, keys, and the log behind its cut.
+    pub(crate) fn needed(&self, judged: &Judgement) -> Vec<(String, u64)> {
+        let id = self.id();
+        let kept = self.manifests.iter().filter(|(index, _)| judged.kept.contains_key(&(id, **index)));
+        let rows: BTreeSet<ObjectName> =
+            kept.flat_map(|(_, manifest)| manifest.objects().map(|(name, _)| name).chain([manifest.name()])).collect();
+        let through = judged.log_through.get(&id).copied();
+        let cut: BTreeSet<String> =
+            through.into_iter().flat_map(|through| log_objects(self, through)).map(|(path, _)| path).collect();
+        let stays = self.names().filter(|(name, found, _)| match name {
+            ObjectName::Lineage | ObjectName::Keys { .. } => true,
+            ObjectName::Manifest { .. } | ObjectName::Chunk { .. } | ObjectName::Patch { .. } => rows.contains(name),
+            ObjectName::Segment { .. } | ObjectName::Joined { .. } | ObjectName::Heartbeat { .. } => {
+                !cut.contains(&found.path)
+            }
+            ObjectName::Verification { .. } | ObjectName::Tombstone { .. } | ObjectName::Pruned { .. } => true,
+        });
+        stays.map(|(_, found, stored_ms)| (found.path.clone(), stored_ms)).collect()
+    }
+
     fn names(&self) -> impl Iterator<Item = (ObjectName, &Listed, u64)> {
         let parsed =
             |(found, stored_ms): &'_ (Listed, u64)| ObjectName::parse(&found.path).map(|(_, name)| (name, *stored_ms));

@@ -482,7 +482,8 @@ fn faults(holding: &Holding, all: &BTreeMap<LineageId, &Holding>, policy: &Polic
     }
     let first = holding.taken.first();
     if let (Some((parent, fork)), Some(first)) = (holding.parent, first) {
-        let mut shared = all.get(&parent).into_iter().flat_map(|parent| &parent.taken).filter(|taken| taken.index <= fork);
+        let mut shared =
+            all.get(&parent).into_iter().flat_map(|parent| &parent.taken).filter(|taken| taken.index <= fork);
         if let Some(older) = shared.rfind(|taken| taken.time_ms > first.time_ms) {
             let (a, b) = (older.index, first.index);
             let reason = format!("the snapshot at index {b} says that it is older than that of {parent} at index {a}");

@@ -31,7 +31,8 @@ use crate::segment::{ChainWalk, Segment};
 use crate::tombstone::{Pruned, Tombstone};
 use crate::verification::Verification;
 
-use self::positions::{Held, Position};
+pub(crate) use self::positions::Held;
+use self::positions::Position;
 
 const READS_MAX: usize = 4;
 
@@ -483,8 +484,8 @@ impl Check<'_> {
     }
 }
 
-/// What an object held.
-enum Contents {
+/// What an object holds.
+pub(crate) enum Contents {
     Facts(LineageFacts),
     Manifest(Box<Manifest>, [u8; 32]),
     /// At a position of the log.
@@ -524,7 +525,7 @@ async fn read_one(destination: &Destination, lineage: LineageId, name: ObjectNam
     Read { name, object, bytes, sealed_with, contents }
 }
 
-fn check(
+pub(crate) fn check(
     object: &str,
     lineage: &LineageId,
     keys: &Keyring,

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    backup, cluster, completion, copies, dev, domain, drill, integrity, node, record, restore, serve, user,
+    backup, cluster, completion, copies, dev, domain, drill, integrity, node, record, restore, serve, user, vault,
 };
 use crate::demo;
 use crate::output::Format;
@@ -72,6 +72,8 @@ pub enum Command {
     /// Every copy of the data, and what speaks for it.
     #[command(subcommand)]
     Copies(copies::Copies),
+    /// Pull a copy out of another one, with credentials that the cluster does not have.
+    Vault(Box<vault::VaultArgs>),
     /// Prove that a copy is one that people come back from.
     #[command(subcommand)]
     Drill(drill::Drill),

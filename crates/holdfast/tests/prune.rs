@@ -119,6 +119,41 @@ impl Scene {
         assert!(stderr.contains(&format!("frozen by {rule}:")), "{stderr}");
     }
 
+    /// Two verifiers, three verifications, one mark and one deletion, and a doctor.
+    fn ledger_tells(&self, taken: &[u64]) {
+        let key = self.key();
+        holdfast(&["backup", "doctor", "--from", &self.from, "--verifier-key", &key]);
+        let asked = |args: &[&str]| {
+            let (code, stdout, stderr) = holdfast(&[args, &["--from", &self.from, "-o", "json"]].concat());
+            let answer: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
+            (code, answer)
+        };
+        let (code, ledger) = asked(&["copies", "ledger"]);
+        let kinds: Vec<&str> = list(&ledger["entries"]).iter().filter_map(|one| one["kind"].as_str()).collect();
+        let expected = ["verification", "verification", "tombstone", "pruned", "verification", "doctor"];
+        assert_eq!((code, &kinds[..]), (0, &expected[..]), "{ledger}");
+        let entries = list(&ledger["entries"]);
+        assert_eq!(entries[4]["snapshot_index"].as_u64(), taken.last().copied());
+        assert_eq!((&entries[4]["level"], &entries[5]["place"]), (&"proved".into(), &"append-only".into()));
+        assert_eq!(entries[4]["after"].as_array().map(Vec::len), Some(2), "one of each verifier");
+        let (code, whole) = asked(&["copies", "verify"]);
+        assert_eq!((code, whole["entries"].as_u64()), (0, Some(6)), "{whole}");
+        // The newest of all goes unseen, but by whoever noted it.
+        let object = |n: usize| self.folder().join(entries[n]["object"].as_str().expect("a name"));
+        let newest = entries[4]["blake3"].as_str().expect("a hash");
+        assert!(list(&whole["heads"]).iter().any(|head| head["blake3"] == newest), "{whole}");
+        let bytes = std::fs::read(object(4)).expect("reads");
+        std::fs::remove_file(object(4)).expect("removes");
+        assert_eq!(asked(&["copies", "verify"]).0, 0);
+        let (code, missed) = asked(&["copies", "verify", "--known", newest]);
+        assert_eq!((code, &missed["lost"][0]), (9, &newest.into()), "{missed}");
+        std::fs::write(object(4), bytes).expect("writes");
+        std::fs::remove_file(object(0)).expect("removes");
+        let (code, missed) = asked(&["copies", "verify", "--known", newest]);
+        assert_eq!((code, list(&missed["broken"]).len()), (9, 1), "{missed}");
+        assert_eq!(asked(&["copies", "ledger"]).0, 9);
+    }
+
     fn objects(&self) -> usize {
         let mut count = 0;
         let mut folders = vec![self.folder()];
@@ -185,6 +220,7 @@ async fn what_was_proved_and_is_not_needed_goes_after_it_was_marked() {
         let (code, stdout, stderr) = holdfast(&["restore", "plan", "--from", &scene.from, "--at", point]);
         assert_eq!(code, 0, "{point}: {stdout}{stderr}");
     }
+    scene.ledger_tells(&taken);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

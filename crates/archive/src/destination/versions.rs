@@ -1,7 +1,7 @@
 //! Versions and locks of objects in a bucket of S3: what `object_store` has no calls for.
 //!
 //! Invariants: what lies there is altered or deleted only where it is a canary of [`crate::doctor`], or by
-//! [`super::Remover`], which bypasses no lock; a server's answer is told by status and code alone, as everywhere.
+//! [`super::Remover`], which bypasses no lock; a vault adds versions of the same bytes ([`crate::vault`]); a server's answer is told by status and code alone, as everywhere.
 
 use std::time::Duration;
 
@@ -106,6 +106,13 @@ impl Versions {
             return Answer::Failed("it is no canary".into());
         }
         let call = self.client.put_object().bucket(&self.bucket).key(self.key(canary));
+        let call = call.checksum_algorithm(ChecksumAlgorithm::Sha256).body(bytes.clone().into());
+        answer(call.send()).await.map(|_| ())
+    }
+
+    /// Puts the same bytes under a name that is taken: a new version, with the lock that the bucket gives to what is new.
+    pub(crate) async fn put_again(&self, object: &str, bytes: &Bytes) -> Answer<()> {
+        let call = self.client.put_object().bucket(&self.bucket).key(self.key(object));
         let call = call.checksum_algorithm(ChecksumAlgorithm::Sha256).body(bytes.clone().into());
         answer(call.send()).await.map(|_| ())
     }

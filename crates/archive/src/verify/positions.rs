@@ -21,7 +21,7 @@ pub(super) struct Position {
 
 /// What an object at a position holds.
 #[derive(Debug)]
-pub(super) enum Held {
+pub(crate) enum Held {
     Segment(Segment),
     Gap(Gap),
     /// The end of the log.

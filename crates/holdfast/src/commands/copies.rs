@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::clock;
 use crate::commands::connect::{AdminArgs, Statuses};
+use crate::commands::ledger;
 use crate::exit::{Exit, failure};
 use crate::launch::render_labels;
 use crate::output::{self, Format, Table};
@@ -20,12 +21,18 @@ use crate::output::{self, Format, Table};
 pub enum Copies {
     /// Nodes and copies outside: how far each is, whether it counts, who proved it and when, and what its place lets clients do.
     Ls(AdminArgs),
+    /// All that was said of a copy: who verified what, when and how deeply, under which lock, and what was let go.
+    Ledger(ledger::LedgerArgs),
+    /// Follow the hashes that link what was said: nothing in the ledger was changed or taken away.
+    Verify(ledger::VerifyArgs),
 }
 
 /// Runs a command.
 pub async fn run(format: Format, command: Copies) -> anyhow::Result<Exit> {
     match command {
         Copies::Ls(args) => list(format, &args).await,
+        Copies::Ledger(args) => ledger::list(format, &args).await,
+        Copies::Verify(args) => ledger::verify(format, &args).await,
     }
 }
 

@@ -13,6 +13,7 @@ pub mod drill_people;
 pub mod health;
 pub mod integrity;
 pub mod keys;
+pub mod ledger;
 pub mod node;
 pub mod prune;
 pub mod record;
@@ -24,6 +25,7 @@ pub mod restore_rest;
 pub mod restore_user;
 pub mod serve;
 pub mod user;
+pub mod vault;
 pub mod verifier;
 
 use crate::cli::{Cli, Command};
@@ -46,6 +48,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Record(command) => block_on(unless_interrupted(record::run(format, command))),
         Command::Backup(command) => block_on(unless_interrupted(backup::run(format, command))),
         Command::Copies(command) => block_on(unless_interrupted(copies::run(format, command))),
+        Command::Vault(args) => block_on(unless_interrupted(vault::run(format, &args))),
         Command::Drill(command) => block_on(unless_interrupted(drill::run(format, command))),
         Command::Restore(command) => block_on(unless_interrupted(restore::run(format, command))),
         Command::Completion(args) => completion::run(&args),

@@ -1,7 +1,7 @@
 //! `holdfast backup prune`: which snapshots an archive keeps, and the deletion of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use holdfast_archive::prune::{Outcome, Plan, Stock, Trusted, carry_out, look, plan};
@@ -54,6 +54,32 @@ pub struct PruneArgs {
     /// Show what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    keep: KeepArgs,
+    /// Days between mark and deletion.
+    #[arg(long, value_name = "DAYS", default_value_t = Policy::default().grace_days)]
+    grace_days: u32,
+    /// Go on although the newest snapshot is much smaller: somebody looked into it.
+    #[arg(long)]
+    accept_size_drop: bool,
+    #[command(flatten)]
+    verifier: VerifierArgs,
+}
+
+/// A configuration that names destinations, of a machine that is no node.
+pub fn without_node(file: &Path) -> anyhow::Result<Config> {
+    let no_node = [("node.id", "1"), ("node.data_dir", "/nowhere")].map(|(key, value)| (key.into(), value.into()));
+    let config = Config::load(Some(file), &no_node).map_err(|error| failure(Exit::Usage, error))?;
+    if config.offsite.is_empty() {
+        let message = format!("{} names no destination: there is no [[offsite]] in it", file.display());
+        return Err(failure(Exit::NotFound, message));
+    }
+    Ok(config)
+}
+
+/// What stays.
+#[derive(Debug, clap::Args)]
+pub struct KeepArgs {
     /// Hours of which the newest snapshot stays, of those that have one.
     #[arg(long, value_name = "N", default_value_t = Policy::default().hourly)]
     hourly: u32,
@@ -72,20 +98,20 @@ pub struct PruneArgs {
     /// Days that stay restorable to any moment.
     #[arg(long, value_name = "DAYS", default_value_t = Policy::default().window_days)]
     window_days: u32,
-    /// Days between mark and deletion.
-    #[arg(long, value_name = "DAYS", default_value_t = Policy::default().grace_days)]
-    grace_days: u32,
     /// Days after which a verification is stale.
     #[arg(long, value_name = "DAYS", default_value_t = Policy::default().max_age_days)]
     max_age_days: u32,
     /// Public key of a verifier whose word counts, in hex; may be given several times [default: that of --verifier-key].
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
-    trust: Vec<[u8; 32]>,
-    /// Go on although the newest snapshot is much smaller: somebody looked into it.
-    #[arg(long)]
-    accept_size_drop: bool,
-    #[command(flatten)]
-    verifier: VerifierArgs,
+    pub trust: Vec<[u8; 32]>,
+}
+
+impl KeepArgs {
+    /// As a policy, with this grace.
+    pub fn policy(&self, grace_days: u32) -> Policy {
+        let Self { hourly, daily, weekly, monthly, yearly, window_days, max_age_days, .. } = *self;
+        Policy { hourly, daily, weekly, monthly, yearly, window_days, grace_days, max_age_days }
+    }
 }
 
 fn parse_key(text: &str) -> Result<[u8; 32], String> {
@@ -93,11 +119,6 @@ fn parse_key(text: &str) -> Result<[u8; 32], String> {
 }
 
 impl PruneArgs {
-    fn policy(&self) -> Policy {
-        let Self { hourly, daily, weekly, monthly, yearly, window_days, grace_days, max_age_days, .. } = *self;
-        Policy { hourly, daily, weekly, monthly, yearly, window_days, grace_days, max_age_days }
-    }
-
     /// Destinations, and keys that a configuration trusts.
     fn destinations(&self) -> anyhow::Result<(Vec<DestinationConfig>, Vec<[u8; 32]>)> {
         let Some(file) = &self.config else {
@@ -107,13 +128,7 @@ impl PruneArgs {
                 Vec::new(),
             ));
         };
-        // Who prunes is no node.
-        let no_node = [("node.id", "1"), ("node.data_dir", "/nowhere")].map(|(key, value)| (key.into(), value.into()));
-        let config = Config::load(Some(file), &no_node).map_err(|error| failure(Exit::Usage, error))?;
-        if config.offsite.is_empty() {
-            let message = format!("{} names no destination: there is no [[offsite]] in it", file.display());
-            return Err(failure(Exit::NotFound, message));
-        }
+        let config = without_node(file)?;
         Ok((config.offsite.iter().map(DestinationConfig::from).collect(), config.verify_keys.clone()))
     }
 }
@@ -193,9 +208,9 @@ struct Place {
 
 /// Runs it.
 pub async fn run(format: Format, args: &PruneArgs) -> anyhow::Result<Exit> {
-    let (key, policy) = (args.verifier.key()?, args.policy());
+    let (key, policy) = (args.verifier.key()?, args.keep.policy(args.grace_days));
     let (configs, of_config) = args.destinations()?;
-    let trusted: Trusted = args.trust.iter().copied().chain(of_config).chain([key.public()]).collect();
+    let trusted: Trusted = args.keep.trust.iter().copied().chain(of_config).chain([key.public()]).collect();
     let (keys, now_ms) = (args.keys.read()?, clock::unix_ms(SystemTime::now()));
     let mut places = Vec::new();
     for (config, stagger_ms) in configs.iter().zip((0..).step_by(DAY_MS as usize)) {
@@ -319,7 +334,7 @@ fn print(args: &PruneArgs, answers: &[Answer], frozen: &[FrozenAnswer]) -> anyho
         for lineage in &answer.lineages {
             let name = lineage.cluster_name.as_deref().unwrap_or("of a name that cannot be read");
             output::text(format!("cluster {name}, lineage {}", lineage.lineage))?;
-            let mut table = Table::new(&["  snapshot", "time", "records", "size", "proved", "", "why"]);
+            let mut table = Table::new(&["  snapshot", "time", "records", "size", "proved", "fate", "why"]);
             for one in &lineage.snapshots {
                 let why = match (&one.due, one.state) {
                     (Some(due), _) => format!("goes after {due}"),
