@@ -2,5 +2,6 @@
 
 pub mod measure;
 pub mod memory;
+pub mod puts;
 pub mod restores;
 pub mod wakeups;

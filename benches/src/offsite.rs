@@ -6,10 +6,9 @@
 //! are killed, every byte and chain of both archives is checked, and what operators call brings everything back: from the
 //! snapshot and the log, and from the log alone. fsync is on; nothing is switched off.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,16 +17,15 @@ use clap::Parser;
 use holdfast_archive::log::read_segment;
 use holdfast_archive::{Destination, DestinationConfig, LineageId, ObjectName, find_lineages};
 use holdfast_benches::measure::{cpu, load_average, percentile_ms};
+use holdfast_benches::puts::{CLIENTS, Load, Missing, incompressible, within};
 use holdfast_benches::restores::{ask, restore_all};
-use holdfast_client::{Client, RecordRef, v1};
+use holdfast_client::{Client, v1};
 use holdfast_model::id::GroupId;
 use jepsen_tests::cluster::Cluster;
 use jepsen_tests::s3::{self, S3};
 use tokio::task::JoinSet;
 
 const GROUP: GroupId = GroupId(0);
-/// Connections that the puts are spread over: so many may be under way.
-const CLIENTS: u64 = 64;
 /// Of payloads in one batch: so many clients at once stay below what a cluster lets wait.
 const BATCH_BYTES: usize = 256 << 10;
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -63,89 +61,6 @@ struct Args {
     /// Leave the archive of the folder here, for `bench-restore`; on the disk of temporary files.
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
-}
-
-/// Acknowledged puts that are not known to be in an archive, by the index of their entry: one map for each archive.
-type Missing = Arc<Vec<Mutex<BTreeMap<u64, Instant>>>>;
-
-/// What the writers did.
-#[derive(Debug, Default)]
-struct Written {
-    acknowledged: AtomicU64,
-    failed: AtomicU64,
-    newest: AtomicU64,
-}
-
-/// When a put began, and how long it took.
-type Put = (Instant, Duration);
-
-/// Puts that come at a fixed rate until they are told to stop.
-struct Load {
-    written: Arc<Written>,
-    stop: Arc<AtomicBool>,
-    tasks: JoinSet<Vec<Put>>,
-}
-
-/// Bytes that no packer makes less of, another sequence for each seed (xorshift64*, Vigna 2016).
-fn incompressible(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut filled = Vec::with_capacity(bytes + 8);
-    while filled.len() < bytes {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        filled.extend(state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    filled.truncate(bytes);
-    filled
-}
-
-impl Load {
-    fn start(client: &Client, args: &Args, missing: &Missing) -> Self {
-        let (written, stop) = (Arc::<Written>::default(), Arc::<AtomicBool>::default());
-        let mut tasks = JoinSet::new();
-        let start = Instant::now();
-        for number in 0..CLIENTS {
-            let (client, written, stop, missing) = (client.clone(), written.clone(), stop.clone(), missing.clone());
-            let (rate, bytes) = (args.rate, args.payload_bytes);
-            tasks.spawn(async move {
-                let user = format!("offsite-{number}");
-                let mut latencies = Vec::new();
-                for n in 0u64.. {
-                    let due = start + Duration::from_nanos((n * CLIENTS + number) * 1_000_000_000 / rate);
-                    tokio::time::sleep_until(due.into()).await;
-                    if stop.load(Ordering::Acquire) {
-                        break;
-                    }
-                    let id = format!("r{}", n % 1000);
-                    let body = incompressible(n * CLIENTS + number + 1, bytes);
-                    let record = RecordRef { user: &user, collection: "notes", record_id: &id };
-                    let began = Instant::now();
-                    match client.put(record, "application/octet-stream", body).await {
-                        Ok(done) => {
-                            let now = Instant::now();
-                            latencies.push((began, now - began));
-                            written.acknowledged.fetch_add(1, Ordering::Relaxed);
-                            written.newest.fetch_max(done.commit_index, Ordering::Relaxed);
-                            for archive in missing.iter() {
-                                let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
-                                archive.insert(done.commit_index, now);
-                            }
-                        }
-                        Err(_) => drop(written.failed.fetch_add(1, Ordering::Relaxed)),
-                    }
-                }
-                latencies
-            });
-        }
-        Self { written, stop, tasks }
-    }
-
-    /// What was written, and how long each put took.
-    async fn end(self) -> (Arc<Written>, Vec<Put>) {
-        self.stop.store(true, Ordering::Release);
-        (self.written, self.tasks.join_all().await.concat())
-    }
 }
 
 /// Looks at one archive again and again.
@@ -207,14 +122,6 @@ impl Observer {
     }
 }
 
-/// Latencies of the puts that began in this time, ascending.
-fn within(puts: &[Put], from: Instant, to: Instant) -> Vec<Duration> {
-    let found = puts.iter().filter(|(began, _)| (from..to).contains(began));
-    let mut found: Vec<Duration> = found.map(|(_, took)| *took).collect();
-    found.sort_unstable();
-    found
-}
-
 /// Figures of a time without kills.
 struct Calm {
     rate: f64,
@@ -223,7 +130,7 @@ struct Calm {
 }
 
 async fn calm(cluster: &Cluster, args: &Args, missing: &Missing) -> anyhow::Result<Calm> {
-    let load = Load::start(&cluster.client(), args, missing);
+    let load = Load::start(&cluster.client(), args.rate, args.payload_bytes, missing);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (before, began) = (cpu(&cluster.nodes)?, Instant::now());
     let acknowledged = load.written.acknowledged.load(Ordering::Relaxed);
@@ -288,7 +195,7 @@ fn stored(folder: &Path) -> anyhow::Result<u64> {
 /// A snapshot while people write: what they notice of it, and how much it ships to a folder.
 async fn snapshot(title: &str, cluster: &Cluster, args: &Args, missing: &Missing, folder: &Path) -> anyhow::Result<()> {
     let stored_before = stored(folder)?;
-    let load = Load::start(&cluster.client(), args, missing);
+    let load = Load::start(&cluster.client(), args.rate, args.payload_bytes, missing);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let calm = Instant::now();
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
@@ -392,7 +299,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     println!();
 
-    let load = Load::start(&cluster.client(), &args, &missing);
+    let load = Load::start(&cluster.client(), args.rate, args.payload_bytes, &missing);
     for kill in 1..=args.kills {
         let leader = cluster.leader().await;
         cluster.kill(leader);

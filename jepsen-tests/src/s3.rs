@@ -112,6 +112,16 @@ impl S3 {
         Ok(())
     }
 
+    /// It hangs: connections are taken, and nothing is answered, until [`Self::resume`].
+    pub fn pause(&self) {
+        crate::cluster::process::signal_group(&self.child, libc::SIGSTOP);
+    }
+
+    /// It goes on.
+    pub fn resume(&self) {
+        crate::cluster::process::signal_group(&self.child, libc::SIGCONT);
+    }
+
     /// Deletes everything in a bucket that locks nothing.
     ///
     /// # Errors

@@ -229,7 +229,7 @@ pub async fn examine(
         attempts,
         lock: lock.map(|lock| LockSeen { mode: lock.mode, until_ms: lock.until_ms }),
         versioned,
-        after: newest_of_each(destination, DOCTOR, &visit.verdict()).await?,
+        after: newest_of_each(destination, DOCTOR, &visit.verdict(), &public).await?,
         program: env!("CARGO_PKG_VERSION").into(),
     };
     let object = visit.verdict();

@@ -38,6 +38,10 @@ const KEY_HEAD: &str = "holdfast verifier key 1";
 const BYTES_MAX: usize = 1 << 20;
 /// Evidence names the words of so many keys at most, those that spoke last.
 const LINKS_MAX: usize = 32;
+/// And of each key so many, for what was recorded late by a clock that is behind.
+const LINKS_OF_KEY: usize = 3;
+/// So many names of a key are looked at for these.
+const LOOKED_AT_OF_KEY: usize = 8;
 
 /// The key of whoever verifies archives. Its debug form says nothing of it.
 #[derive(Debug, Clone)]
@@ -109,25 +113,54 @@ pub struct Link {
     pub blake3: String,
 }
 
-/// The newest evidence of each key under a prefix, of what has a name before `object`: in the order of their times.
+/// The newest evidence of each key under a prefix, of what has a name before `object`: in the order of their times. That of
+/// `own` is never left out for others.
 ///
 /// # Errors
 /// When the destination fails.
-pub async fn newest_of_each(destination: &Destination, prefix: &str, object: &str) -> Result<Vec<Link>, ArchiveError> {
+pub async fn newest_of_each(
+    destination: &Destination,
+    prefix: &str,
+    object: &str,
+    own: &[u8; 32],
+) -> Result<Vec<Link>, ArchiveError> {
     let listed = destination.list(prefix).await?;
-    // Ascending by time: a later one takes the place of an earlier one.
-    let before = listed.into_iter().filter(|found| *found.path < *object);
-    let newest: BTreeMap<[u8; 8], String> =
-        before.filter_map(|found| Some((signer_of(&found.path)?, found.path))).collect();
-    let mut newest: Vec<String> = newest.into_values().collect();
-    newest.sort();
-    let mut links = Vec::new();
-    for object in newest.into_iter().rev().take(LINKS_MAX) {
-        let blake3 = hex(blake3::hash(&destination.get(&object).await?).as_bytes());
-        links.push(Link { object, blake3 });
+    let mut of_key: BTreeMap<[u8; 8], Vec<String>> = BTreeMap::new();
+    for found in listed.into_iter().rev().filter(|found| *found.path < *object) {
+        if let Some(key) = signer_of(&found.path) {
+            of_key.entry(key).or_default().push(found.path);
+        }
     }
-    links.reverse();
+    let mut keys: Vec<([u8; 8], Vec<String>)> = of_key.into_iter().collect();
+    // Own words first, then whoever spoke last.
+    keys.sort_by(|(a, of_a), (b, of_b)| (own.starts_with(b), of_b.first()).cmp(&(own.starts_with(a), of_a.first())));
+    let mut links = Vec::new();
+    for (_, names) in keys {
+        let mut of_this = 0;
+        for object in names.into_iter().take(LOOKED_AT_OF_KEY) {
+            if of_this == LINKS_OF_KEY || links.len() == LINKS_MAX {
+                break;
+            }
+            let bytes = match destination.get(&object).await {
+                Ok(bytes) => bytes,
+                // Anybody can lay anything under such a name.
+                Err(error) if error.fault().is_some() => continue,
+                Err(error) => return Err(error),
+            };
+            if open::<serde_json::Value>(&object, &bytes).is_ok_and(|(_, key)| signer_of(&object) == Some(first8(&key)))
+            {
+                of_this += 1;
+                links.push(Link { object, blake3: hex(blake3::hash(&bytes).as_bytes()) });
+            }
+        }
+    }
+    links.sort();
     Ok(links)
+}
+
+/// How a key is named.
+pub(crate) fn first8(key: &[u8; 32]) -> [u8; 8] {
+    std::array::from_fn(|n| key[n])
 }
 
 /// Signs evidence, to be written under its full name.

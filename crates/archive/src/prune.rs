@@ -7,8 +7,9 @@
 //!
 //! Invariants:
 //! - Nothing is deleted in the run that marks it, nor before its grace ended by the clock of whoever prunes *and* by that of the
-//!   destination.
-//! - Only marks by keys that are trusted count, and only for the very manifest that they name.
+//!   destination, as the newest of its objects tells it.
+//! - Only marks by keys that are trusted count, only for the very manifest that they name, and only as long as nothing spared it
+//!   since. What cannot be read of what people said counts for nothing: anybody can lay it there.
 //! - A manifest goes before anything that it names; what another manifest names stays. Chunks go from closed generations only:
 //!   nothing is ever added to these, so that no snapshot under way can come to rely on what goes.
 //! - The log goes entry by entry from its beginning on, and no further than a lock lets it: what is left of it is whole.
@@ -28,7 +29,7 @@ use crate::evidence::VerifierKey;
 use crate::layout::{LineageId, ObjectName, hex, unhex, week_of};
 use crate::lineage::find_lineages;
 use crate::manifest::Manifest;
-use crate::retention::{DAY_MS, Holding, Judgement, Policy, Said, Taken};
+use crate::retention::{DAY_MS, HOUR_MS, Holding, Judgement, Policy, Said, Taken};
 use crate::tombstone::{Marked, Pruned, Tombstone, lay_down};
 use crate::verification::{Depth, verifications};
 
@@ -49,6 +50,8 @@ pub struct Stock {
     pub cluster_name: Option<String>,
     /// Keys that are not trusted, and that spoke here.
     pub strangers: Trusted,
+    /// What the destination's clock said last.
+    pub server_ms: u64,
     group: GroupId,
     manifests: BTreeMap<u64, Manifest>,
     /// Every object, and when it was stored.
@@ -71,8 +74,8 @@ impl Stock {
         let rows: BTreeSet<ObjectName> =
             kept.flat_map(|(_, manifest)| manifest.objects().map(|(name, _)| name).chain([manifest.name()])).collect();
         let through = judged.log_through.get(&id).copied();
-        let cut: BTreeSet<String> =
-            through.into_iter().flat_map(|through| log_objects(self, through)).map(|(path, _)| path).collect();
+        let cut = through.into_iter().flat_map(|through| segments(self, through).chain(beside_segments(self, through)));
+        let cut: BTreeSet<String> = cut.map(|(path, _)| path).collect();
         let stays = self.names().filter(|(name, found, _)| match name {
             ObjectName::Lineage | ObjectName::Keys { .. } => true,
             ObjectName::Manifest { .. } | ObjectName::Chunk { .. } | ObjectName::Patch { .. } => rows.contains(name),
@@ -134,18 +137,28 @@ async fn look_at(
         proved: Vec::new(),
         failed: None,
         buried: BTreeSet::new(),
+        buried_by_strangers: BTreeSet::new(),
+        log_first: None,
         damaged: Vec::new(),
     };
     let mut stock = Stock {
         holding,
         cluster_name: None,
         strangers: Trusted::new(),
+        server_ms: listed.iter().map(|(_, stored_ms)| *stored_ms).max().unwrap_or(0),
         group,
         manifests: BTreeMap::new(),
         listed,
         marks: BTreeMap::new(),
         log_marks: Vec::new(),
     };
+    let firsts = stock.names().filter_map(|(name, ..)| match name {
+        ObjectName::Segment { group: of, first, .. } | ObjectName::Joined { group: of, first, .. } if of == group => {
+            Some(first)
+        }
+        _ => None,
+    });
+    stock.holding.log_first = firsts.min();
     read_manifests(destination, &mut stock, manifests).await?;
     read_marks(destination, &mut stock, trusted).await?;
     read_said(destination, &mut stock, trusted, now_ms).await?;
@@ -179,6 +192,7 @@ async fn read_manifests(
                     seal,
                     is_attested: manifest.is_attested(),
                     previous: manifest.previous.map(|previous| previous.index),
+                    witnesses: manifest.witnesses.iter().map(|witness| (witness.node.0, witness.key)).collect(),
                 });
                 stock.manifests.insert(manifest.applied.index, manifest);
             }
@@ -216,27 +230,40 @@ async fn read_marks(destination: &Destination, stock: &mut Stock, trusted: &Trus
         Ok((Tombstone::open(&object, &bytes), stored_ms))
     };
     let reads = futures::stream::iter(found).map(read).buffered(CALLS_MAX);
+    // In the order of their names: of their times.
     for (opened, stored_ms) in reads.try_collect::<Vec<_>>().await? {
         match opened {
-            Ok((mark, key)) if trusted.contains(&key) => {
-                // By whichever clock it is younger.
-                let marked_ms = mark.at_ms.max(stored_ms);
-                for one in mark.snapshots {
-                    stock.holding.buried.insert(one.index);
-                    if let Some(seal) = unhex(&one.seal) {
-                        let first = stock.marks.entry((one.index, seal)).or_insert(marked_ms);
-                        *first = marked_ms.min(*first);
-                    }
-                }
-                stock.log_marks.extend(mark.log_through.map(|through| (through, marked_ms)));
-            }
-            Ok((_, key)) => {
+            Ok((mark, key)) if trusted.contains(&key) => stock.take_mark(mark, stored_ms),
+            Ok((mark, key)) => {
                 stock.strangers.insert(key);
+                stock.holding.buried_by_strangers.extend(mark.snapshots.iter().map(|one| one.index));
             }
-            Err(error) => stock.holding.damaged.push(error.fault().ok_or(error)?),
+            Err(error) => drop(error.fault().ok_or(error)?),
         }
     }
     Ok(())
+}
+
+impl Stock {
+    fn take_mark(&mut self, mark: Tombstone, stored_ms: u64) {
+        for index in mark.spared {
+            self.holding.buried.remove(&index);
+            self.marks.retain(|(marked, _), _| *marked != index);
+        }
+        if let Some(spared) = mark.log_spared {
+            self.log_marks.retain(|(through, _)| *through <= spared);
+        }
+        // By whichever clock it is younger.
+        let marked_ms = mark.at_ms.max(stored_ms);
+        for one in mark.snapshots {
+            self.holding.buried.insert(one.index);
+            if let Some(seal) = unhex(&one.seal) {
+                let first = self.marks.entry((one.index, seal)).or_insert(marked_ms);
+                *first = marked_ms.min(*first);
+            }
+        }
+        self.log_marks.extend(mark.log_through.map(|through| (through, marked_ms)));
+    }
 }
 
 async fn read_said(
@@ -248,17 +275,19 @@ async fn read_said(
     let (id, group) = (stock.id(), stock.group);
     let at_ms = now_ms.saturating_sub(SAID_DAYS * DAY_MS);
     let after = ObjectName::Verification { group, at_ms, key: [0; 8] }.path(&id);
-    let (found, bad) = verifications(destination, &id, group, Some(&after)).await?;
-    stock.holding.damaged.extend(bad);
-    for one in found {
+    let (found, _) = verifications(destination, &id, group, Some(&after)).await?;
+    // Words of a vault are of another copy.
+    for one in found.into_iter().filter(|one| one.found.vault.is_none()) {
         if !trusted.contains(&one.key) {
             stock.strangers.insert(one.key);
             continue;
         }
+        let seen = one.found.snapshots.iter();
+        let seen = seen.filter_map(|seen| Some((seen.index, (unhex(&seen.root)?, unhex(&seen.seal)?))));
         let said = Said {
             ended_ms: one.found.ended_ms,
-            snapshot_index: one.found.snapshot_index,
-            root: one.found.snapshot_root.as_deref().and_then(unhex),
+            snapshots: seen.collect(),
+            gap_ends: one.found.gap_ends.iter().copied().collect(),
             why: one.found.why(),
         };
         match one.found.good {
@@ -280,16 +309,22 @@ pub struct Plan {
     pub waiting: BTreeMap<u64, u64>,
     /// Snapshots that go now.
     pub due: BTreeSet<u64>,
+    /// Snapshots that were marked, and stay after all.
+    pub spared: Vec<u64>,
     /// The log up to this entry is marked now.
     pub log_fresh: Option<u64>,
+    /// Marks of the log beyond this entry are taken back now.
+    pub log_spared: Option<u64>,
     /// The log up to this entry goes now.
     pub log_due: Option<u64>,
     /// Their manifests, and the bytes of each.
     pub manifests: Vec<Going>,
     /// What no other snapshot needs.
     pub rows: Vec<Going>,
-    /// Segments in the order of their entries, and then what joins them, and heartbeats.
+    /// Segments, in the order of their entries.
     pub log: Vec<Going>,
+    /// What joins these, and heartbeats from before.
+    pub beside_log: Vec<Going>,
 }
 
 /// An object that goes, and its bytes.
@@ -298,12 +333,17 @@ pub type Going = (String, u64);
 impl Plan {
     /// Nothing is to be done.
     pub fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.log_fresh.is_none() && self.objects().next().is_none()
+        !self.marks() && self.objects().next().is_none()
     }
 
     /// All objects that go.
     pub fn objects(&self) -> impl Iterator<Item = &Going> {
-        self.manifests.iter().chain(&self.rows).chain(&self.log)
+        self.manifests.iter().chain(&self.rows).chain(&self.log).chain(&self.beside_log)
+    }
+
+    /// It marks something, or takes a mark back.
+    fn marks(&self) -> bool {
+        !self.fresh.is_empty() || !self.spared.is_empty() || self.log_fresh.is_some() || self.log_spared.is_some()
     }
 }
 
@@ -315,21 +355,27 @@ pub fn plan(stock: &Stock, judged: &Judgement, policy: &Policy, stagger_ms: u64,
         return plan;
     }
     let grace_ms = policy.grace_ms() + stagger_ms;
-    for taken in stock.holding.taken.iter().filter(|taken| judged.doomed.contains(&(id, taken.index))) {
-        match stock.marks.get(&(taken.index, taken.seal)).map(|marked_ms| marked_ms + grace_ms) {
-            None => plan.fresh.push(taken.index),
-            Some(due_ms) if due_ms > now_ms => {
+    let now_ms = now_ms.min(stock.server_ms + HOUR_MS);
+    for taken in &stock.holding.taken {
+        let mark = stock.marks.get(&(taken.index, taken.seal)).map(|marked_ms| marked_ms + grace_ms);
+        match (judged.doomed.contains(&(id, taken.index)), mark) {
+            (false, None) => {}
+            (false, Some(_)) => plan.spared.push(taken.index),
+            (true, None) => plan.fresh.push(taken.index),
+            (true, Some(due_ms)) if due_ms > now_ms => {
                 plan.waiting.insert(taken.index, due_ms);
             }
-            Some(_) => {
+            (true, Some(_)) => {
                 plan.due.insert(taken.index);
             }
         }
     }
-    if let Some(through) = judged.log_through.get(&id).copied() {
-        let marked = stock.log_marks.iter().map(|(through, _)| *through).max();
-        let more = log_objects(stock, through).next().is_some() && marked.is_none_or(|marked| marked < through);
-        plan.log_fresh = Some(through).filter(|_| more);
+    let through = judged.log_through.get(&id).copied();
+    let marked = stock.log_marks.iter().map(|(through, _)| *through).max();
+    plan.log_spared = through.or(Some(0)).filter(|through| marked.is_some_and(|marked| marked > *through));
+    if let Some(through) = through {
+        let goes = segments(stock, through).next().is_some() || beside_segments(stock, through).next().is_some();
+        plan.log_fresh = Some(through).filter(|_| goes && marked.is_none_or(|marked| marked < through));
         let due = stock.log_marks.iter().filter(|(_, marked_ms)| marked_ms + grace_ms <= now_ms);
         plan.log_due = due.map(|(marked, _)| through.min(*marked)).max();
     }
@@ -339,7 +385,10 @@ pub fn plan(stock: &Stock, judged: &Judgement, policy: &Policy, stagger_ms: u64,
     });
     plan.manifests = manifests.map(|(_, found, _)| (found.path.clone(), found.bytes)).collect();
     plan.rows = unneeded(stock, &plan.due, policy.grace_ms(), now_ms);
-    plan.log = plan.log_due.map(|through| log_objects(stock, through).collect()).unwrap_or_default();
+    if let Some(through) = plan.log_due {
+        plan.log = segments(stock, through).collect();
+        plan.beside_log = beside_segments(stock, through).collect();
+    }
     plan
 }
 
@@ -361,26 +410,28 @@ fn unneeded(stock: &Stock, due: &BTreeSet<u64>, grace_ms: u64, now_ms: u64) -> V
     gone.map(|(_, found, _)| (found.path.clone(), found.bytes)).collect()
 }
 
-/// Objects that hold nothing but entries up to this one, and heartbeats from before its snapshot.
-fn log_objects(stock: &Stock, through: u64) -> impl Iterator<Item = Going> {
-    let positions: BTreeSet<u64> = stock
-        .names()
-        .filter_map(|(name, ..)| match name {
-            ObjectName::Segment { group, first, .. } if group == stock.group => Some(first),
-            _ => None,
-        })
-        .collect();
+/// Positions of the log that hold nothing but entries up to this one, ascending.
+fn segments(stock: &Stock, through: u64) -> impl Iterator<Item = Going> {
+    let of_group = move |name: ObjectName| match name {
+        ObjectName::Segment { group, first, .. } if group == stock.group => Some(first),
+        _ => None,
+    };
+    let positions: BTreeSet<u64> = stock.names().filter_map(|(name, ..)| of_group(name)).collect();
+    stock.names().filter_map(move |(name, found, _)| {
+        let first = of_group(name)?;
+        // Its last entry is the one before the next position.
+        let next = positions.range((Bound::Excluded(first), Bound::Unbounded)).next()?;
+        (*next <= through.saturating_add(1)).then(|| (found.path.clone(), found.bytes))
+    })
+}
+
+/// What joins such segments, and heartbeats from before the snapshot at this entry.
+fn beside_segments(stock: &Stock, through: u64) -> impl Iterator<Item = Going> {
     let time_ms = stock.holding.taken.iter().find(|taken| taken.index == through).map_or(0, |taken| taken.time_ms);
-    let group_of = stock.group;
     stock.names().filter_map(move |(name, found, _)| {
         let goes = match name {
-            ObjectName::Segment { group, first, .. } if group == group_of => {
-                // Its last entry is the one before the next position.
-                let next = positions.range((Bound::Excluded(first), Bound::Unbounded)).next();
-                next.is_some_and(|next| *next <= through.saturating_add(1))
-            }
-            ObjectName::Joined { group, last, .. } => group == group_of && last <= through,
-            ObjectName::Heartbeat { group, at_ms } => group == group_of && at_ms < time_ms,
+            ObjectName::Joined { group, last, .. } => group == stock.group && last <= through,
+            ObjectName::Heartbeat { group, at_ms } => group == stock.group && at_ms < time_ms,
             _ => false,
         };
         goes.then(|| (found.path.clone(), found.bytes))
@@ -416,9 +467,10 @@ pub async fn carry_out(
 ) -> Result<Outcome, ArchiveError> {
     let (id, group) = (stock.id(), stock.group);
     let mut outcome = Outcome::default();
-    if !plan.fresh.is_empty() || plan.log_fresh.is_some() {
+    if plan.marks() {
         let mut mark = Tombstone::new(&id, group, now_ms);
-        mark.log_through = plan.log_fresh;
+        (mark.log_through, mark.log_spared) = (plan.log_fresh, plan.log_spared);
+        mark.spared.clone_from(&plan.spared);
         let fresh = stock.holding.taken.iter().filter(|taken| plan.fresh.contains(&taken.index));
         mark.snapshots = fresh.map(marked).collect();
         outcome.recorded.push(lay_down(mark, destination, &id, group, key).await?);
@@ -450,11 +502,12 @@ async fn delete(
     let remover = Remover::of(destination).await?;
     let mut tried = 0;
     let mut held_manifests = BTreeSet::new();
-    for ((object, bytes), index) in plan.manifests.iter().zip(&plan.due) {
+    for (object, bytes) in &plan.manifests {
+        let Some((_, ObjectName::Manifest { index, .. })) = ObjectName::parse(object) else { continue };
         match outcome.take(remover.remove(object).await?, object, *bytes) {
-            true => outcome.snapshots.push(*index),
+            true => outcome.snapshots.push(index),
             false => {
-                held_manifests.insert(*index);
+                held_manifests.insert(index);
             }
         }
         tried += 1;
@@ -466,8 +519,9 @@ async fn delete(
         held.flat_map(|(_, manifest)| manifest.objects().map(|(name, _)| name.path(&stock.id()))).collect();
     let remover = &remover;
     let remove = |(object, bytes): Going| async move { (remover.remove(&object).await, object, bytes) };
-    let rows = plan.rows.iter().filter(|(object, _)| !needed.contains(object)).cloned();
-    let mut removals = futures::stream::iter(rows).map(remove).buffered(CALLS_MAX);
+    let rows = plan.rows.iter().filter(|(object, _)| !needed.contains(object));
+    // In any order.
+    let mut removals = futures::stream::iter(rows.chain(&plan.beside_log).cloned()).map(remove).buffered(CALLS_MAX);
     while let Some((removal, object, bytes)) = removals.next().await {
         outcome.take(removal?, &object, bytes);
         tried += 1;

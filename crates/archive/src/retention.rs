@@ -1,12 +1,15 @@
 //! Retention: which snapshots stay, which may go, and when nothing may. Pure: facts in, a judgement out.
 //!
 //! Grandfather, father, son: of the snapshots that were proved, the newest of each of the last hours, days, weeks, months and
-//! years that have one stays. A *proved* snapshot is one that a majority of the voters signed, in an archive that a trusted
-//! verifier read whole since. What was not proved is never counted as one that stays for another to go.
+//! years that have one stays. A *proved* snapshot is one that a majority of the voters signed, and that a trusted verifier read
+//! and named, by the hash of its manifest: one that is laid down later under an old place is none. What was not proved is never
+//! counted as one that stays for another to go.
 //!
 //! Invariants:
 //! - Snapshots are ordered by (history, index), never by a time that somebody wrote.
 //! - Nothing goes that is newer than the second newest proved snapshot of its history, so that two always stay.
+//! - Every moment of the window stays restorable that is so now: where the log begins, or goes on behind a gap, the snapshot stays
+//!   that stands in for what is missing, and the log goes only up to a snapshot that stays.
 //! - Snapshots of a history that another one continues are weighed with those of the other as soon as that has two proved ones
 //!   that are newer, and by themselves until then.
 //! - Where anything is not as it should be, nothing goes at all: [`Rule`] says what, and a reason to wait is found by whoever
@@ -21,17 +24,15 @@ use chrono::{DateTime, Datelike};
 use holdfast_model::id::Millis;
 use serde::Serialize;
 
-use crate::layout::{LineageId, hex, week_of};
+pub use self::faults::{Accepted, DROP_PERCENT_MAX, Frozen, Rule, compare_roots};
+use crate::layout::{LineageId, week_of};
 
-const MINUTE_MS: u64 = 60 * 1000;
+mod faults;
+
 /// One hour.
-pub const HOUR_MS: u64 = 60 * MINUTE_MS;
+pub const HOUR_MS: u64 = 60 * 60 * 1000;
 /// One day.
 pub const DAY_MS: u64 = 24 * HOUR_MS;
-/// Clocks may differ by so much.
-const SKEW_MS: u64 = HOUR_MS;
-/// The newest snapshot is held against the largest of so many days.
-const SIZE_DAYS: u64 = 30;
 /// A proved snapshot fewer than this in a history, and nothing of it goes.
 pub const PROVED_MIN: usize = 2;
 
@@ -70,9 +71,6 @@ impl Default for Policy {
         }
     }
 }
-
-/// Largest part of a snapshot's size that the next ones may lose, in percent.
-pub const DROP_PERCENT_MAX: u64 = 20;
 
 /// A span of time of which one snapshot stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -146,17 +144,19 @@ pub struct Taken {
     pub is_attested: bool,
     /// The snapshot that it continues.
     pub previous: Option<u64>,
+    /// Those who signed it, by node and key.
+    pub witnesses: BTreeSet<(u64, [u8; 32])>,
 }
 
-/// What a trusted verifier said, last of all that matters here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a trusted verifier said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     /// When, by the verifier's clock.
     pub ended_ms: u64,
-    /// Newest snapshot then; all older ones were read with it.
-    pub snapshot_index: Option<u64>,
-    /// Its root, if that was written down.
-    pub root: Option<[u8; 32]>,
+    /// Root and seal of each snapshot that was read, and that a majority of the voters vouched for, by its last entry.
+    pub snapshots: BTreeMap<u64, ([u8; 32], [u8; 32])>,
+    /// Snapshots that stand in for a part of the log that was never shipped.
+    pub gap_ends: BTreeSet<u64>,
     /// What was wrong; `None` = nothing.
     pub why: Option<String>,
 }
@@ -174,20 +174,27 @@ pub struct Holding {
     pub proved: Vec<Said>,
     /// The newest verification that found it bad, of any depth.
     pub failed: Option<Said>,
-    /// Snapshots that are, or were, marked to go.
+    /// Snapshots that are, or were, marked to go, and were not spared since.
     pub buried: BTreeSet<u64>,
+    /// Snapshots that somebody marked whose word does not count here.
+    pub buried_by_strangers: BTreeSet<u64>,
+    /// First entry of the log that lies there; `None` = there is none.
+    pub log_first: Option<u64>,
     /// What is damaged or missing, with the reason.
     pub damaged: Vec<(String, String)>,
 }
 
 impl Holding {
-    fn proved_to(&self) -> Option<u64> {
-        self.proved.last().and_then(|said| said.snapshot_index)
+    /// It was signed by a majority, and read since by somebody trusted, as it is.
+    pub fn is_proved(&self, taken: &Taken) -> bool {
+        let seen = self.proved.last().and_then(|said| said.snapshots.get(&taken.index));
+        taken.is_attested && seen == Some(&(taken.root, taken.seal))
     }
 
-    /// It was signed by a majority, and read since by somebody trusted.
-    pub fn is_proved(&self, taken: &Taken) -> bool {
-        taken.is_attested && self.proved_to().is_some_and(|to| taken.index <= to)
+    /// Entries are there from the first one of this history on.
+    fn is_whole_from_start(&self) -> bool {
+        let start = self.parent.map_or(1, |(_, fork)| fork.saturating_add(1));
+        self.log_first.is_some_and(|first| first <= start)
     }
 
     /// Ascending.
@@ -196,82 +203,14 @@ impl Holding {
     }
 }
 
-/// Why nothing goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rule {
-    /// Nobody who is trusted proved it lately.
-    VerificationStale,
-    /// The newest verification found something wrong.
-    VerificationFailed,
-    /// Of one state there are two accounts, or no majority vouches for the newest.
-    RootsDisagree,
-    /// The newest snapshot is much smaller than those before it.
-    SizeDrop,
-    /// Times run backwards, or ahead.
-    TimesForged,
-    /// A snapshot is gone, and nobody marked it.
-    SnapshotMissing,
-    /// Something that stays is not whole.
-    Damaged,
-}
-
-impl Rule {
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::VerificationStale => "verification-stale",
-            Self::VerificationFailed => "verification-failed",
-            Self::RootsDisagree => "roots-disagree",
-            Self::SizeDrop => "size-drop",
-            Self::TimesForged => "times-forged",
-            Self::SnapshotMissing => "snapshot-missing",
-            Self::Damaged => "damaged",
-        }
-    }
-
-    /// What ends it.
-    pub fn remedy(self) -> &'static str {
-        match self {
-            Self::VerificationStale => {
-                "run `holdfast backup verify --level 2 --record` or `holdfast drill run` with the key that is trusted here, \
-                 or trust another one with --trust"
-            }
-            Self::VerificationFailed => {
-                "run `holdfast backup verify --level 2`, mend what it names or take it from another copy, and record a good one"
-            }
-            Self::RootsDisagree => {
-                "run `holdfast integrity compare`; when the nodes agree, `holdfast backup now` and verify with --record"
-            }
-            Self::SizeDrop => "find out what was deleted; if it was meant, run it once with --accept-size-drop",
-            Self::TimesForged => {
-                "find out whose clock or whose hand it was; until then snapshots of true times could be taken for old ones"
-            }
-            Self::SnapshotMissing => {
-                "find out who deletes there (`holdfast backup doctor`); bring the objects back, or let a vault restore them"
-            }
-            Self::Damaged => "run `holdfast backup verify`; take what it names from another copy",
-        }
-    }
-}
-
-/// One reason to let nothing go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frozen {
-    /// Which rule.
-    pub rule: Rule,
-    /// Of which history.
-    pub lineage: LineageId,
-    /// What was seen.
-    pub reason: String,
-}
-
 /// Why a snapshot stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// One of the two newest proved ones, or newer than these.
     Newest,
+    /// Moments of the window need it.
+    Window,
     /// The newest of an hour.
     Hourly,
     /// The newest of a day.
@@ -289,6 +228,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Newest => "newest",
+            Self::Window => "window",
             Self::Hourly => "hourly",
             Self::Daily => "daily",
             Self::Weekly => "weekly",
@@ -323,15 +263,15 @@ pub struct Judgement {
     pub frozen: Vec<Frozen>,
 }
 
-/// Judges all that lies at one destination. `accept_drop`: somebody knows why it shrank.
-pub fn judge(holdings: &[Holding], policy: &Policy, now_ms: u64, accept_drop: bool) -> Judgement {
+/// Judges all that lies at one destination. `accepted`: what somebody looked into.
+pub fn judge(holdings: &[Holding], policy: &Policy, now_ms: u64, accepted: &Accepted) -> Judgement {
     let all: BTreeMap<LineageId, &Holding> = holdings.iter().map(|holding| (holding.id, holding)).collect();
     let mut judged = Judgement::default();
     for holding in holdings {
         let newest: Vec<u64> = holding.proved_taken().rev().take(PROVED_MIN).map(|taken| taken.index).collect();
         let floor = newest.last().filter(|_| newest.len() == PROVED_MIN).copied().unwrap_or(0);
         for taken in holding.taken.iter().filter(|taken| taken.index >= floor) {
-            judged.kept.entry((holding.id, taken.index)).or_default().insert(Reason::Newest);
+            judged.keep(holding.id, taken.index, Reason::Newest);
         }
     }
     for head in holdings.iter().filter(|holding| !is_continued(holding, holdings)) {
@@ -339,18 +279,63 @@ pub fn judge(holdings: &[Holding], policy: &Policy, now_ms: u64, accept_drop: bo
         for (period, count) in policy.periods() {
             keep_newest(&sequence, period, count, &mut judged);
         }
-        judged.frozen.extend(head_faults(head, &sequence, accept_drop));
+        judged.frozen.extend(faults::of_head(head, &sequence, accepted));
+    }
+    let oldest_ms = now_ms.saturating_sub(Policy::ms(policy.window_days));
+    // Children first: what they need of their parents depends on what they have themselves.
+    let mut order: Vec<&Holding> = holdings.iter().collect();
+    order.sort_by_key(|holding| std::cmp::Reverse(depth(holding, &all)));
+    for holding in order {
+        keep_window(holding, holdings, oldest_ms, &mut judged);
     }
     for holding in holdings {
-        judged.frozen.extend(faults(holding, &all, policy, now_ms));
-        let oldest_ms = now_ms.saturating_sub(Policy::ms(policy.window_days));
-        let kept = |taken: &&Taken| judged.kept.contains_key(&(holding.id, taken.index));
-        let base = holding.proved_taken().rev().filter(kept).find(|taken| taken.time_ms <= oldest_ms);
-        judged.log_through.extend(base.map(|base| (holding.id, base.index)));
+        judged.frozen.extend(faults::of(holding, is_continued(holding, holdings), &all, policy, now_ms));
         let gone = holding.taken.iter().map(|taken| (holding.id, taken.index));
         judged.doomed.extend(gone.filter(|one| !judged.kept.contains_key(one)));
     }
+    judged.frozen.retain(|frozen| frozen.index.is_none_or(|index| !accepted.contains(&(frozen.rule, index))));
     judged
+}
+
+impl Judgement {
+    fn keep(&mut self, lineage: LineageId, index: u64, why: Reason) {
+        self.kept.entry((lineage, index)).or_default().insert(why);
+    }
+}
+
+/// How many histories lie before it.
+fn depth(holding: &Holding, all: &BTreeMap<LineageId, &Holding>) -> usize {
+    let parent = |holding: &&Holding| holding.parent.and_then(|(parent, _)| all.get(&parent).copied());
+    // A circle is no descent.
+    std::iter::successors(Some(holding), parent).take(all.len() + 1).count()
+}
+
+/// Keeps what moments since `oldest_ms` are restored from, and says how much of the log may go.
+fn keep_window(holding: &Holding, holdings: &[Holding], oldest_ms: u64, judged: &mut Judgement) {
+    let id = holding.id;
+    // A child that has no snapshot to begin its own window with begins where it forked off.
+    let children = holdings.iter().filter(|one| one.parent.is_some_and(|(parent, _)| parent == id));
+    let needing = children.filter(|child| !judged.log_through.contains_key(&child.id));
+    let fork = needing.filter_map(|child| child.parent.map(|(_, fork)| fork)).min().unwrap_or(u64::MAX);
+    let log_first = holding.log_first.unwrap_or(u64::MAX);
+    // Snapshots from which the log is unbroken, as far as that can be seen here.
+    let usable: Vec<&Taken> =
+        holding.proved_taken().filter(|taken| taken.index.saturating_add(1) >= log_first).collect();
+    let is_before = |taken: &&&Taken| taken.time_ms <= oldest_ms && taken.index <= fork;
+    let is_kept = |taken: &&&Taken| judged.kept.contains_key(&(id, taken.index));
+    let base = usable.iter().rev().filter(is_before).find(is_kept).map(|base| base.index);
+    let mut needed: Vec<u64> = Vec::new();
+    if base.is_none() && !holding.is_whole_from_start() {
+        // The window begins with it.
+        let first = usable.iter().rev().find(is_before).or(usable.first());
+        needed.extend(first.map(|first| first.index));
+    }
+    let gap_ends = holding.proved.last().into_iter().flat_map(|said| &said.gap_ends);
+    for end in gap_ends.filter(|end| base.is_none_or(|base| **end > base)) {
+        needed.extend(holding.proved_taken().find(|taken| taken.index >= *end).map(|stands_in| stands_in.index));
+    }
+    judged.log_through.extend(base.map(|base| (id, base)));
+    needed.into_iter().for_each(|index| judged.keep(id, index, Reason::Window));
 }
 
 /// Another history goes on from it, and has proved snapshots enough that are newer than all of this one's.
@@ -395,144 +380,8 @@ fn keep_newest(sequence: &[(LineageId, &Taken)], period: Period, count: u32, jud
             break;
         }
         (last, taken_of) = (Some(span), taken_of + 1);
-        judged.kept.entry((*lineage, taken.index)).or_default().insert(period.into());
+        judged.keep(*lineage, taken.index, period.into());
     }
-}
-
-/// What is wrong with the newest of a history that goes on.
-fn head_faults(head: &Holding, sequence: &[(LineageId, &Taken)], accept_drop: bool) -> Vec<Frozen> {
-    let mut frozen = Vec::new();
-    let Some(newest) = head.taken.last() else { return frozen };
-    let mut freeze = |rule, reason| frozen.push(Frozen { rule, lineage: head.id, reason });
-    if !newest.is_attested {
-        let reason = format!("no majority of the voters vouches for the newest snapshot, at index {}", newest.index);
-        freeze(Rule::RootsDisagree, reason);
-    }
-    let from_ms = newest.time_ms.saturating_sub(SIZE_DAYS * DAY_MS);
-    let before = || sequence.iter().map(|(_, taken)| *taken).filter(|taken| taken.time_ms >= from_ms);
-    for what in ["bytes", "records"] {
-        let size = |taken: &Taken| if what == "bytes" { taken.bytes } else { taken.records };
-        let Some(largest) = before().max_by_key(|taken| size(taken)) else { continue };
-        let (now, then) = (size(newest), size(largest));
-        let dropped = u128::from(now) * 100 < u128::from(then) * u128::from(100 - DROP_PERCENT_MAX);
-        if dropped && !accept_drop {
-            let percent = 100 - u128::from(now) * 100 / u128::from(then).max(1);
-            let reason = format!(
-                "the snapshot at index {} has {now} {what}, {percent} % fewer than the {then} of that at index {}",
-                newest.index, largest.index
-            );
-            freeze(Rule::SizeDrop, reason);
-        }
-    }
-    frozen
-}
-
-/// What else is wrong with a history.
-fn faults(holding: &Holding, all: &BTreeMap<LineageId, &Holding>, policy: &Policy, now_ms: u64) -> Vec<Frozen> {
-    let mut frozen = Vec::new();
-    let mut freeze = |rule, reason| frozen.push(Frozen { rule, lineage: holding.id, reason });
-    for (object, reason) in &holding.damaged {
-        freeze(Rule::Damaged, format!("{object}: {reason}"));
-    }
-    if holding.taken.is_empty() {
-        return frozen;
-    }
-    let newest = holding.proved.last();
-    match newest.map(|said| said.ended_ms) {
-        None => freeze(Rule::VerificationStale, "nobody who is trusted here proved it yet".into()),
-        Some(ended_ms) if now_ms.saturating_sub(ended_ms) > Policy::ms(policy.max_age_days) => {
-            let days = (now_ms - ended_ms) / DAY_MS;
-            let reason = format!("it was last proved {days} days ago, {} are the limit", policy.max_age_days);
-            freeze(Rule::VerificationStale, reason);
-        }
-        Some(_) => {}
-    }
-    if let Some(failed) = &holding.failed
-        && newest.is_none_or(|good| failed.ended_ms >= good.ended_ms)
-    {
-        freeze(Rule::VerificationFailed, failed.why.clone().unwrap_or_default());
-    }
-    for said in &holding.proved {
-        if said.ended_ms > now_ms + SKEW_MS {
-            freeze(Rule::TimesForged, "a verification is of a time that has not come".into());
-        }
-        // What somebody proved must be what lies there.
-        let found = said.snapshot_index.and_then(|index| holding.taken.iter().find(|taken| taken.index == index));
-        if let (Some(taken), Some(root)) = (found, said.root)
-            && taken.root != root
-        {
-            let (was, is) = (hex(&root), hex(&taken.root));
-            let reason = format!("the snapshot at index {} was proved with root {was}, and now has {is}", taken.index);
-            freeze(Rule::RootsDisagree, reason);
-        }
-        let index = said.snapshot_index.filter(|index| found.is_none() && !holding.buried.contains(index));
-        if let Some(index) = index {
-            let reason = format!("the snapshot at index {index} was proved, and is gone: nobody marked it to go");
-            freeze(Rule::SnapshotMissing, reason);
-        }
-    }
-    for pair in holding.taken.windows(2) {
-        if pair[1].time_ms < pair[0].time_ms {
-            let (a, b) = (pair[0].index, pair[1].index);
-            freeze(
-                Rule::TimesForged,
-                format!("the snapshot at index {b} says that it is older than that at index {a}"),
-            );
-        }
-    }
-    let first = holding.taken.first();
-    if let (Some((parent, fork)), Some(first)) = (holding.parent, first) {
-        let mut shared =
-            all.get(&parent).into_iter().flat_map(|parent| &parent.taken).filter(|taken| taken.index <= fork);
-        if let Some(older) = shared.rfind(|taken| taken.time_ms > first.time_ms) {
-            let (a, b) = (older.index, first.index);
-            let reason = format!("the snapshot at index {b} says that it is older than that of {parent} at index {a}");
-            freeze(Rule::TimesForged, reason);
-        }
-    }
-    for taken in &holding.taken {
-        let index = taken.index;
-        if taken.time_ms > now_ms + SKEW_MS {
-            freeze(Rule::TimesForged, format!("the snapshot at index {index} is of a time that has not come"));
-        } else if taken.time_ms > taken.stored_ms + SKEW_MS {
-            let ahead = (taken.time_ms - taken.stored_ms) / MINUTE_MS;
-            let reason = format!("the snapshot at index {index} was stored {ahead} minutes before the time it is of");
-            freeze(Rule::TimesForged, reason);
-        }
-        let lost = taken.previous.filter(|previous| {
-            !holding.buried.contains(previous) && !holding.taken.iter().any(|one| one.index == *previous)
-        });
-        if let Some(previous) = lost {
-            let reason = format!(
-                "the snapshot at index {previous} is gone, that at {index} continues it: nobody marked it to go"
-            );
-            freeze(Rule::SnapshotMissing, reason);
-        }
-    }
-    frozen
-}
-
-/// Snapshots at one place in one history must have one root, wherever they lie.
-pub fn compare_roots<'a>(destinations: impl Iterator<Item = (&'a str, &'a [Holding])>) -> Vec<Frozen> {
-    let mut roots: BTreeMap<(LineageId, u64), (&str, [u8; 32])> = BTreeMap::new();
-    let mut frozen = Vec::new();
-    for (name, holdings) in destinations {
-        for holding in holdings {
-            for taken in &holding.taken {
-                let (first, root) = *roots.entry((holding.id, taken.index)).or_insert((name, taken.root));
-                if root != taken.root {
-                    let reason = format!(
-                        "the snapshot at index {} has root {} at {first}, and {} at {name}",
-                        taken.index,
-                        hex(&root),
-                        hex(&taken.root)
-                    );
-                    frozen.push(Frozen { rule: Rule::RootsDisagree, lineage: holding.id, reason });
-                }
-            }
-        }
-    }
-    frozen
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::destination::{Destination, Put};
 use crate::error::ArchiveError;
-use crate::evidence::{self, Link, VerifierKey, newest_of_each};
+use crate::evidence::{self, Link, VerifierKey, first8, newest_of_each};
 use crate::layout::{LineageId, ObjectName};
 
 const TOMBSTONE: &str = "tombstone";
@@ -44,8 +44,14 @@ pub struct Tombstone {
     pub at_ms: u64,
     /// Snapshots.
     pub snapshots: Vec<Marked>,
+    /// Snapshots that were marked before, by their last entries, and stay after all.
+    #[serde(default)]
+    pub spared: Vec<u64>,
     /// The log up to this entry; `None` = none of it.
     pub log_through: Option<u64>,
+    /// Marks of the log beyond this entry count no more.
+    #[serde(default)]
+    pub log_spared: Option<u64>,
     /// The newest words of everybody who spoke here before.
     #[serde(default)]
     pub after: Vec<Link>,
@@ -142,7 +148,9 @@ impl Tombstone {
             group: group.0,
             at_ms,
             snapshots: Vec::new(),
+            spared: Vec::new(),
             log_through: None,
+            log_spared: None,
             after: Vec::new(),
             program: env!("CARGO_PKG_VERSION").into(),
         }
@@ -193,7 +201,7 @@ fn open<T: Mark>(object: &str, bytes: &Bytes) -> Result<(T, [u8; 32]), ArchiveEr
     if (v, kind) != (1, T::KIND) {
         return Err(bad("it is of a kind that a newer build writes"));
     }
-    if of != lineage.to_string() || mark.name(std::array::from_fn(|n| key[n])) != name {
+    if of != lineage.to_string() || mark.name(first8(&key)) != name {
         return Err(bad("it is of another history, of another moment or by another key than its name says"));
     }
     Ok((mark, key))
@@ -208,8 +216,8 @@ pub(crate) async fn lay_down<T: Mark>(
     key: &VerifierKey,
 ) -> Result<String, ArchiveError> {
     let public = key.public();
-    let object = mark.name(std::array::from_fn(|n| public[n])).path(lineage);
-    mark.link(newest_of_each(destination, &T::prefix(lineage, group), &object).await?);
+    let object = mark.name(first8(&public)).path(lineage);
+    mark.link(newest_of_each(destination, &T::prefix(lineage, group), &object, &public).await?);
     let bytes = evidence::sign(&object, key, &mark)?;
     match destination.put_checked(&object, &bytes).await? {
         Put::Created | Put::Same => Ok(object),

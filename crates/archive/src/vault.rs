@@ -23,7 +23,8 @@ use crate::layout::{LineageId, ObjectName};
 use crate::lineage::find_lineages;
 use crate::manifest::Manifest;
 use crate::prune::{Trusted, look};
-use crate::retention::{Policy, judge};
+use crate::retention::{Accepted, Policy, judge};
+use crate::tombstone::Tombstone;
 use crate::verify::{Contents, Held, check};
 
 /// Requests under way.
@@ -31,8 +32,6 @@ const CALLS_MAX: usize = 8;
 /// Objects that are read before they are written.
 const BATCH_OBJECTS: usize = 64;
 const BATCH_BYTES: u64 = 32 << 20;
-/// So many objects in a row whose locks last end the search for those whose do not.
-const LASTING: usize = 16;
 
 /// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,7 +48,9 @@ pub struct Pulled {
     pub locked: u64,
     /// What was not copied, or differs from what the vault has, with the reason.
     pub bad: Vec<(String, String)>,
-    /// Snapshots and segments that the vault has, and the source lost without a mark that they were to go.
+    /// Segments that are damaged at the source, and were shipped again beside themselves: nothing is lost with them.
+    pub repaired: Vec<String>,
+    /// Snapshots and segments that the vault has, and the source lost without a mark, by somebody trusted, that they were to go.
     pub lost: Vec<String>,
     /// Objects that were written once more.
     pub renewed: u64,
@@ -68,6 +69,7 @@ pub async fn pull(
     source: &Destination,
     vault: &Destination,
     group: GroupId,
+    trusted: &Trusted,
     progress: Progress<'_>,
 ) -> Result<Pulled, ArchiveError> {
     let mut pulled = Pulled::default();
@@ -79,7 +81,7 @@ pub async fn pull(
     pulled.lineages = of_source.len();
     // Those that the source lost altogether are looked at, too.
     for id in of_source.iter().copied().chain(of_vault).collect::<BTreeSet<_>>() {
-        pull_lineage(source, vault, &id, group, &mut pulled, progress).await?;
+        pull_lineage(source, vault, &id, group, trusted, &mut pulled, progress).await?;
     }
     pulled.bad.sort();
     pulled.lost.sort();
@@ -105,6 +107,7 @@ async fn pull_lineage(
     vault: &Destination,
     id: &LineageId,
     group: GroupId,
+    trusted: &Trusted,
     pulled: &mut Pulled,
     progress: Progress<'_>,
 ) -> Result<(), ArchiveError> {
@@ -117,7 +120,7 @@ async fn pull_lineage(
     let held: BTreeMap<String, u64> =
         vault.list(&id.to_string()).await?.into_iter().map(|found| (found.path, found.bytes)).collect();
     let there: BTreeSet<&str> = listed.iter().map(|found| found.path.as_str()).collect();
-    note_lost(source, &held, &there, pulled).await?;
+    note_lost(source, &held, &there, trusted, pulled).await?;
     let mut wanted: Vec<(u8, ObjectName, Listed)> = Vec::new();
     for found in &listed {
         let Some((_, name)) = ObjectName::parse(&found.path) else { continue };
@@ -133,8 +136,9 @@ async fn pull_lineage(
         }
     }
     wanted.sort_by(|a, b| (a.0, &a.2.path).cmp(&(b.0, &b.2.path)));
-    let mut pull = Pull { source, vault, id, group, held, walk: None, pulled, done: 0, of: wanted.len() as u64 };
-    pull.begin_walk(&wanted).await?;
+    let repaired = there.iter().filter_map(|path| path.split_once(".r")).map(|(own, _)| own.to_owned()).collect();
+    let of = wanted.len() as u64;
+    let mut pull = Pull { source, vault, id, group, held, repaired, walk: None, foreign: None, pulled, done: 0, of };
     let mut rest = &wanted[..];
     while !rest.is_empty() {
         let (mut bytes, kind) = (0, rest[0].0);
@@ -157,6 +161,7 @@ async fn note_lost(
     source: &Destination,
     held: &BTreeMap<String, u64>,
     there: &BTreeSet<&str>,
+    trusted: &Trusted,
     pulled: &mut Pulled,
 ) -> Result<(), ArchiveError> {
     let gone: Vec<(&String, ObjectName)> = held
@@ -170,9 +175,15 @@ async fn note_lost(
     }
     let (mut snapshots, mut through) = (BTreeSet::new(), None);
     for path in there.iter().filter(|path| path.contains("/tombstone/")) {
-        // Whoever signed it: that is for who prunes the source. A damaged one marks nothing.
-        let opened = crate::tombstone::Tombstone::open(path, &source.get(path).await?);
-        if let Ok((mark, _)) = opened {
+        // Whoever wipes a source can sign something, too. What does not open marks nothing.
+        let bytes = match source.get(path).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.fault().is_some() => continue,
+            Err(error) => return Err(error),
+        };
+        if let Ok((mark, key)) = Tombstone::open(path, &bytes)
+            && trusted.contains(&key)
+        {
             snapshots.extend(mark.snapshots.iter().map(|one| one.index));
             through = through.max(mark.log_through);
         }
@@ -186,8 +197,8 @@ async fn note_lost(
     Ok(())
 }
 
-/// Where the log that was checked ends: the next entry, and the chain before it.
-#[derive(Debug, Clone, Copy)]
+/// Where a part of the log ends: the next entry, and the chain before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Walk {
     next: u64,
     chain: [u8; 32],
@@ -200,8 +211,12 @@ struct Pull<'a> {
     group: GroupId,
     /// What the vault holds, with lengths.
     held: BTreeMap<String, u64>,
-    /// `None` = what comes next follows nothing that is known.
+    /// Positions of the log that were repaired at the source.
+    repaired: BTreeSet<String>,
+    /// Where the log that was taken last ends; `None` = what comes next follows nothing that is known.
     walk: Option<Walk>,
+    /// Where the log that was refused last ends.
+    foreign: Option<Walk>,
     pulled: &'a mut Pulled,
     done: u64,
     of: u64,
@@ -214,57 +229,84 @@ struct Checked {
 }
 
 impl Pull<'_> {
-    /// The log goes on where the vault's ends.
-    async fn begin_walk(&mut self, wanted: &[(u8, ObjectName, Listed)]) -> Result<(), ArchiveError> {
-        let first = wanted.iter().find_map(|(_, name, _)| match name {
-            ObjectName::Segment { first, .. } => Some(*first),
-            _ => None,
-        });
-        let Some(first) = first else { return Ok(()) };
-        let own = ObjectName::segment(self.group, first).path(self.id);
-        let prefix = format!("{}/", self.id.log_prefix(self.group, 0));
-        let before = self.held.range(prefix.clone()..own).next_back().map(|(path, _)| path.clone());
-        if let Some(path) = before
-            && let Some((_, name)) = ObjectName::parse(&path)
-        {
-            let checked = read(self.vault, self.id, name, &path).await?;
-            self.follow(&name, &path, &checked);
-        }
-        Ok(())
+    /// Why what lies at a position, or joins several, does not belong to the log that the vault has; `None` = it does, as far as
+    /// that can be told.
+    async fn misfit(&mut self, name: &ObjectName, checked: &Checked) -> Result<Option<&'static str>, ArchiveError> {
+        let (first, before, end) = match (name, &checked.contents) {
+            (ObjectName::Segment { .. }, Ok(Some(Contents::Log(Held::Segment(of))))) => {
+                let end = Walk { next: of.last().index.saturating_add(1), chain: of.chain_after };
+                (of.first().index, of.chain_before, end)
+            }
+            (ObjectName::Segment { .. }, Ok(Some(Contents::Log(Held::Gap(gap))))) => {
+                (gap.first, gap.chain_before, Walk { next: gap.last.index.saturating_add(1), chain: gap.chain_after })
+            }
+            (ObjectName::Joined { .. }, Ok(Some(Contents::Joined(of)))) => {
+                let starts = self.chain_at(of.first().index).await?.is_none_or(|chain| chain == of.chain_before);
+                let next = of.last().index.saturating_add(1);
+                let ends = self.chain_at(next).await?.is_none_or(|chain| chain == of.chain_after);
+                return Ok(if starts && ends {
+                    None
+                } else {
+                    Some("its entry chain is not that of the log that the vault has")
+                });
+            }
+            // Damaged, encrypted, or the end.
+            (ObjectName::Segment { .. }, _) => {
+                self.walk = None;
+                return Ok(None);
+            }
+            _ => return Ok(None),
+        };
+        let here = Walk { next: first, chain: before };
+        let known = match self.walk {
+            Some(walk) if walk.next == first => Some(walk),
+            _ => self.end_before(first).await?,
+        };
+        let reason = match known {
+            _ if self.foreign == Some(here) => "it continues what was refused",
+            Some(walk) if walk.next > first => "it overlaps the segment before it, which the vault has",
+            Some(walk) if walk.next == first && walk != here => {
+                "it does not continue the entry chain of the segment before it, which the vault has"
+            }
+            // Behind what the source has damaged, or encrypted, nothing more can be told.
+            _ => {
+                self.walk = Some(end);
+                return Ok(None);
+            }
+        };
+        self.foreign = Some(end);
+        Ok(Some(reason))
     }
 
-    /// Follows the log over what lies at a position; `false` = it does not follow what lies before it.
-    fn follow(&mut self, name: &ObjectName, path: &str, checked: &Checked) -> bool {
-        let ObjectName::Segment { repair, .. } = name else { return true };
-        let Ok(contents) = &checked.contents else {
-            self.walk = None;
-            return true;
-        };
-        let (first, before, next, after) = match contents {
-            Some(Contents::Log(Held::Segment(of))) => {
-                (of.first().index, of.chain_before, of.last().index.saturating_add(1), of.chain_after)
+    /// Where what the vault has before a position ends, if that can be read.
+    async fn end_before(&self, first: u64) -> Result<Option<Walk>, ArchiveError> {
+        let own = ObjectName::segment(self.group, first).path(self.id);
+        let prefix = format!("{}/", self.id.log_prefix(self.group, 0));
+        let Some((path, _)) = self.held.range(prefix..own).next_back() else { return Ok(None) };
+        let Some((_, name)) = ObjectName::parse(path) else { return Ok(None) };
+        Ok(match read(self.vault, self.id, name, path).await?.contents {
+            Ok(Some(Contents::Log(Held::Segment(of)))) => {
+                Some(Walk { next: of.last().index.saturating_add(1), chain: of.chain_after })
             }
-            Some(Contents::Log(Held::Gap(gap))) => {
-                (gap.first, gap.chain_before, gap.last.index.saturating_add(1), gap.chain_after)
+            Ok(Some(Contents::Log(Held::Gap(gap)))) => {
+                Some(Walk { next: gap.last.index.saturating_add(1), chain: gap.chain_after })
             }
-            // Encrypted, or the end.
-            _ => {
-                self.walk = None;
-                return true;
-            }
-        };
-        let fits = match self.walk {
-            // A repair stands beside what it repairs.
-            Some(walk) if *repair == 0 => walk.next != first || walk.chain == before,
-            _ => true,
-        };
-        if fits {
-            self.walk = Some(Walk { next, chain: after });
-        } else {
-            let reason = "it does not continue the entry chain of the segment before it, which the vault has";
-            self.pulled.bad.push((path.to_owned(), reason.to_owned()));
+            _ => None,
+        })
+    }
+
+    /// Entry chain before a position that the vault has, if that can be read.
+    async fn chain_at(&self, first: u64) -> Result<Option<[u8; 32]>, ArchiveError> {
+        let name = ObjectName::segment(self.group, first);
+        let path = name.path(self.id);
+        if !self.held.contains_key(&path) {
+            return Ok(None);
         }
-        fits
+        Ok(match read(self.vault, self.id, name, &path).await?.contents {
+            Ok(Some(Contents::Log(Held::Segment(of)))) => Some(of.chain_before),
+            Ok(Some(Contents::Log(Held::Gap(gap)))) => Some(gap.chain_before),
+            _ => None,
+        })
     }
 
     async fn copy(&mut self, batch: &[(u8, ObjectName, Listed)]) -> Result<(), ArchiveError> {
@@ -273,18 +315,23 @@ impl Pull<'_> {
         let read: Vec<Checked> = futures::stream::iter(reads).buffered(CALLS_MAX).try_collect().await?;
         let mut puts = Vec::new();
         for ((_, name, found), checked) in batch.iter().zip(read) {
-            let fits = self.follow(name, &found.path, &checked);
+            let misfit = self.misfit(name, &checked).await?;
+            if let Some(reason) = misfit {
+                self.pulled.bad.push((found.path.clone(), reason.to_owned()));
+                continue;
+            }
             match checked.contents {
                 Ok(contents) => {
                     let is_whole = match &contents {
                         Some(Contents::Manifest(manifest, _)) => self.bears(&found.path, manifest),
                         _ => true,
                     };
-                    if fits && is_whole {
+                    if is_whole {
                         self.pulled.locked += u64::from(contents.is_none());
                         puts.push((&found.path, checked.bytes));
                     }
                 }
+                Err((object, _)) if self.repaired.contains(&object) => self.pulled.repaired.push(object),
                 Err(fault) => self.pulled.bad.push(fault),
             }
         }
@@ -348,10 +395,11 @@ async fn read(
     Ok(Checked { bytes, contents })
 }
 
-/// Writes once more what the policy keeps in a vault, and whose lock ends within `before_ms`.
+/// Writes once more what the policy keeps in a vault, and whose lock ends within `before_ms`, or half its time. Where not all of it
+/// opens, or anything keeps it from being pruned, everything is kept.
 ///
 /// # Errors
-/// When the vault fails, holds what is damaged, or does not lock what is written there.
+/// When the vault fails, or does not lock what is written there; what is damaged is told in `pulled`.
 pub async fn renew(
     vault: &Destination,
     group: GroupId,
@@ -362,36 +410,66 @@ pub async fn renew(
     pulled: &mut Pulled,
 ) -> Result<(), ArchiveError> {
     let Some(versions) = vault.versions().await? else { return Ok(()) };
-    let stocks = look(vault, group, trusted, now_ms).await?;
-    let holdings: Vec<_> = stocks.iter().map(|stock| stock.holding.clone()).collect();
-    let judged = judge(&holdings, policy, now_ms, true);
-    for stock in &stocks {
-        let mut oldest_first = stock.needed(&judged);
-        oldest_first.sort_by_key(|(_, stored_ms)| *stored_ms);
-        let mut lasting = 0;
-        for (path, _) in oldest_first {
-            let until_ms = match lock_of(vault, &versions, &path).await? {
-                Some(until_ms) if until_ms >= now_ms + before_ms => {
-                    lasting += 1;
-                    until_ms
+    let versions = &versions;
+    let needed = needed(vault, group, policy, trusted, now_ms).await?;
+    let look = |(id, path, stored_ms): (LineageId, String, u64)| async move {
+        lock_of(vault, versions, &path).await.map(|until_ms| (id, path, stored_ms, until_ms))
+    };
+    let locks: Vec<_> = futures::stream::iter(needed).map(look).buffered(CALLS_MAX).try_collect().await?;
+    if locks.iter().all(|(.., until_ms)| until_ms.is_none()) {
+        // Nothing is locked here.
+        return Ok(());
+    }
+    for (id, path, stored_ms, until_ms) in locks {
+        let until_ms = until_ms.unwrap_or(0);
+        // Those that last for less than that would be written again at every look.
+        let soon_ms = before_ms.min(until_ms.saturating_sub(stored_ms) / 2);
+        let mut lasts_ms = until_ms;
+        if until_ms < now_ms + soon_ms || until_ms == 0 {
+            match write_again(vault, versions, &id, &path, until_ms).await {
+                Ok(until_ms) => lasts_ms = until_ms,
+                Err(error) => {
+                    pulled.bad.push(error.fault().ok_or(error)?);
+                    continue;
                 }
-                Some(until_ms) => {
-                    lasting = 0;
-                    write_again(vault, &versions, &stock.holding.id, &path, until_ms).await?;
-                    pulled.renewed += 1;
-                    lock_of(vault, &versions, &path).await?.unwrap_or(0)
-                }
-                // Nothing is locked here.
-                None => return Ok(()),
-            };
-            let earliest_ms = pulled.locked_until_ms.unwrap_or(u64::MAX);
-            pulled.locked_until_ms = Some(earliest_ms.min(until_ms));
-            if lasting >= LASTING {
-                break;
             }
+            pulled.renewed += 1;
         }
+        pulled.locked_until_ms = Some(pulled.locked_until_ms.unwrap_or(u64::MAX).min(lasts_ms));
     }
     Ok(())
+}
+
+/// What is to stay in a vault, and when it was stored.
+async fn needed(
+    vault: &Destination,
+    group: GroupId,
+    policy: &Policy,
+    trusted: &Trusted,
+    now_ms: u64,
+) -> Result<Vec<(LineageId, String, u64)>, ArchiveError> {
+    let mut needed = Vec::new();
+    let stocks = match look(vault, group, trusted, now_ms).await {
+        Ok(stocks) => stocks,
+        Err(ArchiveError::NoKey { .. }) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let holdings: Vec<_> = stocks.iter().map(|stock| stock.holding.clone()).collect();
+    let judged = judge(&holdings, policy, now_ms, &Accepted::new());
+    if !stocks.is_empty() && judged.frozen.is_empty() {
+        for stock in &stocks {
+            let id = stock.holding.id;
+            needed.extend(stock.needed(&judged).into_iter().map(|(path, stored_ms)| (id, path, stored_ms)));
+        }
+        return Ok(needed);
+    }
+    let found = find_lineages(vault).await?;
+    for id in found.lineages.iter().map(|facts| facts.id).chain(found.bad.iter().map(|(id, _)| *id)) {
+        let listed = vault.list_dated(&id.to_string()).await?.into_iter();
+        let ours = listed.filter(|(found, _)| ObjectName::parse(&found.path).is_some());
+        needed.extend(ours.map(|(found, stored_ms)| (id, found.path, stored_ms)));
+    }
+    Ok(needed)
 }
 
 async fn lock_of(vault: &Destination, versions: &Versions, path: &str) -> Result<Option<u64>, ArchiveError> {
@@ -417,7 +495,7 @@ async fn write_again(
     id: &LineageId,
     path: &str,
     until_ms: u64,
-) -> Result<(), ArchiveError> {
+) -> Result<u64, ArchiveError> {
     let Some((_, name)) = ObjectName::parse(path) else {
         return Err(ArchiveError::refused(format!("{path}: no object")));
     };
@@ -444,11 +522,13 @@ async fn write_again(
     }
     let is_same = vault.get(path).await? == checked.bytes;
     let now = lock_of(vault, versions, path).await?;
-    if !is_same || now.is_none_or(|now| now <= until_ms) {
-        let reason = "a new version of it is not locked for longer: give the bucket a default retention";
-        return Err(ArchiveError::Destination { object: path.to_owned(), operation: "lock", reason: reason.into() });
+    match now.filter(|now| is_same && *now > until_ms) {
+        Some(now) => Ok(now),
+        None => {
+            let reason = "a new version of it is not locked for longer: give the bucket a default retention";
+            Err(ArchiveError::Destination { object: path.to_owned(), operation: "lock", reason: reason.into() })
+        }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::destination::{Destination, Listed, Put};
 use crate::error::ArchiveError;
-use crate::evidence::{self, Link, VerifierKey, newest_of_each};
-use crate::layout::{LineageId, ObjectName};
+use crate::evidence::{self, Link, VerifierKey, first8, newest_of_each};
+use crate::layout::{LineageId, ObjectName, hex};
+use crate::verify::VerifyReport;
 
 const KIND: &str = "verification";
 /// Faults told in a verification; their number tells of the others.
@@ -73,6 +74,17 @@ pub struct Fault {
     pub reason: String,
 }
 
+/// A snapshot that was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenSnapshot {
+    /// Last entry in it.
+    pub index: u64,
+    /// Hash over its rows, in hex.
+    pub root: String,
+    /// Hash that ends its manifest, in hex.
+    pub seal: String,
+}
+
 /// What a drill took.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillTimes {
@@ -109,6 +121,10 @@ pub struct Verification {
     pub lineage: String,
     /// Group.
     pub group: u32,
+    /// The vault that was read, by its name in the configuration of the nodes: these words lie beside the archive that it was pulled
+    /// out of, where the cluster finds them. `None` = what was read is the archive that they lie beside.
+    #[serde(default)]
+    pub vault: Option<String>,
     /// What was done, or tried.
     pub level: Depth,
     /// Nothing was found to be wrong.
@@ -119,9 +135,12 @@ pub struct Verification {
     pub ended_ms: u64,
     /// Newest snapshot; `None` = there is none, or it could not be read.
     pub snapshot_index: Option<u64>,
-    /// Hash over its rows, in hex; `None` = not known, or not written down.
+    /// Snapshots whose every byte was read, that a majority of the voters vouches for; ascending. Of none else it says anything.
     #[serde(default)]
-    pub snapshot_root: Option<String>,
+    pub snapshots: Vec<SeenSnapshot>,
+    /// Last entries of the parts of the log that were never shipped: from there on a snapshot stands in for it.
+    #[serde(default)]
+    pub gap_ends: Vec<u64>,
     /// Last entry of the log; `None` = it could not be told.
     pub last_index: Option<u64>,
     /// Objects that were looked at.
@@ -149,12 +168,14 @@ impl Verification {
             kind: KIND.into(),
             lineage: lineage.to_string(),
             group: group.0,
+            vault: None,
             level,
             good: true,
             began_ms,
             ended_ms: began_ms,
             snapshot_index: None,
-            snapshot_root: None,
+            snapshots: Vec::new(),
+            gap_ends: Vec::new(),
             last_index: None,
             objects: 0,
             bytes: 0,
@@ -164,6 +185,19 @@ impl Verification {
             after: Vec::new(),
             program: env!("CARGO_PKG_VERSION").into(),
         }
+    }
+
+    /// Takes over what was seen of a history.
+    pub fn take(&mut self, report: &VerifyReport) {
+        let group = GroupId(self.group);
+        (self.objects, self.bytes) = (self.objects + report.objects, self.bytes + report.bytes);
+        let seen = report.snapshots.get(&group).map(Vec::as_slice).unwrap_or_default();
+        self.snapshot_index = seen.last().map(|newest| newest.index);
+        let vouched = seen.iter().filter(|one| one.is_attested);
+        self.snapshots =
+            vouched.map(|one| SeenSnapshot { index: one.index, root: hex(&one.root), seal: hex(&one.seal) }).collect();
+        self.gap_ends = report.gaps.iter().filter(|gap| gap.group == group).map(|gap| gap.last.index).collect();
+        self.last_index = report.log.get(&group).map(|(_, last)| *last);
     }
 
     /// Notes a fault.
@@ -196,9 +230,13 @@ impl Verification {
         key: &VerifierKey,
     ) -> Result<(String, Bytes), ArchiveError> {
         let (group, public) = (GroupId(self.group), key.public());
-        let key8 = std::array::from_fn(|n| public[n]);
+        let key8 = first8(&public);
         let object = ObjectName::Verification { group, at_ms: self.ended_ms, key: key8 }.path(lineage);
-        let after = newest_of_each(destination, &lineage.verify_prefix(group), &object).await?;
+        // Words of a vault go beside another archive: what was said there before is not known here.
+        let after = match self.vault {
+            Some(_) => Vec::new(),
+            None => newest_of_each(destination, &lineage.verify_prefix(group), &object, &public).await?,
+        };
         let bytes = evidence::sign(&object, key, &Self { after, ..self.clone() })?;
         Ok((object, bytes))
     }

@@ -67,19 +67,23 @@ pub struct VerifyReport {
     pub attested: u64,
     /// Snapshots that are whole as far as this level tells, and that no majority vouches for.
     pub unattested: u64,
-    /// The newest snapshot of each group.
-    pub newest: BTreeMap<GroupId, Newest>,
+    /// History that it continues.
+    pub parent: Option<LineageId>,
+    /// Snapshots of each group, ascending.
+    pub snapshots: BTreeMap<GroupId, Vec<SnapshotSeen>>,
 }
 
-/// The newest snapshot of a group.
+/// A snapshot that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Newest {
+pub struct SnapshotSeen {
     /// Last entry in it.
     pub index: u64,
     /// A majority of the voters vouches for it.
     pub is_attested: bool,
     /// Hash over its rows.
     pub root: [u8; 32],
+    /// Hash that ends its manifest.
+    pub seal: [u8; 32],
 }
 
 impl VerifyReport {
@@ -234,6 +238,7 @@ pub async fn verify(
         | ObjectName::Pruned { .. } => (2, *name),
     });
     check.read_all(&named, &mut report).await?;
+    report.parent = check.facts.as_ref().and_then(LineageFacts::parent_id);
     check.compare(&listed, &mut report)?;
     if level == Level::Bytes {
         check.compose(&mut report).await?;
@@ -420,17 +425,17 @@ impl Check<'_> {
             }
         }
         self.compare_witnesses(report);
-        self.note_newest(report);
+        self.note_snapshots(report);
         Ok(())
     }
 
-    /// The newest of each group.
-    fn note_newest(&self, report: &mut VerifyReport) {
-        for (group, found) in &self.groups {
-            if let Some((index, (manifest, _))) = found.manifests.last_key_value() {
-                let newest = Newest { index: *index, is_attested: manifest.is_attested(), root: manifest.root() };
-                report.newest.insert(*group, newest);
-            }
+    fn note_snapshots(&self, report: &mut VerifyReport) {
+        for (group, found) in self.groups.iter().filter(|(_, found)| !found.manifests.is_empty()) {
+            let seen = found.manifests.iter().map(|(index, (manifest, seal))| {
+                let (is_attested, root) = (manifest.is_attested(), manifest.root());
+                SnapshotSeen { index: *index, is_attested, root, seal: *seal }
+            });
+            report.snapshots.insert(*group, seen.collect());
         }
     }
 

@@ -136,4 +136,25 @@ async fn a_node_that_is_down_keeps_no_snapshot_from_being_attested() {
     scene.cluster.wait_converged().await;
     let (snapshot, _) = scene.backup();
     assert_eq!(ids(&snapshot), [1, 2, 3], "{snapshot}");
+    // One that lost it says so, and the others go on without it.
+    let mute = async |cluster: &Cluster| {
+        let checks = cluster.status(place).await.map(|status| status.checks).unwrap_or_default();
+        checks.into_iter().find(|check| check.check_id == "ATTESTS_NOTHING").map(|check| check.evidence)
+    };
+    assert_eq!(mute(&scene.cluster).await, None);
+    terminate(&mut scene.cluster, place);
+    let file = scene.cluster.nodes[place].data_dir.join("NODE_KEY");
+    let own = std::fs::read(&file).expect("reads");
+    std::fs::remove_file(&file).expect("removes");
+    restart(&mut scene.cluster, place);
+    scene.cluster.wait_converged().await;
+    let said = mute(&scene.cluster).await.expect("a warning");
+    assert!(said.contains("NODE_KEY was lost"), "{said}");
+    let (snapshot, _) = scene.backup();
+    assert_eq!((ids(&snapshot).len(), &snapshot["attested"]), (2, &true.into()), "{snapshot}");
+    terminate(&mut scene.cluster, place);
+    std::fs::write(&file, own).expect("writes");
+    restart(&mut scene.cluster, place);
+    scene.cluster.wait_converged().await;
+    assert_eq!(mute(&scene.cluster).await, None);
 }

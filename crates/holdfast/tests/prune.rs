@@ -125,7 +125,8 @@ impl Scene {
         holdfast(&["backup", "doctor", "--from", &self.from, "--verifier-key", &key]);
         let asked = |args: &[&str]| {
             let (code, stdout, stderr) = holdfast(&[args, &["--from", &self.from, "-o", "json"]].concat());
-            let answer: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
+            let answer: Value =
+                serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
             (code, answer)
         };
         let (code, ledger) = asked(&["copies", "ledger"]);
@@ -239,7 +240,9 @@ async fn each_doubt_freezes_it() {
     scene.cluster.stop();
     scene.verify();
     scene.is_frozen("size-drop");
-    let (code, answer) = scene.prune(&["--accept-size-drop", "--dry-run"]);
+    let accept = format!("size-drop={}", scene.snapshots().last().expect("one"));
+    let accept = ["--accept", &accept];
+    let (code, answer) = scene.prune(&[&accept[..], &["--dry-run"]].concat());
     assert_eq!((code, Scene::in_state(&answer, "mark").len()), (0, 2), "{answer}");
 
     // One that says that it was taken a day after it was stored.
@@ -247,7 +250,7 @@ async fn each_doubt_freezes_it() {
     let [first, .., newest] = &manifests[..] else { panic!("{manifests:?}") };
     let is_frozen = |rule: &str| {
         let before = scene.objects();
-        let (code, answer) = scene.prune(&["--accept-size-drop", "--grace-days", "0"]);
+        let (code, answer) = scene.prune(&[&accept[..], &["--grace-days", "0"]].concat());
         assert_eq!((code, Scene::rules(&answer)), (3, vec![rule]), "{answer}");
         assert_eq!(scene.objects(), before);
     };
@@ -262,7 +265,7 @@ async fn each_doubt_freezes_it() {
     // One that is not whole.
     let bytes = std::fs::read(first).expect("reads");
     std::fs::write(first, &bytes[..bytes.len() - 1]).expect("writes");
-    let (_, answer) = scene.prune(&["--accept-size-drop", "--grace-days", "0"]);
+    let (_, answer) = scene.prune(&[&accept[..], &["--grace-days", "0"]].concat());
     assert!(Scene::rules(&answer).contains(&"damaged"), "{answer}");
     std::fs::write(first, &bytes).expect("writes");
     let other = scene.dir.path().join("other");
@@ -274,9 +277,9 @@ async fn each_doubt_freezes_it() {
         let text = one("one", &scene.from) + &one("two", second);
         std::fs::write(&config, text).expect("writes");
         let (key, config) = (scene.key(), config.display().to_string());
-        let args = ["backup", "prune", "--config", &config, "--verifier-key", &key, "--accept-size-drop"];
+        let args = ["backup", "prune", "--config", &config, "--verifier-key", &key];
         let few = ["--hourly", "1", "--daily", "1", "--weekly", "1", "--monthly", "1", "--yearly", "1", "-o", "json"];
-        let (code, stdout, stderr) = holdfast(&[&args[..], &few].concat());
+        let (code, stdout, stderr) = holdfast(&[&args[..], &accept, &few].concat());
         let answer: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
         (code, answer)
     };

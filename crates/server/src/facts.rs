@@ -65,7 +65,7 @@ impl<'a> Answers<'a> {
         let believed = self.statuses.iter().filter_map(|status| status.groups.first());
         let believed = believed.filter(|group| group.leader_id != 0 && heard_lately(group));
         Facts {
-            copies: nodes.chain(destinations).collect(),
+            copies: nodes.chain(destinations).chain(best.vaults.iter().map(|status| vault(status, &limits))).collect(),
             configs: sets.map(|set| set.node_ids.iter().copied().collect::<BTreeSet<u64>>()).collect(),
             leader: believed.max_by_key(|group| group.term).map(|group| group.leader_id),
             commit_index: leader.map(|(_, group)| group.committed_index),
@@ -151,6 +151,24 @@ fn destination(status: &v1::DestinationStatus, limits: &Limits) -> Copy {
         freshness,
         lag_ms,
         ..Copy::archive(&status.name, status.labels.clone().into_iter().collect(), index)
+    }
+}
+
+/// It holds what its verifiers saw in it, and counts while they did so lately: nobody else knows.
+fn vault(status: &v1::VaultStatus, limits: &Limits) -> Copy {
+    let freshness = match &status.proof {
+        None => Freshness::Unknown,
+        Some(proof) => proof_of(proof).freshness(limits),
+    };
+    let proved = status.proof.as_ref().and_then(|proof| proof.proved.as_ref());
+    let index = proved.map(|proved| proved.last_index.max(proved.snapshot_index));
+    let labels = status.labels.clone().into_iter().collect();
+    Copy {
+        kind: Kind::Vault,
+        index: index.filter(|_| freshness.counts()),
+        freshness,
+        lag_ms: None,
+        ..Copy::archive(&status.name, labels, None)
     }
 }
 

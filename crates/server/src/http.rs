@@ -247,10 +247,13 @@ fn offsite_metrics(out: &mut String, shared: &Shared) {
 }
 
 /// What those found who read copies.
-fn proof_metrics(out: &mut String, destinations: &[v1::DestinationStatus]) {
-    let dest = |one: &v1::DestinationStatus| format!("dest=\"{}\"", label_value(&one.name));
-    let proofs: Vec<(String, &v1::CopyProof)> =
-        destinations.iter().filter_map(|one| Some((dest(one), one.proof.as_ref()?))).collect();
+fn proof_metrics(out: &mut String, status: &v1::GetStatusResponse) {
+    let destinations = status.destinations.iter().map(|one| (&one.name, one.proof.as_ref()));
+    let vaults = status.vaults.iter().map(|one| (&one.name, one.proof.as_ref()));
+    let proofs: Vec<(String, &v1::CopyProof)> = destinations
+        .chain(vaults)
+        .filter_map(|(name, proof)| Some((format!("dest=\"{}\"", label_value(name)), proof?)))
+        .collect();
     let seconds = |of: &Option<v1::CopyVerification>| {
         of.as_ref().and_then(|one| one.age.as_ref()).map(|age| duration_millis(age) as f64 / 1000.0)
     };
@@ -323,7 +326,7 @@ fn survey_metrics(out: &mut String, shared: &Shared) {
         let labels = format!("copy=\"{}\",kind=\"{}\"", label_value(&copy.id.to_string()), copy.kind);
         index.value(&labels, copy.index.unwrap_or(0));
     }
-    proof_metrics(out, &statuses[0].destinations);
+    proof_metrics(out, &statuses[0]);
     let keys = Keys::of(&facts, limits.placement_keys.iter().map(String::as_str));
     let survivals: Vec<_> =
         scenarios(&facts, &keys).into_iter().map(|domain| survive(&facts, std::slice::from_ref(&domain))).collect();

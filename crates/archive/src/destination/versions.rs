@@ -9,7 +9,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectLockRetention, ObjectLockRetentionMode};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectLockLegalHoldStatus, ObjectLockRetention, ObjectLockRetentionMode};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::{Builder, tls};
 use bytes::Bytes;
@@ -43,6 +43,17 @@ pub(crate) struct Lock {
     pub mode: String,
     /// Until then, in milliseconds since the Unix epoch.
     pub until_ms: u64,
+}
+
+/// What keeps a version from being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// A lock, until then: milliseconds since the Unix epoch.
+    Until(u64),
+    /// A legal hold, until somebody ends it.
+    Legally,
+    /// Nothing that can be seen.
+    Not,
 }
 
 /// A version of an object.
@@ -171,13 +182,17 @@ impl Versions {
         answer(call.version_id(version).send()).await.map(|_| ())
     }
 
-    /// Until when a version is locked; `None` = it is not.
-    pub(super) async fn lock_of(&self, object: &str, version: &str) -> Answer<Option<u64>> {
+    /// What keeps a version from being deleted.
+    pub(super) async fn lock_of(&self, object: &str, version: &str) -> Answer<Held> {
         let call = self.client.head_object().bucket(&self.bucket).key(self.key(object)).version_id(version);
         let head = answer(call.send()).await;
         head.map(|head| {
             let until = head.object_lock_retain_until_date().and_then(|until| until.to_millis().ok());
-            until.map(|until| until.max(0) as u64)
+            match until {
+                Some(until) => Held::Until(until.max(0) as u64),
+                None if head.object_lock_legal_hold_status() == Some(&ObjectLockLegalHoldStatus::On) => Held::Legally,
+                None => Held::Not,
+            }
         })
     }
 

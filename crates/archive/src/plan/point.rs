@@ -8,7 +8,7 @@ use holdfast_model::id::GroupId;
 use super::{Around, At, parent_of};
 use crate::destination::Destination;
 use crate::error::ArchiveError;
-use crate::layout::LineageId;
+use crate::layout::{LineageId, ObjectName};
 use crate::lineage::LineageFacts;
 use crate::log::{list_joined, list_segments, read_listed, read_segment, with_joined};
 use crate::recover::lineage_of_genesis;
@@ -77,6 +77,10 @@ async fn last_before(
     segments.drain(..segments.partition_point(|found| found.first <= from).saturating_sub(1));
     let joined = around.usable(list_joined(destination, &facts.id, group).await?);
     let segments = with_joined(segments, &joined, from);
+    // What was pruned away between the snapshot and the log that is left may hold the moment, and nobody knows.
+    let begins = end.map_or(facts.parent.as_ref().map_or(1, |parent| parent.index + 1), |index| index + 1);
+    let is_cut =
+        segments.first().is_some_and(|first| first.first > begins) && (end.is_some() || facts.parent.is_some());
     // What opens the history may have no stamp, and then belongs to the first entry that has one.
     let mut stamped = end.is_some();
     let reads = segments.iter().map(|found| read_listed(destination, &facts.id, group, found));
@@ -92,6 +96,11 @@ async fn last_before(
         };
         for entry in segment.entries().iter().filter(|entry| entry.position.index >= from) {
             match stamp_of_entry(entry) {
+                stamp if stamp > ms && is_cut && end.is_none_or(|end| end < begins) => {
+                    let (object, last) =
+                        (ObjectName::segment(group, begins).path(&facts.id), segment.first().index - 1);
+                    return Err(ArchiveError::missing(object, format!("entries {begins} to {last} lie in no object")));
+                }
                 stamp if stamp > ms => return Ok(end.filter(|_| stamped)),
                 stamp => stamped |= stamp > 0,
             }

@@ -11,7 +11,7 @@ use crate::attest::{NodeKey, Reading, Witness};
 use crate::fixture::{Folder, GROUP, History, NOW_MS, Node, rows_of, rows_of_checkpoint, run};
 use crate::lineage::OpenLineage;
 use crate::restore::{RestoreSpec, RestoreTarget, restore};
-use crate::retention::{HOUR_MS, Rule, judge};
+use crate::retention::{Accepted, HOUR_MS, Rule, judge};
 use crate::snapshot::{SnapshotOptions, ship_attested};
 use crate::verification::Verification;
 use crate::verify::{Level, verify};
@@ -89,8 +89,7 @@ impl Year {
         let (destination, id) = (self.folder.destination(), self.lineage.id());
         let report = run(verify(&destination, id, Level::Bytes)).expect("looks");
         let mut found = Verification::new(id, GROUP, Depth::Proved, at_ms);
-        let newest = report.newest.get(&GROUP).expect("one");
-        (found.snapshot_index, found.snapshot_root) = (Some(newest.index), Some(hex(&newest.root)));
+        found.take(&report);
         report.bad.iter().for_each(|(object, reason)| found.fault(object, reason));
         assert_eq!(report.bad, [], "at {at_ms}");
         run(found.record(&destination, id, &key())).expect("recorded");
@@ -100,7 +99,7 @@ impl Year {
     fn judged(&self, policy: &Policy, now_ms: u64) -> (Stock, Judgement) {
         let stocks = run(look(&self.folder.destination(), GROUP, &trusted(), now_ms)).expect("looks");
         let [stock] = <[Stock; 1]>::try_from(stocks).expect("one history");
-        let judged = judge(std::slice::from_ref(&stock.holding), policy, now_ms, false);
+        let judged = judge(std::slice::from_ref(&stock.holding), policy, now_ms, &Accepted::new());
         (stock, judged)
     }
 
@@ -263,6 +262,28 @@ fn a_mark_by_a_stranger_or_of_another_manifest_is_none() {
     assert_eq!(stock.strangers, Trusted::from([stranger.public()]));
     let plan = plan(&stock, &judged, &policy, 0, now_ms);
     assert_eq!((plan.due.len(), plan.fresh.len(), plan.log.len()), (0, 12, 0));
+}
+
+#[test]
+fn what_is_spared_needs_a_mark_of_its_own_again() {
+    let (year, few, now_ms) = two_weeks();
+    let (plan, _) = year.prune(&few, now_ms);
+    assert_eq!(plan.fresh.len(), 12);
+    // Somebody sees that it was a mistake.
+    let later_ms = now_ms + 2 * DAY_MS;
+    year.verify(later_ms - HOUR_MS);
+    let (plan, _) = year.prune(&Policy { daily: 30, ..few.clone() }, later_ms);
+    assert_eq!((plan.spared.len(), plan.fresh.len(), plan.due.len()), (12, 0, 0));
+    // And makes it once more: what was marked first counts no more.
+    let again_ms = now_ms + 9 * DAY_MS;
+    year.verify(again_ms - HOUR_MS);
+    let (plan, _) = year.prune(&few, again_ms);
+    assert_eq!((plan.fresh.len(), plan.due.len()), (12, 0));
+    // A clock that is ahead of the destination's ends no grace.
+    let (stock, judged) = year.judged(&few, again_ms + 8 * DAY_MS);
+    let mut judged_good = judged.clone();
+    judged_good.frozen.clear();
+    assert_eq!(super::plan(&stock, &judged_good, &few, 0, again_ms + 8 * DAY_MS).due.len(), 0);
 }
 
 #[test]

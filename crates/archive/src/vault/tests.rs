@@ -9,6 +9,10 @@ use crate::verify::{Level, verify};
 use crate::{Choose, VerifierKey};
 use holdfast_model::id::{Incarnation, NodeId};
 
+fn trusted() -> Trusted {
+    Trusted::from([VerifierKey::from_seed(&[1; 32]).public()])
+}
+
 /// An archive with two snapshots, the second a layer, and a log, and a vault beside it.
 struct Scene {
     folder: Folder,
@@ -50,7 +54,7 @@ impl Scene {
     }
 
     fn pull(&self) -> Pulled {
-        run(pull(&self.source(), &self.vault(), GROUP, &|_, _| {})).expect("pulls")
+        run(pull(&self.source(), &self.vault(), GROUP, &trusted(), &|_, _| {})).expect("pulls")
     }
 
     fn objects(of: &Destination) -> Vec<String> {
@@ -107,7 +111,7 @@ fn nothing_that_is_damaged_gets_in_and_nothing_else_is_kept_out() {
     for (number, object) in all.iter().enumerate() {
         let vault = scene.folder.destination_in(&format!("vault-{number}"));
         scene.folder.flip(object, number * 7_919 + 5);
-        let pulled = run(pull(&scene.source(), &vault, GROUP, &|_, _| {})).expect("pulls");
+        let pulled = run(pull(&scene.source(), &vault, GROUP, &trusted(), &|_, _| {})).expect("pulls");
         let there: BTreeSet<String> = Scene::objects(&vault).into_iter().collect();
         assert!(!there.contains(object), "{object}");
         assert!(pulled.bad.iter().any(|(bad, _)| bad == object), "{object}: {:?}", pulled.bad);
@@ -119,7 +123,7 @@ fn nothing_that_is_damaged_gets_in_and_nothing_else_is_kept_out() {
         );
         assert_eq!(pulled.bad.len(), 1 + kept_out.len(), "{:?}", pulled.bad);
         scene.folder.flip(object, number * 7_919 + 5);
-        let again = run(pull(&scene.source(), &vault, GROUP, &|_, _| {})).expect("pulls");
+        let again = run(pull(&scene.source(), &vault, GROUP, &trusted(), &|_, _| {})).expect("pulls");
         assert_eq!((again.bad.len(), Scene::objects(&vault)), (0, all.clone()), "{object}: {:?}", again.bad);
     }
 }
@@ -151,13 +155,40 @@ fn a_segment_of_another_history_behind_the_vaults_log_stays_out() {
     (0..3).for_each(|n| other.put("eve", &format!("e{n}"), 10));
     other.live(2);
     let from = scene.shipped;
-    let segment = Segment::new(GROUP, other.chain_before(from), other.range(from, u64::MAX)).expect("a segment");
-    let sealed = segment.seal(&other.facts.id, &Sealing::default()).expect("seals");
-    std::fs::write(scene.folder.file(&segment.name().path(&other.facts.id)), sealed.bytes).expect("writes");
+    (0..9).for_each(|n| other.put("eve", &format!("f{n}"), 10));
+    // Two of them: the second one follows the first.
+    let middle = from + 4;
+    for (from, to) in [(from, middle), (middle, u64::MAX)] {
+        let segment = Segment::new(GROUP, other.chain_before(from), other.range(from, to)).expect("a segment");
+        let sealed = segment.seal(&other.facts.id, &Sealing::default()).expect("seals");
+        std::fs::write(scene.folder.file(&segment.name().path(&other.facts.id)), sealed.bytes).expect("writes");
+    }
+    for _ in 0..2 {
+        let pulled = scene.pull();
+        assert_eq!(pulled.bad.len(), 2, "{pulled:?}");
+        assert!(pulled.bad[0].1.contains("entry chain") && pulled.bad[1].1.contains("refused"), "{pulled:?}");
+        assert_eq!(Scene::objects(&scene.vault()), end);
+    }
+}
+
+#[test]
+fn what_was_repaired_at_the_source_is_no_fault() {
+    let scene = Scene::new();
+    let id = scene.history.facts.id;
+    let first = scene.history.range(9, 18);
+    let segment = Segment::new(GROUP, scene.history.chain_before(9), first).expect("a segment");
+    let name = ObjectName::Segment { group: GROUP, first: 9, repair: 1 };
+    let sealed = segment.seal_as(&name, &id, &Sealing::default()).expect("seals");
+    std::fs::write(scene.folder.file(&name.path(&id)), sealed.bytes).expect("writes");
+    let own = ObjectName::segment(GROUP, 9).path(&id);
+    scene.folder.flip(&own, 777);
     let pulled = scene.pull();
-    assert_eq!(pulled.bad.len(), 1, "{pulled:?}");
-    assert!(pulled.bad[0].1.contains("entry chain"), "{pulled:?}");
-    assert_eq!(Scene::objects(&scene.vault()), end);
+    assert_eq!((pulled.bad, pulled.repaired), (Vec::new(), vec![own.clone()]));
+    let there = Scene::objects(&scene.vault());
+    assert!(there.contains(&name.path(&id)) && !there.contains(&own));
+    let report = run(verify(&scene.vault(), &id, Level::Bytes)).expect("looks");
+    assert_eq!(report.bad, []);
+    scene.restored(&scene.vault());
 }
 
 #[test]
@@ -172,6 +203,9 @@ fn what_was_marked_to_go_is_not_lost() {
     let Some((_, ObjectName::Manifest { index, .. })) = ObjectName::parse(&manifests[0]) else { panic!("a manifest") };
     let mut mark = Tombstone::new(&id, GROUP, 7);
     mark.snapshots.push(Marked { index, time_ms: 1, root: String::new(), seal: String::new() });
+    // Whoever wipes a source can sign something, too.
+    run(lay_down(mark.clone(), &scene.source(), &id, GROUP, &VerifierKey::from_seed(&[66; 32]))).expect("marks");
+    assert_eq!(scene.pull().lost, manifests[..1]);
     run(lay_down(mark, &scene.source(), &id, GROUP, &VerifierKey::from_seed(&[1; 32]))).expect("marks");
     let pulled = scene.pull();
     assert_eq!((pulled.lost.len(), pulled.bad.len()), (0, 0), "{pulled:?}");

@@ -10,15 +10,16 @@ use holdfast_archive::snapshot::read_manifest;
 use holdfast_archive::verify::{DestinationReport, Level};
 use holdfast_archive::{
     ArchiveError, Depth, Destination, DestinationConfig, Fence, Keyring, LineageFacts, LineageId, ObjectName,
-    Verification, VerifierKey, VerifyReport, find_lineages, layout, list_snapshots, newest_heartbeat, verify_all,
+    Verification, VerifierKey, VerifyReport, find_lineages, list_snapshots, newest_heartbeat, verify_all,
 };
 use holdfast_client::AdminClient;
 use holdfast_model::id::GroupId;
 use serde::Serialize;
 
+use crate::cli::host_port;
 use crate::clock;
 use crate::commands::connect::AdminArgs;
-use crate::commands::drill::NOT_OPENED;
+use crate::commands::drill::{NOT_OPENED, VaultName, hand_over};
 use crate::commands::verifier::VerifierArgs;
 use crate::exit::{Exit, exit_of, failure};
 use crate::output::{self, Format, Table};
@@ -108,6 +109,14 @@ pub struct VerifyArgs {
     /// Lay what is found down beside the archive, signed, where the cluster and `drill ls` look for it.
     #[arg(long)]
     record: bool,
+    /// Admin addresses of the cluster: it is told of what is found in a vault.
+    #[arg(long = "endpoint", value_name = "HOST:PORT[,…]", value_delimiter = ',', value_parser = host_port, requires = "vault")]
+    endpoints: Vec<String>,
+    /// The destination, by its name in the configuration of the nodes, beside which that is laid down; where they have several.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, requires = "vault")]
+    destination: String,
+    #[command(flatten)]
+    vault: VaultName,
     #[command(flatten)]
     verifier: VerifierArgs,
     /// As --level 0.
@@ -424,7 +433,7 @@ fn print_list(from: &str, lineages: &[LineageAnswer], bad: &[BadObject]) -> anyh
 
 /// No majority vouches for the newest snapshot of a history.
 fn unproved((lineage, report): &(LineageId, VerifyReport)) -> Option<(String, String)> {
-    let newest = report.newest.get(&GROUP).filter(|newest| !newest.is_attested)?;
+    let newest = report.snapshots.get(&GROUP)?.last().filter(|newest| !newest.is_attested)?;
     let object = ObjectName::Manifest { group: GROUP, index: newest.index }.path(lineage);
     Some((object, UNATTESTED.to_owned()))
 }
@@ -435,21 +444,18 @@ pub const UNATTESTED: &str = "no majority of the voters vouches for it: `holdfas
 /// Lays down what was found of each history; gives the names.
 async fn record(
     destination: &Destination,
-    level: Depth,
+    args: &VerifyArgs,
     began_ms: u64,
     report: &DestinationReport,
     key: &VerifierKey,
 ) -> anyhow::Result<Vec<String>> {
+    let level = args.depth();
     let ended_ms = clock::unix_ms(SystemTime::now()).max(began_ms);
     let mut recorded = Vec::new();
     for (lineage, of) in &report.each {
         let mut found = Verification::new(lineage, GROUP, level, began_ms);
         found.ended_ms = ended_ms;
-        (found.objects, found.bytes) = (of.objects, of.bytes);
-        let newest = of.newest.get(&GROUP);
-        found.snapshot_index = newest.map(|newest| newest.index);
-        found.snapshot_root = newest.map(|newest| layout::hex(&newest.root));
-        found.last_index = of.log.get(&GROUP).map(|(_, last)| *last);
+        found.take(of);
         let prefix = format!("{lineage}/");
         let of_it = report.bad.iter().filter(|(object, _)| object.starts_with(&prefix));
         of_it.for_each(|(object, reason)| found.fault(object, reason));
@@ -457,6 +463,11 @@ async fn record(
             found.fault(lineage.to_string(), format!("{} objects: {NOT_OPENED}", of.locked));
         }
         recorded.push(found.record(destination, lineage, key).await?);
+        if let Some(vault) = &args.vault.vault {
+            // Of the history that the cluster is in it takes one, of older ones too: each beside its own.
+            found.vault = Some(vault.clone());
+            hand_over(&args.endpoints, &args.destination, destination, &found, lineage, key).await?;
+        }
     }
     Ok(recorded)
 }
@@ -467,11 +478,14 @@ async fn verify(format: Format, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let began_ms = clock::unix_ms(SystemTime::now());
     let mut report = verify_all(&destination, args.level()).await?;
     if args.depth() >= Depth::Proved {
-        let unproved: Vec<(String, String)> = report.each.iter().filter_map(unproved).collect();
+        // Of a history that another one continues nobody can take another.
+        let continued: Vec<LineageId> = report.each.iter().filter_map(|(_, of)| of.parent).collect();
+        let goes_on = report.each.iter().filter(|(id, _)| !continued.contains(id));
+        let unproved: Vec<(String, String)> = goes_on.filter_map(unproved).collect();
         report.bad.extend(unproved);
     }
     let recorded = match &key {
-        Some(key) => record(&destination, args.depth(), began_ms, &report, key).await?,
+        Some(key) => record(&destination, args, began_ms, &report, key).await?,
         None => Vec::new(),
     };
     let bad: Vec<BadObject> = report.bad.iter().map(BadObject::from).collect();

@@ -98,7 +98,9 @@ async fn list(format: Format, args: &AdminArgs) -> anyhow::Result<Exit> {
 /// As the leader knows them.
 fn proofs(statuses: &Statuses, leader: Option<u64>) -> BTreeMap<String, v1::CopyProof> {
     let best = leader.and_then(|leader| statuses.by_id.get(&leader)).unwrap_or(&statuses.first);
-    best.destinations.iter().filter_map(|one| Some((one.name.clone(), one.proof.clone()?))).collect()
+    let destinations = best.destinations.iter().map(|one| (&one.name, &one.proof));
+    let all = destinations.chain(best.vaults.iter().map(|one| (&one.name, &one.proof)));
+    all.filter_map(|(name, proof)| Some((name.clone(), proof.clone()?))).collect()
 }
 
 fn answer(copy: &Copy, proofs: &BTreeMap<String, v1::CopyProof>) -> CopyAnswer {

@@ -98,7 +98,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, requires = "endpoints")]
     destination: String,
     #[command(flatten)]
+    vault: VaultName,
+    #[command(flatten)]
     verifier: VerifierArgs,
+}
+
+/// Which vault was read.
+#[derive(Debug, clap::Args)]
+pub struct VaultName {
+    /// --from is a vault, of this name in the configuration of the nodes ([[vault]]): what is found is told to the cluster, so that
+    /// it counts the vault as a copy.
+    #[arg(long, value_name = "NAME", requires = "endpoints")]
+    pub vault: Option<String>,
 }
 
 /// Runs a command.
@@ -145,14 +156,30 @@ async fn record(
     lineage: &LineageId,
     key: &VerifierKey,
 ) -> anyhow::Result<String> {
-    if args.endpoints.is_empty() {
-        return Ok(found.record(destination, lineage, key).await?);
+    // A vault's own words lie in it, and the cluster is told of them.
+    let vault = args.vault.vault.as_deref();
+    if args.endpoints.is_empty() || vault.is_some() {
+        let object = found.record(destination, lineage, key).await?;
+        if args.endpoints.is_empty() {
+            return Ok(object);
+        }
     }
+    let found = Verification { vault: vault.map(str::to_owned), ..found.clone() };
+    hand_over(&args.endpoints, &args.destination, destination, &found, lineage, key).await
+}
+
+/// Has the cluster lay down what was found of an archive, or of a vault that was pulled out of it.
+pub async fn hand_over(
+    endpoints: &[String],
+    name: &str,
+    destination: &Destination,
+    found: &Verification,
+    lineage: &LineageId,
+    key: &VerifierKey,
+) -> anyhow::Result<String> {
     let (object, evidence) = found.seal(destination, lineage, key).await?;
-    let endpoints = AdminArgs { endpoints: args.endpoints.clone() };
-    let (admin, _) = endpoints.first().await?;
-    let name = args.destination.clone();
-    let request = v1::RecordVerificationRequest { destination: name, object: object.clone(), evidence };
+    let (admin, _) = AdminArgs { endpoints: endpoints.to_vec() }.first().await?;
+    let request = v1::RecordVerificationRequest { destination: name.to_owned(), object: object.clone(), evidence };
     admin.with_deadline(RECORD_WITHIN).record_verification(request).await?;
     Ok(object)
 }
@@ -193,10 +220,9 @@ struct Steps<'a> {
 impl Steps<'_> {
     /// Each step, as long as nothing was found; `Err`: it could not be run.
     async fn run(&self, found: &mut Verification) -> anyhow::Result<()> {
-        found.snapshot_index = self.plan.snapshot.as_ref().map(|manifest| manifest.applied.index);
-        found.snapshot_root = self.plan.snapshot.as_ref().map(|manifest| layout::hex(&manifest.root()));
-        found.last_index = Some(self.plan.last.index);
         self.read(found).await?;
+        found.snapshot_index = self.plan.snapshot.as_ref().map(|manifest| manifest.applied.index);
+        found.last_index = Some(self.plan.last.index);
         self.prove(found);
         // What is damaged where it was looked at is not restored: its faults are told, and each step has its own.
         if found.good {
@@ -211,8 +237,11 @@ impl Steps<'_> {
         let lineages: BTreeSet<LineageId> = self.plan.log.iter().map(|log| log.lineage).collect();
         for lineage in lineages.into_iter().chain([self.plan.lineage.id]).collect::<BTreeSet<_>>() {
             let report = verify(self.destination, &lineage, Level::Bytes).await?;
-            found.objects += report.objects;
-            found.bytes += report.bytes;
+            if lineage == self.plan.lineage.id {
+                found.take(&report);
+            } else {
+                (found.objects, found.bytes) = (found.objects + report.objects, found.bytes + report.bytes);
+            }
             report.bad.into_iter().for_each(|(object, reason)| found.fault(object, reason));
             if report.locked > 0 {
                 found.fault(lineage.to_string(), format!("{} objects: {NOT_OPENED}", report.locked));
@@ -357,6 +386,8 @@ struct DrillAnswer<'a> {
 #[derive(Debug, Serialize)]
 pub struct FoundAnswer<'a> {
     lineage: &'a str,
+    /// Null: what was read is the archive that the words lie beside.
+    vault: Option<&'a str>,
     level: Depth,
     good: bool,
     began: String,
@@ -374,6 +405,7 @@ impl<'a> From<&'a Verification> for FoundAnswer<'a> {
     fn from(found: &'a Verification) -> Self {
         Self {
             lineage: &found.lineage,
+            vault: found.vault.as_deref(),
             level: found.level,
             good: found.good,
             began: clock::rfc3339(found.began_ms),
@@ -499,7 +531,7 @@ fn row(found: &Verification, key: &[u8; 32]) -> [String; 8] {
     let took = found.drill.as_ref().map(|times| rounded(Duration::from_millis(times.restore_ms)));
     [
         clock::rfc3339(found.ended_ms),
-        found.level.to_string(),
+        found.vault.as_ref().map_or(found.level.to_string(), |vault| format!("{} (vault {vault})", found.level)),
         if found.good { "good" } else { "BAD" }.to_owned(),
         number(found.snapshot_index),
         number(found.last_index),

@@ -159,9 +159,11 @@ fn answer(config: &DestinationConfig, entry: &Entry) -> EntryAnswer {
     match &entry.words {
         Words::Verification(said) => {
             answer.kind = if said.drill.is_some() { "drill" } else { "verification" };
+            // Of another copy than the one that it lies beside.
+            answer.copy = said.vault.clone().unwrap_or(answer.copy);
             (answer.level, answer.good) = (Some(said.level.to_string()), Some(said.good));
             (answer.snapshot_index, answer.last_index) = (said.snapshot_index, said.last_index);
-            answer.snapshot_root.clone_from(&said.snapshot_root);
+            answer.snapshot_root = said.snapshots.last().map(|newest| newest.root.clone());
             answer.what = match said.why() {
                 Some(why) => format!("{}: bad: {why}", said.level),
                 None => format!("{}: good, {} objects, {}", said.level, said.objects, output::bytes(said.bytes)),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use holdfast_archive::prune::{Outcome, Plan, Stock, Trusted, carry_out, look, plan};
-use holdfast_archive::retention::{DAY_MS, DROP_PERCENT_MAX, Frozen, Judgement, Policy, compare_roots, judge};
+use holdfast_archive::retention::{
+    Accepted, DAY_MS, DROP_PERCENT_MAX, Frozen, Judgement, Policy, Rule, compare_roots, judge,
+};
 use holdfast_archive::{Destination, DestinationConfig, layout};
 use holdfast_server::config::Config;
 use serde::Serialize;
@@ -59,9 +61,10 @@ pub struct PruneArgs {
     /// Days between mark and deletion.
     #[arg(long, value_name = "DAYS", default_value_t = Policy::default().grace_days)]
     grace_days: u32,
-    /// Go on although the newest snapshot is much smaller: somebody looked into it.
-    #[arg(long)]
-    accept_size_drop: bool,
+    /// Go on in spite of a rule, for one snapshot: somebody looked into it. For size-drop: snapshots from that one on are held
+    /// against each other alone. May be given several times.
+    #[arg(long, value_name = "RULE=INDEX", value_parser = parse_accepted)]
+    accept: Vec<(Rule, u64)>,
     #[command(flatten)]
     verifier: VerifierArgs,
 }
@@ -112,6 +115,12 @@ impl KeepArgs {
         let Self { hourly, daily, weekly, monthly, yearly, window_days, max_age_days, .. } = *self;
         Policy { hourly, daily, weekly, monthly, yearly, window_days, grace_days, max_age_days }
     }
+}
+
+fn parse_accepted(text: &str) -> Result<(Rule, u64), String> {
+    let (rule, index) = text.split_once('=').ok_or("write it as RULE=INDEX, for example size-drop=1234")?;
+    let rule = Rule::parse(rule).ok_or_else(|| format!("{rule:?} is no rule"))?;
+    Ok((rule, index.parse().map_err(|_| format!("{index:?} is no index of a snapshot"))?))
 }
 
 fn parse_key(text: &str) -> Result<[u8; 32], String> {
@@ -193,6 +202,8 @@ struct FrozenAnswer {
     rule: &'static str,
     from: String,
     lineage: String,
+    /// The snapshot that it is about; null: none alone.
+    index: Option<u64>,
     reason: String,
     /// What ends it.
     remedy: &'static str,
@@ -212,32 +223,34 @@ pub async fn run(format: Format, args: &PruneArgs) -> anyhow::Result<Exit> {
     let (configs, of_config) = args.destinations()?;
     let trusted: Trusted = args.keep.trust.iter().copied().chain(of_config).chain([key.public()]).collect();
     let (keys, now_ms) = (args.keys.read()?, clock::unix_ms(SystemTime::now()));
+    let accepted: Accepted = args.accept.iter().copied().collect();
     let mut places = Vec::new();
     for (config, stagger_ms) in configs.iter().zip((0..).step_by(DAY_MS as usize)) {
         let destination = Destination::open(config)?.with_keys(keys.clone());
         let stocks = look(&destination, GROUP, &trusted, now_ms).await?;
         let holdings: Vec<_> = stocks.iter().map(|stock| stock.holding.clone()).collect();
-        let judged = judge(&holdings, &policy, now_ms, args.accept_size_drop);
+        let judged = judge(&holdings, &policy, now_ms, &accepted);
         places.push(Place { destination, stocks, judged, stagger_ms });
     }
     if places.iter().all(|place| place.stocks.is_empty()) {
         return Err(failure(Exit::NotFound, "there is no backup there"));
     }
     let frozen = freeze(&mut places);
-    let mut answers = Vec::new();
+    let (mut answers, mut failed) = (Vec::new(), None);
     for place in &places {
         let config = place.destination.config();
         let mut lineages = Vec::new();
         for stock in &place.stocks {
             let plan = plan(stock, &place.judged, &policy, place.stagger_ms, now_ms);
-            let outcome = if args.dry_run || plan.is_empty() {
+            let outcome = if args.dry_run || plan.is_empty() || failed.is_some() {
                 None
             } else {
                 let bar = progress::bar(plan.objects().count() as u64, "objects deleted");
                 let done = |done| bar.set_position(done);
                 let outcome = carry_out(&place.destination, stock, &plan, &key, now_ms, &done).await;
                 bar.finish_and_clear();
-                Some(outcome?)
+                // What was done elsewhere is told all the same.
+                outcome.map_err(|error| failed = Some(error)).ok()
             };
             lineages.push(lineage_answer(stock, &place.judged, &plan, outcome));
         }
@@ -253,7 +266,10 @@ pub async fn run(format: Format, args: &PruneArgs) -> anyhow::Result<Exit> {
             frozen.iter().try_for_each(|one| output::line(&serde_json::json!({"frozen": one})))?;
         }
     }
-    Ok(if frozen.is_empty() { Exit::Ok } else { Exit::Unsafe })
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(if frozen.is_empty() { Exit::Ok } else { Exit::Unsafe }),
+    }
 }
 
 /// What freezes one destination freezes all: an operator who is about to lose one must not lose another meanwhile.
@@ -273,6 +289,14 @@ fn freeze(places: &mut [Place]) -> Vec<FrozenAnswer> {
     let across = compare_roots(holdings.iter().map(|(from, holdings)| (from.as_str(), holdings.as_slice())));
     let everywhere = holdings.iter().map(|(from, _)| from.as_str()).collect::<Vec<_>>().join(", ");
     all.extend(across.into_iter().map(|frozen| (everywhere.clone(), frozen)));
+    // One that has nothing where others have something was wiped, or is no destination yet.
+    let known = places.iter().flat_map(|place| &place.stocks).map(|stock| stock.holding.id).next();
+    let wiped = places.iter().filter(|place| place.stocks.is_empty()).filter_map(|place| {
+        let reason = "it holds nothing, and another destination holds a history".to_owned();
+        let frozen = Frozen { rule: Rule::SnapshotMissing, lineage: known?, index: None, reason };
+        Some((place.destination.config().url.clone(), frozen))
+    });
+    all.extend(wiped);
     for place in places {
         place.judged.frozen = all.iter().map(|(_, frozen)| frozen.clone()).collect();
     }
@@ -280,6 +304,7 @@ fn freeze(places: &mut [Place]) -> Vec<FrozenAnswer> {
         rule: frozen.rule.as_str(),
         from,
         lineage: frozen.lineage.to_string(),
+        index: frozen.index,
         reason: frozen.reason,
         remedy: frozen.rule.remedy(),
     };

@@ -24,10 +24,10 @@ in the vault. Everything is checked on its way, and read back; what the vault ha
 source loses. An encrypted archive is copied as it is, and checked as far as --identity or --key-file open it.
 
 Where the vault is a bucket that locks its objects, what is to stay (the flags of `backup prune`) and whose lock ends within \
---renew-days is written once more, with a new lock.
+--renew-days, or half of its time, is written once more, with a new lock.
 
 Exit code 0 when the vault has everything; 9 when something at the source is damaged, or differs from what the vault has; 3 when \
-the source lost what nobody there marked to go.
+the source lost what nobody whom --trust names marked to go: the key of who prunes it belongs there.
 
 Examples:
   holdfast vault --from s3://vault/prod?region=eu-north-1 --credentials /etc/holdfast/read-s3 \\
@@ -80,16 +80,19 @@ async fn once(format: Format, args: &VaultArgs) -> anyhow::Result<Exit> {
         bar.set_length(of);
         bar.set_position(done);
     };
-    let pulled = pull(&source, &vault, GROUP, &told).await;
+    let trusted: Trusted = args.keep.trust.iter().copied().chain([args.verifier.key()?.public()]).collect();
+    let pulled = pull(&source, &vault, GROUP, &trusted, &told).await;
     bar.finish_and_clear();
     let mut pulled = pulled?;
+    let mut renewed = Ok(());
     if args.renew_days > 0 {
-        let trusted: Trusted = args.keep.trust.iter().copied().chain([args.verifier.key()?.public()]).collect();
         let (policy, now_ms) = (args.keep.policy(0), clock::unix_ms(began));
         let before_ms = u64::from(args.renew_days) * DAY_MS;
-        renew(&vault, GROUP, &policy, &trusted, now_ms, before_ms, &mut pulled).await?;
+        renewed = renew(&vault, GROUP, &policy, &trusted, now_ms, before_ms, &mut pulled).await;
     }
     answer(format, args, &pulled)?;
+    // What was pulled is told all the same.
+    renewed?;
     Ok(match (pulled.lineages, pulled.bad.is_empty(), pulled.lost.is_empty()) {
         (_, false, _) => Exit::Integrity,
         (_, true, false) => Exit::Unsafe,
@@ -103,12 +106,16 @@ fn answer(format: Format, args: &VaultArgs, pulled: &Pulled) -> anyhow::Result<(
     let value = serde_json::json!({
         "v": 1, "from": args.from.from, "into": args.into, "lineages": pulled.lineages, "objects": pulled.objects,
         "bytes": pulled.bytes, "present": pulled.present, "locked": pulled.locked, "bad": bad, "lost": pulled.lost,
+        "repaired": pulled.repaired,
         "renewed": pulled.renewed, "locked_until": pulled.locked_until_ms.map(clock::rfc3339),
     });
     output::answer(format, &value, || {
         let faults = bad.iter().map(|bad| format!("{}: {}\n", bad.object, bad.reason)).collect::<String>();
-        let lost =
-            pulled.lost.iter().take(10).map(|path| format!("{path}: gone at the source, and nobody marked it\n"));
+        let lost = pulled
+            .lost
+            .iter()
+            .take(10)
+            .map(|path| format!("{path}: gone at the source, and nobody trusted marked it\n"));
         let more = match pulled.lost.len().saturating_sub(10) {
             0 => String::new(),
             more => format!("and {more} more are gone at the source\n"),

@@ -19,8 +19,8 @@ use holdfast_replica::PastBudget;
 use holdfast_survey::{PROOF_AGE_MS_MAX, PROOF_GRACE_MS};
 
 pub use self::keys::KEYS;
-pub use self::offsite::Offsite;
-use self::offsite::{read_expect, read_labels, read_offsite};
+pub use self::offsite::{Offsite, Vault};
+use self::offsite::{read_expect, read_labels, read_offsite, read_vault};
 
 /// Longest lifetime that can be configured.
 const TEN_YEARS_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
@@ -69,6 +69,8 @@ pub struct Config {
     pub floor_bytes: u64,
     /// Destinations.
     pub offsite: Vec<Offsite>,
+    /// Copies that others pull.
+    pub vaults: Vec<Vault>,
     /// Longest time a committed entry waits for its segment, ms.
     pub ship_interval_ms: u64,
     /// Largest segment, bytes.
@@ -136,6 +138,7 @@ struct Values {
     scalars: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
     offsite: Vec<Offsite>,
+    vaults: Vec<Vault>,
 }
 
 /// Reads a verifier's key.
@@ -194,6 +197,11 @@ impl Values {
                         self.offsite.push(read_offsite(one)?);
                     }
                 }
+                toml::Value::Array(list) if key == "vault" => {
+                    for one in list {
+                        self.vaults.push(read_vault(one)?);
+                    }
+                }
                 toml::Value::Table(table) => self.read_table(&key, table)?,
                 toml::Value::String(text) => self.set(&key, text)?,
                 toml::Value::Integer(number) => self.set(&key, &number.to_string())?,
@@ -237,6 +245,12 @@ impl Values {
                 }
                 _ => last.credentials_file = Some(value.into()),
             }
+        } else if key == "vault" {
+            self.vaults.push(Vault { name: value.to_owned(), labels: BTreeMap::new() });
+        } else if key == "vault.labels" {
+            let last = self.vaults.last_mut();
+            let last = last.ok_or_else(|| wrong(key, "comes after the vault that it is of: set vault first"))?;
+            last.labels = read_labels(key, value)?;
         } else if KEYS.iter().any(|(known, _)| *known == key) {
             self.scalars.insert(key.to_owned(), value.to_owned());
         } else {
@@ -357,6 +371,7 @@ impl Values {
             advertise,
             labels: self.labels,
             offsite: self.offsite,
+            vaults: self.vaults,
         };
         validate(&config)?;
         Ok(config)
@@ -393,10 +408,11 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
     for offsite in &config.offsite {
         DestinationConfig::from(offsite).check().map_err(|error| wrong("offsite", error))?;
     }
-    let mut names: Vec<&str> = config.offsite.iter().map(|one| one.name.as_str()).collect();
+    let offsite = config.offsite.iter().map(|one| one.name.as_str());
+    let mut names: Vec<&str> = offsite.chain(config.vaults.iter().map(|one| one.name.as_str())).collect();
     names.sort_unstable();
     if names.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(wrong("offsite", "two destinations have one name"));
+        return Err(wrong("offsite", "two destinations, or a vault and one of these, have one name"));
     }
     if !config.insecure_plaintext {
         for (key, address) in [

@@ -37,6 +37,30 @@ impl From<&Offsite> for DestinationConfig {
     }
 }
 
+/// A copy that somebody else pulls, with credentials that no node has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vault {
+    /// Name, as its verifiers give it.
+    pub name: String,
+    /// Failure-domain labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+pub(super) fn read_vault(value: &toml::Value) -> Result<Vault, ConfigError> {
+    let table = value.as_table().ok_or_else(|| wrong("vault", "must be a table with name and labels"))?;
+    if let Some(key) = table.keys().find(|key| !["name", "labels"].contains(&key.as_str())) {
+        return Err(ConfigError(format!("unknown configuration key \"vault.{key}\"; known: name, labels")));
+    }
+    let name = table.get("name").and_then(toml::Value::as_str).filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| wrong("vault", "needs a text name"))?.to_owned();
+    Ok(Vault { name, labels: labels_in(table) })
+}
+
+fn labels_in(table: &toml::Table) -> BTreeMap<String, String> {
+    let labels = table.get("labels").and_then(toml::Value::as_table).into_iter().flatten();
+    labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
 /// Reads `site=y,custody=vault`.
 pub(super) fn read_labels(key: &str, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
@@ -69,15 +93,7 @@ pub(super) fn read_offsite(value: &toml::Value) -> Result<Offsite, ConfigError> 
             "unknown configuration key \"offsite.{key}\"; known: name, url, credentials_file, required, labels, expect"
         )));
     }
-    let labels = match table.get("labels") {
-        None => BTreeMap::new(),
-        Some(labels) => labels
-            .as_table()
-            .into_iter()
-            .flatten()
-            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-            .collect(),
-    };
+    let labels = labels_in(table);
     let required = match table.get("required") {
         None => true,
         Some(value) => value.as_bool().ok_or_else(|| wrong("offsite.required", "is neither true nor false"))?,

@@ -51,6 +51,17 @@ fn labels_belong_to_the_destination_before_them() {
     assert!(config.offsite[1].labels.is_empty());
     assert_eq!((config.offsite[2].labels["site"].as_str(), config.offsite[2].labels.len()), ("z", 1));
     assert_eq!(config.placement_keys, ["array", "site"]);
+    let vaults = [("vault", "far"), ("vault.labels", "site=z, custody=auditor"), ("vault", "near")];
+    let vaults = load(&vaults).expect("valid").vaults;
+    assert_eq!((vaults[0].name.as_str(), vaults[0].labels["custody"].as_str()), ("far", "auditor"));
+    assert!(vaults[1].labels.is_empty());
+    for wrong in [
+        &[("vault.labels", "site=y")][..],
+        &[("vault", "a"), ("vault", "a")],
+        &[("vault", "offsite"), ("offsite", "file:///a")],
+    ] {
+        load(wrong).expect_err("refused");
+    }
     for wrong in [&[("offsite.labels", "site=y")][..], &[("offsite", "file:///a"), ("offsite.labels", "site")]] {
         assert!(load(wrong).expect_err("refused").to_string().contains("offsite.labels"));
     }
@@ -159,7 +170,7 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
         assert!(shown, "deploy/holdfast.toml lacks {key}");
     }
 
-    // Values behind `#` change nothing, but for the six that have no default to show.
+    // Values behind `#` change nothing, but for the seven that have no default to show.
     let plain = read(&text).build().expect("valid as it stands");
     let mut all = all.build().expect("valid with every key");
     assert_ne!(all.advertise, plain.advertise);
@@ -170,6 +181,8 @@ fn the_example_file_has_every_key_and_shows_the_defaults() {
     assert!(!all.placement_keys.is_empty());
     all.placement_keys.clear();
     assert_eq!(all.verify_keys.len(), 1);
+    assert_eq!(all.vaults.len(), 1);
+    all.vaults.clear();
     all.verify_keys.clear();
     all.insecure_plaintext = false;
     assert_eq!(all.offsite.len(), 2);

@@ -14,7 +14,7 @@ use holdfast_survey::CheckId;
 use holdfast_wire::reply;
 use holdfast_wire::v1;
 
-use crate::config::Offsite;
+use crate::config::{Offsite, Vault};
 use crate::disk::is_low;
 use crate::grpc::Shared;
 use crate::shipper::Proofs;
@@ -78,6 +78,7 @@ impl Shared {
             nodes: status.members.iter().map(|(id, member)| member_node(*id, member, &status.voters)).collect(),
             groups: vec![group],
             destinations: self.destinations(&sys, applied.index()),
+            vaults: self.vaults(),
             checks: self.checks(&status),
             storage: Space::of(&config.data_dir)
                 .ok()
@@ -111,10 +112,20 @@ impl Shared {
                     verify_time: fact.map(|fact| reply::timestamp(fact.at)),
                     last_error: shipper.error_of(&destination.name),
                     required: destination.required,
-                    proof: shipper.proofs_of(&destination.name).map(|proofs| proof(&proofs, destination, now)),
+                    proof: shipper.proofs_of(&destination.name).map(|proofs| proof(&proofs, Some(destination), now)),
                 }
             })
             .collect()
+    }
+
+    fn vaults(&self) -> Vec<v1::VaultStatus> {
+        let now = self.replica.group_now();
+        let told = |vault: &Vault| v1::VaultStatus {
+            name: vault.name.clone(),
+            labels: vault.labels.clone().into_iter().collect(),
+            proof: self.shipper.proofs_of_vault(&vault.name).map(|proofs| proof(&proofs, None, now)),
+        };
+        self.config.vaults.iter().map(told).collect()
     }
 
     fn checks(&self, status: &holdfast_replica::ReplicaStatus) -> Vec<v1::HealthCheck> {
@@ -182,6 +193,14 @@ impl Shared {
                 );
             }
         }
+        if let Some(why) = self.shipper.is_mute() {
+            check(
+                "ATTESTS_NOTHING",
+                v1::HealthSeverity::Warning,
+                format!("{why}: no snapshot has its signature, and with one more node down none counts"),
+                "bring NODE_KEY back from a copy of its data directory, or `holdfast node replace`",
+            );
+        }
         if self.replica.is_removed() {
             check(
                 "NODE_REMOVED",
@@ -234,7 +253,7 @@ impl Shared {
     }
 }
 
-fn proof(proofs: &Proofs, destination: &Offsite, now: Millis) -> v1::CopyProof {
+fn proof(proofs: &Proofs, destination: Option<&Offsite>, now: Millis) -> v1::CopyProof {
     let told = |one: Option<&Recorded>| one.map(|one| verification(one, now));
     v1::CopyProof {
         proved: told(proofs.good(Depth::Proved)),
@@ -242,7 +261,7 @@ fn proof(proofs: &Proofs, destination: &Offsite, now: Millis) -> v1::CopyProof {
         failed: told(proofs.failed()),
         read: told(proofs.good(Depth::Read)),
         age: proofs.began.map(|began| reply::duration(since(began, now))),
-        lock: proofs.verdict.as_ref().map(|found| v1::DestinationVerdict {
+        lock: proofs.verdict.as_ref().zip(destination).map(|(found, destination)| v1::DestinationVerdict {
             verdict: found.finding.verdict.as_str().into(),
             expect: destination.expect.as_str().into(),
             age: Some(reply::duration(since(Millis(found.finding.at_ms), now))),

@@ -22,6 +22,9 @@ use tokio::time::{Instant, sleep};
 use super::Shipper;
 use super::backup::Reached;
 
+const NO_KEY: &str =
+    "this node has no key to sign with: NODE_KEY in its data directory cannot be used, and its log says why";
+const OTHER_KEY: &str = "this node attested with another key before: NODE_KEY was lost or replaced";
 /// Once a majority agrees, the others have so long, from the moment that all rows are shipped: they began to read when this
 /// node began to ship, and one that is down is not waited for.
 const OTHERS_WITHIN: Duration = Duration::from_secs(5);
@@ -173,9 +176,17 @@ impl Shipper {
         self.say(&reading).await
     }
 
+    /// Why no word of this node's counts, whatever it finds in its checkpoints.
+    pub fn is_mute(&self) -> Option<&'static str> {
+        let Some(key) = &self.attestor.key else { return Some(NO_KEY) };
+        let own = NodeId(self.replica.node_id());
+        let sys = self.replica.sys();
+        sys.attested.keys.get(&own).is_some_and(|known| *known != key.public()).then_some(OTHER_KEY)
+    }
+
     /// Says what this node found, until it is taken in.
     async fn say(&self, reading: &Reading) -> Result<(), String> {
-        let key = self.attestor.key.as_ref().ok_or("this node has no key to sign with; see NODE_KEY in its log")?;
+        let key = self.attestor.key.as_ref().ok_or(NO_KEY)?;
         let (own, public) = (NodeId(self.replica.node_id()), key.public());
         let index = reading.statement.applied.index;
         let until = Instant::now() + SAY_WITHIN;
@@ -183,7 +194,7 @@ impl Shipper {
         loop {
             let attested = self.replica.sys().attested.clone();
             if attested.keys.get(&own).is_some_and(|known| *known != public) {
-                return Err("this node attested with another key before: NODE_KEY was lost or replaced; bring it back, or replace the node".into());
+                return Err(OTHER_KEY.into());
             }
             match attested.words.get(&index) {
                 None => return Err("newer barriers came before it was said".into()),

@@ -103,6 +103,8 @@ pub struct Shipper {
     states: Mutex<BTreeMap<String, DestinationState>>,
     /// What is known of each copy, while this node leads.
     proofs: Mutex<BTreeMap<String, Proofs>>,
+    /// What was said of vaults, beside each destination.
+    vaults: Mutex<BTreeMap<(String, String), Proofs>>,
     barriers: Arc<Barriers>,
     attestor: Attestor,
     /// Set once a destination said that this history was ended.
@@ -137,6 +139,7 @@ impl Shipper {
             verifiers,
             states: Mutex::default(),
             proofs: Mutex::default(),
+            vaults: Mutex::default(),
             barriers,
             attestor,
             fenced: watch::Sender::default(),

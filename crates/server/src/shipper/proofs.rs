@@ -134,6 +134,8 @@ impl Shipper {
         };
         let (fresh, names) = looker.fresh(now).await?;
         let (fresh, others): (Vec<Recorded>, Vec<Recorded>) = fresh.into_iter().partition(|one| believed(&one.key));
+        let (of_vaults, fresh): (Vec<Recorded>, Vec<Recorded>) =
+            fresh.into_iter().partition(|one| one.found.vault.is_some());
         let is_good = |one: &Recorded| one.found.good && one.found.level >= Depth::Proved;
         let known = self.proofs_of(name).unwrap_or_default();
         // Of a copy that was proved nobody asks how old it is, and to find its beginning all of its log is listed.
@@ -143,6 +145,12 @@ impl Shipper {
         };
         others.iter().for_each(|one| tell_of(name, one, false));
         fresh.iter().for_each(|one| tell_of(name, one, true));
+        for one in of_vaults {
+            let vault = one.found.vault.clone().unwrap_or_default();
+            tell_of(&vault, &one, true);
+            let mut vaults = self.vaults.lock().unwrap_or_else(PoisonError::into_inner);
+            vaults.entry((name.to_owned(), vault)).or_default().take(one);
+        }
         self.note_proofs(name, |proofs| {
             proofs.began = began;
             if let Some(verdict) = verdict {
@@ -188,6 +196,20 @@ impl Shipper {
 
     fn forget_proofs(&self, name: &str) {
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.vaults.lock().unwrap_or_else(PoisonError::into_inner).retain(|(destination, _), _| destination != name);
+    }
+
+    /// What is known of a vault, wherever it was said; `None`: this node does not lead, or did not look yet.
+    pub fn proofs_of_vault(&self, name: &str) -> Option<Proofs> {
+        if self.proofs.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return None;
+        }
+        let vaults = self.vaults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Proofs::default();
+        for proofs in vaults.iter().filter(|((_, vault), _)| vault == name).map(|(_, proofs)| proofs) {
+            proofs.good.values().chain(proofs.bad.values()).for_each(|one| all.take(one.clone()));
+        }
+        Some(all)
     }
 }
 
