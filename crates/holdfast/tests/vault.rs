@@ -77,7 +77,11 @@ async fn what_was_pulled_restores_when_the_source_is_wiped() {
 
     // Locks of a day that were made a moment ago last. Eighteen hours later they end soon: everything is written once more.
     let (code, lasting) = pull(&["--renew-days", "30"]);
-    assert_eq!((code, lasting["renewed"].as_u64(), lasting["locked_until"].is_string()), (0, Some(0), true), "{lasting}");
+    assert_eq!(
+        (code, lasting["renewed"].as_u64(), lasting["locked_until"].is_string()),
+        (0, Some(0), true),
+        "{lasting}"
+    );
     let config = DestinationConfig::from_url(&vault).with_credentials(Some(s3.credentials().into()));
     let opened = Destination::open(&config).expect("opens");
     let now_ms = chrono::Utc::now().timestamp_millis() as u64;
