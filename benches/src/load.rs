@@ -29,6 +29,9 @@ struct Args {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 1024)]
     payload_bytes: usize,
+    /// After each round one whose writes share so many streams to a node (`StreamWrite`); 0: none.
+    #[arg(long, default_value_t = 16)]
+    streams: usize,
 }
 
 struct Round {
@@ -38,14 +41,20 @@ struct Round {
     latencies: Vec<Duration>,
 }
 
-async fn round(client: &Client, nodes: &[Node], clients: usize, args: &Args) -> anyhow::Result<Round> {
+async fn round(
+    title: &'static str,
+    client: &Client,
+    nodes: &[Node],
+    clients: usize,
+    args: &Args,
+) -> anyhow::Result<Round> {
     let (counting, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let payload = vec![b'x'; args.payload_bytes];
     let mut tasks = Vec::new();
     for number in 0..clients {
         let (client, counting, stop, payload) = (client.clone(), counting.clone(), stop.clone(), payload.clone());
         tasks.push(tokio::spawn(async move {
-            let user = format!("load-{clients}-{number}");
+            let user = format!("load-{title}-{clients}-{number}");
             let mut latencies = Vec::new();
             let mut n = 0u64;
             while !stop.load(Ordering::Acquire) {
@@ -88,19 +97,27 @@ async fn main() -> anyhow::Result<()> {
     let cluster = Cluster::start(&args.holdfast, &dir.path().join("c"), &[])?;
     let client = Client::builder().endpoints(cluster.nodes.iter().map(|node| node.client.clone())).build()?;
     println!("puts of {} bytes, three processes on loopback, fsync on", args.payload_bytes);
-    println!("{:>8} {:>10} {:>9} {:>9} {:>16}", "clients", "puts/s", "p50 ms", "p99 ms", "server µs CPU/put");
+    let streaming = client.streaming(args.streams);
+    let ways: &[(&str, &Client)] = match args.streams {
+        0 => &[("calls", &client)],
+        _ => &[("calls", &client), ("streams", &streaming)],
+    };
+    let head = ["clients", "puts/s", "p50 ms", "p99 ms", "server µs CPU/put"];
+    println!("{:<8} {:>8} {:>10} {:>9} {:>9} {:>18}", "as", head[0], head[1], head[2], head[3], head[4]);
     for clients in &args.clients {
-        let round = round(&client, &cluster.nodes, *clients, &args).await?;
-        if round.puts == 0 {
-            bail!("not one put was answered");
+        for (title, client) in ways {
+            let round = round(title, client, &cluster.nodes, *clients, &args).await?;
+            if round.puts == 0 {
+                bail!("not one put was answered");
+            }
+            println!(
+                "{title:<8} {clients:>8} {:>10.0} {:>9.2} {:>9.2} {:>18.0}",
+                round.puts as f64 / round.took.as_secs_f64(),
+                percentile_ms(&round.latencies, 0.5),
+                percentile_ms(&round.latencies, 0.99),
+                round.cpu.as_secs_f64() * 1e6 / round.puts as f64,
+            );
         }
-        println!(
-            "{clients:>8} {:>10.0} {:>9.2} {:>9.2} {:>16.0}",
-            round.puts as f64 / round.took.as_secs_f64(),
-            percentile_ms(&round.latencies, 0.5),
-            percentile_ms(&round.latencies, 0.99),
-            round.cpu.as_secs_f64() * 1e6 / round.puts as f64,
-        );
     }
     Ok(())
 }

@@ -82,7 +82,7 @@ impl ClientBuilder {
             Ok((address, channel))
         });
         let nodes = Nodes::new(channels.collect::<Result<_, Error>>()?, self.retry_budget);
-        Ok(Client { nodes: Arc::new(nodes), limits: self.limits, seen: None })
+        Ok(Client { nodes: Arc::new(nodes), limits: self.limits, seen: None, lanes: None })
     }
 }
 

@@ -97,6 +97,7 @@ mod budget;
 mod builder;
 mod client;
 mod error;
+mod lanes;
 mod manifest;
 mod nodes;
 pub mod resync;

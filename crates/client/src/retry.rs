@@ -139,6 +139,27 @@ impl Failure {
     }
 }
 
+/// One attempt of a call.
+pub(crate) struct Attempt<Q> {
+    /// Which node.
+    pub(crate) node: usize,
+    /// Its channel.
+    pub(crate) channel: Channel,
+    /// The request.
+    pub(crate) request: Q,
+    /// What the server is told to take.
+    pub(crate) time: Duration,
+}
+
+impl<Q> Attempt<Q> {
+    /// As a call of its own.
+    fn unary(self) -> (Channel, Request<Q>) {
+        let mut request = Request::new(self.request);
+        request.set_timeout(self.time);
+        (self.channel, request)
+    }
+}
+
 /// Runs `call` against one node after the other until one answers for good or the deadline ends.
 pub(crate) async fn run<Q, A, F, Fut>(
     nodes: &Nodes,
@@ -153,6 +174,28 @@ where
     F: Fn(Channel, Request<Q>) -> Fut,
     Fut: Future<Output = Result<Response<A>, Status>>,
 {
+    let call = |attempt: Attempt<Q>| {
+        let (channel, request) = attempt.unary();
+        let answering = call(channel, request);
+        async move { answering.await.map(Response::into_inner) }
+    };
+    run_attempts(nodes, limits, effect, request, call).await
+}
+
+/// The same for what is no call of its own.
+pub(crate) async fn run_attempts<Q, A, F, Fut>(
+    nodes: &Nodes,
+    limits: Limits,
+    effect: Effect<'_>,
+    request: Q,
+    call: F,
+) -> Result<A, Error>
+where
+    Q: Clone,
+    A: Headed,
+    F: Fn(Attempt<Q>) -> Fut,
+    Fut: Future<Output = Result<A, Status>>,
+{
     let deadline = Instant::now() + limits.deadline;
     let mut attempt_time = limits.attempt;
     let mut pace = Pace::default();
@@ -162,11 +205,14 @@ where
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let time = attempt_time.min(left);
-        let mut attempt = Request::new(request.clone());
-        attempt.set_timeout(time.saturating_sub(ANSWER_MARGIN).max(time / 2));
-        let failure = match tokio::time::timeout(time, call(nodes.channel(index), attempt)).await {
-            Ok(Ok(response)) => {
-                let answer = response.into_inner();
+        let attempt = Attempt {
+            node: index,
+            channel: nodes.channel(index),
+            request: request.clone(),
+            time: time.saturating_sub(ANSWER_MARGIN).max(time / 2),
+        };
+        let failure = match tokio::time::timeout(time, call(attempt)).await {
+            Ok(Ok(answer)) => {
                 nodes.answered(index, answer.header());
                 return Ok(answer);
             }

@@ -8,13 +8,14 @@ use crate::case::Case;
 use crate::disaster::staged;
 use crate::failure::Outcome;
 use crate::{
-    bad_input, dedup, devices, disaster, faults, feed, guards, minority, paging, quota, reads, tokens, watch, writes,
+    bad_input, dedup, devices, disaster, faults, feed, guards, minority, paging, quota, reads, streamed, tokens, watch,
+    writes,
 };
 
 /// The numbers that have a test. Not yet: 34, 42–44, 46 (undelete, blobs, erasure, export, tenants). 4 needs nodes with clocks of their own, which no cluster outside offers.
 pub const NUMBERS: &[u8] = &[
     1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
-    33, 35, 36, 37, 38, 39, 40, 41, 45, 47, 48,
+    33, 35, 36, 37, 38, 39, 40, 41, 45, 47, 48, 49,
 ];
 
 /// Which tests may run beside each other.
@@ -111,6 +112,7 @@ catalogue! {
     45 Public bad_input::c45_every_error_says_why
     47 Public bad_input::c47_limits_are_enforced_before_propose
     48 Last reads::c48_replica_digests_agree
+    49 Public streamed::c49_a_stream_of_writes_answers_each_as_a_write_of_its_own
 }
 
 #[cfg(test)]

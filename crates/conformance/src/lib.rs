@@ -34,6 +34,7 @@ mod minority;
 mod paging;
 mod quota;
 mod reads;
+mod streamed;
 mod tokens;
 mod watch;
 mod writes;

@@ -24,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub enum Say<A> {
     Yes(A),
     No(Status),
+    /// On a stream: it ends so, without a word about this.
+    Break(Status),
     /// After a while.
     Late(Duration, A),
     Never,
@@ -74,12 +76,19 @@ impl<Q: Clone, A: Clone> Method<Q, A> {
 
     async fn answer(&self, request: Request<Q>) -> Result<Response<A>, Status> {
         let timeout = request.metadata().get("grpc-timeout").map(|text| timeout(text.to_str().unwrap()));
-        let request = request.into_inner();
+        self.say(request.into_inner(), timeout).await
+    }
+
+    async fn say(&self, request: Q, timeout: Option<Duration>) -> Result<Response<A>, Status> {
         let said = self.handler.lock().unwrap().as_mut().map(|handler| handler(&request));
         self.calls.lock().unwrap().push(Call { request, at: Instant::now(), timeout });
         match said.or_else(|| self.next()) {
             Some(Say::Yes(answer)) => Ok(Response::new(answer)),
             Some(Say::No(status)) => Err(status),
+            Some(Say::Break(mut status)) => {
+                status.metadata_mut().insert("break", "yes".parse().unwrap());
+                Err(status)
+            }
             Some(Say::Late(after, answer)) => {
                 tokio::time::sleep(after).await;
                 Ok(Response::new(answer))
@@ -111,7 +120,9 @@ pub struct Node {
 
 #[derive(Default)]
 pub struct Methods {
-    pub write: Method<v1::BatchWriteRequest, v1::BatchWriteResponse>,
+    pub write: Arc<Method<v1::BatchWriteRequest, v1::BatchWriteResponse>>,
+    /// Streams of writes that were opened.
+    pub write_streams: std::sync::atomic::AtomicUsize,
     pub read: Method<v1::BatchGetRecordsRequest, v1::BatchGetRecordsResponse>,
     pub list: Method<v1::ListRecordsRequest, v1::ListRecordsResponse>,
     pub changes: Method<v1::GetChangesRequest, v1::GetChangesResponse>,
@@ -177,6 +188,21 @@ macro_rules! not_needed {
 }
 
 impl RecordService for Methods {
+    type StreamWriteStream = streams::Replies<v1::StreamWriteResponse>;
+
+    fn stream_write<'a, 't>(
+        &'a self,
+        request: Request<Streaming<v1::StreamWriteRequest>>,
+    ) -> Answer<'t, Self::StreamWriteStream>
+    where
+        'a: 't,
+        Self: 't,
+    {
+        self.write_streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let write = self.write.clone();
+        Box::pin(async { Ok(Response::new(streams::writes(write, request.into_inner()))) })
+    }
+
     answered! {
         batch_write write BatchWriteRequest BatchWriteResponse;
         batch_get_records read BatchGetRecordsRequest BatchGetRecordsResponse;

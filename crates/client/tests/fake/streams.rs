@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use holdfast_client::v1;
@@ -10,6 +11,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Status, Streaming};
+
+use super::Method;
 
 pub type Replies<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 
@@ -29,6 +32,59 @@ pub fn steps(steps: Vec<Step>) -> Replies<v1::GetManifestResponse> {
             Step::Hang => std::future::pending().await,
         }
     }))
+}
+
+/// Each batch as it would be answered by itself, all beside each other. A [`Say::Break`] ends the stream.
+pub fn writes(
+    write: Arc<Method<v1::BatchWriteRequest, v1::BatchWriteResponse>>,
+    mut requests: Streaming<v1::StreamWriteRequest>,
+) -> Replies<v1::StreamWriteResponse> {
+    let (out, replies) = mpsc::channel(1000);
+    tokio::spawn(async move {
+        while let Ok(Some(request)) = requests.message().await {
+            let (write, out) = (write.clone(), out.clone());
+            let timeout = Some(Duration::from_millis(request.timeout_ms.into()));
+            tokio::spawn(async move {
+                use v1::stream_write_response::Outcome;
+                let outcome = match write.say(request.write.unwrap(), timeout).await {
+                    Ok(written) => Outcome::Written(written.into_inner()),
+                    Err(status) if status.metadata().contains_key("break") => {
+                        let _ = out.send(Err(status)).await;
+                        return;
+                    }
+                    Err(status) => Outcome::Refused(v1::StreamWriteRefusal {
+                        code: status.code().into(),
+                        message: status.message().to_owned(),
+                        details: status.details().to_vec().into(),
+                    }),
+                };
+                let answer = v1::StreamWriteResponse { correlation_id: request.correlation_id, outcome: Some(outcome) };
+                let _ = out.send(Ok(answer)).await;
+            });
+        }
+    });
+    // An error is the last thing that a stream says.
+    Box::pin(Ending { replies, ended: false })
+}
+
+struct Ending {
+    replies: mpsc::Receiver<Result<v1::StreamWriteResponse, Status>>,
+    ended: bool,
+}
+
+impl Stream for Ending {
+    type Item = Result<v1::StreamWriteResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let next = self.replies.poll_recv(context);
+        if let Poll::Ready(Some(Err(_))) = &next {
+            self.ended = true;
+        }
+        next
+    }
 }
 
 /// The watch streams of a node.

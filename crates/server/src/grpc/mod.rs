@@ -11,6 +11,7 @@ mod manifest;
 mod members;
 mod records;
 mod status;
+mod stream_write;
 mod sync;
 mod users;
 mod verifications;
@@ -71,6 +72,13 @@ const READ_RETRY: Duration = Duration::from_millis(50);
 /// stands; else the default; never more than five minutes and a bit.
 pub fn deadline_of<T>(request: &Request<T>, default: Duration) -> Instant {
     let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    let limit = asked.map_or(default, |asked| asked.saturating_sub(answer_margin(asked)));
+    Instant::now() + limit.min(Duration::from_secs(330))
+}
+
+/// The same for one of many calls on a stream, by the milliseconds that it names; 0 = it names none.
+pub fn deadline_in(timeout_ms: u32, default: Duration) -> Instant {
+    let asked = Some(Duration::from_millis(timeout_ms.into())).filter(|asked| !asked.is_zero());
     let limit = asked.map_or(default, |asked| asked.saturating_sub(answer_margin(asked)));
     Instant::now() + limit.min(Duration::from_secs(330))
 }

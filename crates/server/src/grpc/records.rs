@@ -15,14 +15,17 @@ use holdfast_wire::token::{PagePlace, PageToken};
 use holdfast_wire::v1;
 use holdfast_wire::v1::record_service_server::RecordService;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::grpc::changes::token_at;
+use crate::grpc::stream_write;
+use crate::grpc::sync::ResponseStream;
 use crate::grpc::{Shared, deadline_of, storage};
 
 /// Reads and writes of one user's records.
+#[derive(Clone)]
 pub struct Records {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Records {
@@ -31,13 +34,17 @@ impl Records {
         Self { shared }
     }
 
-    async fn write(&self, request: Request<v1::BatchWriteRequest>) -> Result<v1::BatchWriteResponse, Refusal> {
+    /// One batch, however it came.
+    pub(super) async fn write(
+        &self,
+        request: v1::BatchWriteRequest,
+        deadline: Instant,
+    ) -> Result<v1::BatchWriteResponse, Refusal> {
         let shared = &self.shared;
         shared.check_serving()?;
-        let deadline = deadline_of(&request, shared.default_deadline());
-        let bytes = holdfast_wire::encoded_len(request.get_ref());
-        let wait_offsite = request.get_ref().wait_offsite;
-        let batch = api::batch_write(request.into_inner())?;
+        let bytes = holdfast_wire::encoded_len(&request);
+        let wait_offsite = request.wait_offsite;
+        let batch = api::batch_write(request)?;
         if wait_offsite && !shared.config.offsite.iter().any(|one| one.required) {
             return Err(no_required_destination());
         }
@@ -210,7 +217,17 @@ impl RecordService for Records {
         request: Request<v1::BatchWriteRequest>,
     ) -> Result<Response<v1::BatchWriteResponse>, Status> {
         let timer = self.shared.metrics.call("BatchWrite");
-        timer.end(self.write(request).await)
+        let deadline = deadline_of(&request, self.shared.default_deadline());
+        timer.end(self.write(request.into_inner(), deadline).await)
+    }
+
+    type StreamWriteStream = ResponseStream<v1::StreamWriteResponse>;
+
+    async fn stream_write(
+        &self,
+        request: Request<Streaming<v1::StreamWriteRequest>>,
+    ) -> Result<Response<Self::StreamWriteStream>, Status> {
+        Ok(Response::new(stream_write::serve(self.clone(), request.into_inner())?))
     }
 
     async fn batch_get_records(
