@@ -20,6 +20,8 @@ use crate::destination::{Destination, DestinationConfig};
 use crate::layout::LineageId;
 use crate::lineage::{LineageFacts, OpenLineage};
 use crate::payloads;
+use crate::plan::Choose;
+use crate::restore::{RestoreSpec, RestoreTarget, restore};
 use crate::row_index::RowIndexes;
 use crate::sealing::Sealing;
 use crate::ship::SegmentShipper;
@@ -314,6 +316,23 @@ pub(crate) fn joined(rows: impl IntoIterator<Item = RawRow>) -> Vec<RawRow> {
         head.expect("the record of a payload").value.extend(row.value);
     }
     joined
+}
+
+/// What a restore fills a node with, and the last entry in it.
+pub(crate) fn restored(from: &Destination, choose: Choose) -> (u64, Vec<RawRow>) {
+    let plan = run(crate::plan(from, GROUP, choose)).expect("plans");
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("node");
+    let spec = RestoreSpec {
+        cluster_id: [9; 16],
+        cluster_name: "new".into(),
+        incarnation: Incarnation(99),
+        members: vec![NodeId(1)],
+        held_back: Vec::new(),
+    };
+    let targets = [RestoreTarget { path: path.clone(), node_id: 1, identity: [1; 16] }];
+    run(restore(from, &plan, &targets, &spec, &|_, _, _| {})).expect("restores");
+    (plan.last.index, rows_of(&path, 1))
 }
 
 /// Rows of a data directory whose node does not run.

@@ -11,7 +11,8 @@
 //! - Only marks by keys that are trusted count, only for the very manifest that they name, and only as long as nothing spared it
 //!   since. What cannot be read of what people said counts for nothing: anybody can lay it there.
 //! - A manifest goes before anything that it names; what another manifest names stays. Chunks go from closed generations only:
-//!   nothing is ever added to these, so that no snapshot under way can come to rely on what goes.
+//!   nothing is ever added to these, so that no snapshot under way can come to rely on what goes. What no manifest names at all,
+//!   as a snapshot leaves it that never came to an end, goes like that without a mark once it is older than the grace.
 //! - The log goes entry by entry from its beginning on, and no further than a lock lets it: what is left of it is whole.
 //! - It ends at the first error; the next run goes on.
 //!
@@ -20,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use holdfast_model::id::{GroupId, Millis};
 
 use crate::destination::{Destination, Listed, Removal, Remover};
@@ -30,7 +31,7 @@ use crate::layout::{LineageId, ObjectName, hex, unhex, week_of};
 use crate::lineage::find_lineages;
 use crate::manifest::Manifest;
 use crate::retention::{DAY_MS, HOUR_MS, Holding, Judgement, Policy, Said, Taken};
-use crate::tombstone::{Marked, Pruned, Tombstone, lay_down};
+use crate::tombstone::{Marked, Marks, Pruned, Tombstone, lay_down};
 use crate::verification::{Depth, verifications};
 
 /// Requests under way.
@@ -56,10 +57,7 @@ pub struct Stock {
     manifests: BTreeMap<u64, Manifest>,
     /// Every object, and when it was stored.
     listed: Vec<(Listed, u64)>,
-    /// Snapshots marked by their index and the seal of their manifest: when the first mark was made.
-    marks: BTreeMap<(u64, [u8; 32]), u64>,
-    /// Marks of the log, and when they were made.
-    log_marks: Vec<(u64, u64)>,
+    marks: Marks,
 }
 
 impl Stock {
@@ -117,6 +115,9 @@ pub async fn look(
         stock.holding.damaged.extend(error.fault());
         stocks.push(stock);
     }
+    // The destination has one clock: a history that ended is told the time by those that go on.
+    let server_ms = stocks.iter().map(|stock| stock.server_ms).max().unwrap_or(0);
+    stocks.iter_mut().for_each(|stock| stock.server_ms = server_ms);
     Ok(stocks)
 }
 
@@ -149,8 +150,7 @@ async fn look_at(
         group,
         manifests: BTreeMap::new(),
         listed,
-        marks: BTreeMap::new(),
-        log_marks: Vec::new(),
+        marks: Marks::default(),
     };
     let firsts = stock.names().filter_map(|(name, ..)| match name {
         ObjectName::Segment { group: of, first, .. } | ObjectName::Joined { group: of, first, .. } if of == group => {
@@ -225,45 +225,11 @@ async fn read_marks(destination: &Destination, stock: &mut Stock, trusted: &Trus
         .filter(|(name, ..)| matches!(name, ObjectName::Tombstone { group, .. } if *group == stock.group))
         .map(|(_, found, stored_ms)| (found.path.clone(), stored_ms))
         .collect();
-    let read = |(object, stored_ms): (String, u64)| async move {
-        let bytes = destination.get(&object).await?;
-        Ok((Tombstone::open(&object, &bytes), stored_ms))
-    };
-    let reads = futures::stream::iter(found).map(read).buffered(CALLS_MAX);
-    // In the order of their names: of their times.
-    for (opened, stored_ms) in reads.try_collect::<Vec<_>>().await? {
-        match opened {
-            Ok((mark, key)) if trusted.contains(&key) => stock.take_mark(mark, stored_ms),
-            Ok((mark, key)) => {
-                stock.strangers.insert(key);
-                stock.holding.buried_by_strangers.extend(mark.snapshots.iter().map(|one| one.index));
-            }
-            Err(error) => drop(error.fault().ok_or(error)?),
-        }
-    }
+    stock.marks = Marks::read(destination, found, trusted).await?;
+    stock.holding.buried = stock.marks.buried();
+    stock.holding.buried_by_strangers.clone_from(&stock.marks.by_strangers);
+    stock.strangers.extend(&stock.marks.strangers);
     Ok(())
-}
-
-impl Stock {
-    fn take_mark(&mut self, mark: Tombstone, stored_ms: u64) {
-        for index in mark.spared {
-            self.holding.buried.remove(&index);
-            self.marks.retain(|(marked, _), _| *marked != index);
-        }
-        if let Some(spared) = mark.log_spared {
-            self.log_marks.retain(|(through, _)| *through <= spared);
-        }
-        // By whichever clock it is younger.
-        let marked_ms = mark.at_ms.max(stored_ms);
-        for one in mark.snapshots {
-            self.holding.buried.insert(one.index);
-            if let Some(seal) = unhex(&one.seal) {
-                let first = self.marks.entry((one.index, seal)).or_insert(marked_ms);
-                *first = marked_ms.min(*first);
-            }
-        }
-        self.log_marks.extend(mark.log_through.map(|through| (through, marked_ms)));
-    }
 }
 
 async fn read_said(
@@ -357,7 +323,7 @@ pub fn plan(stock: &Stock, judged: &Judgement, policy: &Policy, stagger_ms: u64,
     let grace_ms = policy.grace_ms() + stagger_ms;
     let now_ms = now_ms.min(stock.server_ms + HOUR_MS);
     for taken in &stock.holding.taken {
-        let mark = stock.marks.get(&(taken.index, taken.seal)).map(|marked_ms| marked_ms + grace_ms);
+        let mark = stock.marks.snapshots.get(&(taken.index, hex(&taken.seal))).map(|marked_ms| marked_ms + grace_ms);
         match (judged.doomed.contains(&(id, taken.index)), mark) {
             (false, None) => {}
             (false, Some(_)) => plan.spared.push(taken.index),
@@ -371,12 +337,12 @@ pub fn plan(stock: &Stock, judged: &Judgement, policy: &Policy, stagger_ms: u64,
         }
     }
     let through = judged.log_through.get(&id).copied();
-    let marked = stock.log_marks.iter().map(|(through, _)| *through).max();
+    let marked = stock.marks.log.iter().map(|(through, _)| *through).max();
     plan.log_spared = through.or(Some(0)).filter(|through| marked.is_some_and(|marked| marked > *through));
     if let Some(through) = through {
         let goes = segments(stock, through).next().is_some() || beside_segments(stock, through).next().is_some();
         plan.log_fresh = Some(through).filter(|_| goes && marked.is_none_or(|marked| marked < through));
-        let due = stock.log_marks.iter().filter(|(_, marked_ms)| marked_ms + grace_ms <= now_ms);
+        let due = stock.marks.log.iter().filter(|(_, marked_ms)| marked_ms + grace_ms <= now_ms);
         plan.log_due = due.map(|(marked, _)| through.min(*marked)).max();
     }
     let manifests = stock.names().filter(|(name, ..)| match name {
@@ -449,6 +415,8 @@ pub struct Outcome {
     pub held: Vec<(String, Option<u64>)>,
     /// Snapshots that are gone.
     pub snapshots: Vec<u64>,
+    /// The log that was to go is gone, all of it.
+    pub log_is_cut: bool,
     /// What was laid down: the mark, and what is told of the deletion.
     pub recorded: Vec<String>,
 }
@@ -481,7 +449,8 @@ pub async fn carry_out(
     let deleted = delete(destination, stock, plan, &mut outcome, done).await;
     if outcome.objects > 0 {
         let mut pruned = Pruned::new(&id, group, now_ms);
-        (pruned.snapshots, pruned.log_through) = (outcome.snapshots.clone(), plan.log_due);
+        (pruned.snapshots, pruned.log_through) =
+            (outcome.snapshots.clone(), plan.log_due.filter(|_| outcome.log_is_cut));
         (pruned.objects, pruned.bytes, pruned.held) = (outcome.objects, outcome.bytes, outcome.held.len() as u64);
         outcome.recorded.push(lay_down(pruned, destination, &id, group, key).await?);
     }
@@ -529,11 +498,12 @@ async fn delete(
     }
     for (object, bytes) in &plan.log {
         if !outcome.take(remover.remove(object).await?, object, *bytes) {
-            break;
+            return Ok(());
         }
         tried += 1;
         done(tried);
     }
+    outcome.log_is_cut = true;
     Ok(())
 }
 

@@ -3,7 +3,10 @@
 //! Both are evidence as of [`crate::evidence`]: text, signed by the key of who prunes, beside the archive. They stay for ever: they
 //! are how a snapshot that was let go is told from one that somebody took away.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
+use futures::StreamExt;
 use holdfast_model::id::GroupId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,7 @@ use crate::layout::{LineageId, ObjectName};
 
 const TOMBSTONE: &str = "tombstone";
 const PRUNED: &str = "pruned";
+const READS_MAX: usize = 8;
 
 /// A snapshot that is to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +209,66 @@ fn open<T: Mark>(object: &str, bytes: &Bytes) -> Result<(T, [u8; 32]), ArchiveEr
         return Err(bad("it is of another history, of another moment or by another key than its name says"));
     }
     Ok((mark, key))
+}
+
+/// What the marks of a group say together, in the order of their times: what is to go, or went, and was not spared since.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// Snapshots by their index and the seal of their manifest, in hex: when the first mark that stands was made, by whichever
+    /// clock that is later.
+    pub(crate) snapshots: BTreeMap<(u64, String), u64>,
+    /// Ends of the parts of the log, and when each was marked.
+    pub(crate) log: Vec<(u64, u64)>,
+    /// What somebody marked whose word does not count.
+    pub(crate) by_strangers: BTreeSet<u64>,
+    /// These.
+    pub(crate) strangers: BTreeSet<[u8; 32]>,
+}
+
+impl Marks {
+    /// Reads the marks under these names, each with when it was stored, ascending. What does not open marks nothing: anybody can
+    /// lay it there.
+    pub(crate) async fn read(
+        destination: &Destination,
+        names: Vec<(String, u64)>,
+        trusted: &BTreeSet<[u8; 32]>,
+    ) -> Result<Self, ArchiveError> {
+        let read = |(object, stored_ms): (String, u64)| async move {
+            let opened = destination.get(&object).await.and_then(|bytes| Tombstone::open(&object, &bytes));
+            (opened, stored_ms)
+        };
+        let mut marks = Self::default();
+        let mut reads = futures::stream::iter(names).map(read).buffered(READS_MAX);
+        while let Some((opened, stored_ms)) = reads.next().await {
+            match opened {
+                Ok((mark, key)) if trusted.contains(&key) => marks.take(mark, stored_ms),
+                Ok((mark, key)) => {
+                    marks.strangers.insert(key);
+                    marks.by_strangers.extend(mark.snapshots.iter().map(|one| one.index));
+                }
+                Err(error) => drop(error.fault().ok_or(error)?),
+            }
+        }
+        Ok(marks)
+    }
+
+    fn take(&mut self, mark: Tombstone, stored_ms: u64) {
+        self.snapshots.retain(|(index, _), _| !mark.spared.contains(index));
+        if let Some(spared) = mark.log_spared {
+            self.log.retain(|(through, _)| *through <= spared);
+        }
+        let marked_ms = mark.at_ms.max(stored_ms);
+        for one in mark.snapshots {
+            let first = self.snapshots.entry((one.index, one.seal)).or_insert(marked_ms);
+            *first = marked_ms.min(*first);
+        }
+        self.log.extend(mark.log_through.map(|through| (through, marked_ms)));
+    }
+
+    /// Snapshots that are to go, or went.
+    pub(crate) fn buried(&self) -> BTreeSet<u64> {
+        self.snapshots.keys().map(|(index, _)| *index).collect()
+    }
 }
 
 /// Signs it and lays it down; gives its name.

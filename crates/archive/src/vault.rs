@@ -24,7 +24,7 @@ use crate::lineage::find_lineages;
 use crate::manifest::Manifest;
 use crate::prune::{Trusted, look};
 use crate::retention::{Accepted, Policy, judge};
-use crate::tombstone::Tombstone;
+use crate::tombstone::Marks;
 use crate::verify::{Contents, Held, check};
 
 /// Requests under way.
@@ -173,21 +173,10 @@ async fn note_lost(
     if gone.is_empty() {
         return Ok(());
     }
-    let (mut snapshots, mut through) = (BTreeSet::new(), None);
-    for path in there.iter().filter(|path| path.contains("/tombstone/")) {
-        // Whoever wipes a source can sign something, too. What does not open marks nothing.
-        let bytes = match source.get(path).await {
-            Ok(bytes) => bytes,
-            Err(error) if error.fault().is_some() => continue,
-            Err(error) => return Err(error),
-        };
-        if let Ok((mark, key)) = Tombstone::open(path, &bytes)
-            && trusted.contains(&key)
-        {
-            snapshots.extend(mark.snapshots.iter().map(|one| one.index));
-            through = through.max(mark.log_through);
-        }
-    }
+    // Whoever wipes a source can sign something, too. When it was stored matters to nobody here.
+    let names = there.iter().filter(|path| path.contains("/tombstone/")).map(|path| ((*path).to_owned(), 0)).collect();
+    let marks = Marks::read(source, names, trusted).await?;
+    let (snapshots, through) = (marks.buried(), marks.log.iter().map(|(through, _)| *through).max());
     let lost = gone.into_iter().filter(|(_, name)| match name {
         ObjectName::Manifest { index, .. } => !snapshots.contains(index),
         ObjectName::Segment { first, .. } => through.is_none_or(|through| *first > through),

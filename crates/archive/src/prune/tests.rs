@@ -2,15 +2,14 @@ use std::cell::RefCell;
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
-use holdfast_model::id::{Incarnation, NodeId};
+use holdfast_model::id::NodeId;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::log::EntryPayload;
 
 use super::*;
 use crate::attest::{NodeKey, Reading, Witness};
-use crate::fixture::{Folder, GROUP, History, NOW_MS, Node, rows_of, rows_of_checkpoint, run};
+use crate::fixture::{Folder, GROUP, History, NOW_MS, Node, restored, rows_of_checkpoint, run};
 use crate::lineage::OpenLineage;
-use crate::restore::{RestoreSpec, RestoreTarget, restore};
 use crate::retention::{Accepted, HOUR_MS, Rule, judge};
 use crate::snapshot::{SnapshotOptions, ship_attested};
 use crate::verification::Verification;
@@ -130,20 +129,9 @@ impl Year {
     /// What a restore to this entry fills a node with.
     fn restored(&self, index: u64) -> Vec<holdfast_store::RawRow> {
         let choose = Choose { lineage: Some(*self.lineage.id()), at: At::Index(index) };
-        let plan = run(crate::plan(&self.folder.destination(), GROUP, choose)).expect("plans");
-        assert_eq!(plan.last.index, index);
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("node");
-        let spec = RestoreSpec {
-            cluster_id: [9; 16],
-            cluster_name: "new".into(),
-            incarnation: Incarnation(99),
-            members: vec![NodeId(1)],
-            held_back: Vec::new(),
-        };
-        let targets = [RestoreTarget { path: path.clone(), node_id: 1, identity: [1; 16] }];
-        run(restore(&self.folder.destination(), &plan, &targets, &spec, &|_, _, _| {})).expect("restores");
-        rows_of(&path, 1)
+        let (last, rows) = restored(&self.folder.destination(), choose);
+        assert_eq!(last, index);
+        rows
     }
 
     /// What the rules make of the entries up to there.

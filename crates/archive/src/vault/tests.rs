@@ -1,13 +1,11 @@
 use super::*;
-use crate::fixture::{Folder, GROUP, History, Node, rows_of, run};
-use crate::restore::{RestoreSpec, RestoreTarget, restore};
+use crate::fixture::{Folder, GROUP, History, Node, restored, run};
 use crate::sealing::Sealing;
 use crate::segment::Segment;
 use crate::snapshot::ship_snapshot;
 use crate::tombstone::{Marked, Tombstone, lay_down};
 use crate::verify::{Level, verify};
 use crate::{Choose, VerifierKey};
-use holdfast_model::id::{Incarnation, NodeId};
 
 fn trusted() -> Trusted {
     Trusted::from([VerifierKey::from_seed(&[1; 32]).public()])
@@ -62,19 +60,7 @@ impl Scene {
     }
 
     fn restored(&self, from: &Destination) -> Vec<holdfast_store::RawRow> {
-        let plan = run(crate::plan(from, GROUP, Choose::default())).expect("plans");
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("node");
-        let spec = RestoreSpec {
-            cluster_id: [9; 16],
-            cluster_name: "new".into(),
-            incarnation: Incarnation(99),
-            members: vec![NodeId(1)],
-            held_back: Vec::new(),
-        };
-        let targets = [RestoreTarget { path: path.clone(), node_id: 1, identity: [1; 16] }];
-        run(restore(from, &plan, &targets, &spec, &|_, _, _| {})).expect("restores");
-        rows_of(&path, 1)
+        restored(from, Choose::default()).1
     }
 }
 
@@ -209,5 +195,9 @@ fn what_was_marked_to_go_is_not_lost() {
     run(lay_down(mark, &scene.source(), &id, GROUP, &VerifierKey::from_seed(&[1; 32]))).expect("marks");
     let pulled = scene.pull();
     assert_eq!((pulled.lost.len(), pulled.bad.len()), (0, 0), "{pulled:?}");
+    // And one that was spared since must be there.
+    let spared = Tombstone { spared: vec![index], ..Tombstone::new(&id, GROUP, 8) };
+    run(lay_down(spared, &scene.source(), &id, GROUP, &VerifierKey::from_seed(&[1; 32]))).expect("spares");
+    assert_eq!(scene.pull().lost, manifests[..1]);
     assert!(Scene::objects(&scene.vault()).iter().all(|one| !one.contains("/tombstone/")), "that is the source's");
 }

@@ -34,15 +34,15 @@ impl Records {
         Self { shared }
     }
 
-    /// One batch, however it came.
+    /// One batch of so many bytes, however it came.
     pub(super) async fn write(
         &self,
         request: v1::BatchWriteRequest,
+        bytes: usize,
         deadline: Instant,
     ) -> Result<v1::BatchWriteResponse, Refusal> {
         let shared = &self.shared;
         shared.check_serving()?;
-        let bytes = holdfast_wire::encoded_len(&request);
         let wait_offsite = request.wait_offsite;
         let batch = api::batch_write(request)?;
         if wait_offsite && !shared.config.offsite.iter().any(|one| one.required) {
@@ -218,7 +218,8 @@ impl RecordService for Records {
     ) -> Result<Response<v1::BatchWriteResponse>, Status> {
         let timer = self.shared.metrics.call("BatchWrite");
         let deadline = deadline_of(&request, self.shared.default_deadline());
-        timer.end(self.write(request.into_inner(), deadline).await)
+        let bytes = holdfast_wire::encoded_len(request.get_ref());
+        timer.end(self.write(request.into_inner(), bytes, deadline).await)
     }
 
     type StreamWriteStream = ResponseStream<v1::StreamWriteResponse>;

@@ -92,7 +92,7 @@ async fn one(records: &Records, request: v1::StreamWriteRequest, size: usize) ->
     let deadline = deadline_in(request.timeout_ms, records.shared.default_deadline());
     let timer = records.shared.metrics.call("StreamWrite");
     let written = match request.write {
-        Some(write) => records.write(write, deadline).await,
+        Some(write) => records.write(write, size, deadline).await,
         None => Err(Refusal::field("write", "a batch is needed".to_owned())),
     };
     let outcome = match timer.end(written) {
