@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench-load bench-watch bench-sync bench-transfer bench-offsite bench-hang bench-restore lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench-micro bench-load bench-watch bench-sync bench-transfer bench-offsite bench-hang bench-restore lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -35,6 +35,7 @@ BUF := $(VENV)/bin/buf
 # Arguments for the programs, e.g. `make demo DEMO_ARGS="--records 20000"`.
 DEMO_ARGS ?=
 LOAD_ARGS ?=
+MICRO_ARGS ?=
 WATCH_ARGS ?=
 SYNC_ARGS ?=
 TRANSFER_ARGS ?=
@@ -123,6 +124,9 @@ try-compose: build ## Try the container image and the compose file with an engin
 # Nor this, for the same reasons as try-systemd.
 try-runbooks: build ## Run every command of the runbooks on machines made for it (root; RUNBOOKS="replace add")
 	deploy/runbooks/run.sh $(BIN) $(RUNBOOKS)
+
+bench-micro: system ## Time single steps of the write path, the feed and the archive (MICRO_ARGS="apply" for some)
+	$(CARGO) bench $(FLAGS) --bench micro -- $(MICRO_ARGS)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Parser;
 use holdfast_benches::measure::{cpu, percentile_ms};
+use holdfast_benches::puts::incompressible;
 use holdfast_client::{Client, RecordRef};
 use jepsen_tests::cluster::{Cluster, Node};
 
@@ -49,10 +50,10 @@ async fn round(
     args: &Args,
 ) -> anyhow::Result<Round> {
     let (counting, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let payload = vec![b'x'; args.payload_bytes];
+    let bytes = args.payload_bytes;
     let mut tasks = Vec::new();
     for number in 0..clients {
-        let (client, counting, stop, payload) = (client.clone(), counting.clone(), stop.clone(), payload.clone());
+        let (client, counting, stop) = (client.clone(), counting.clone(), stop.clone());
         tasks.push(tokio::spawn(async move {
             let user = format!("load-{title}-{clients}-{number}");
             let mut latencies = Vec::new();
@@ -60,11 +61,8 @@ async fn round(
             while !stop.load(Ordering::Acquire) {
                 n += 1;
                 let id = format!("r{n}");
-                let mut body = payload.clone();
                 // Each put changes something: an identical one would write nothing.
-                for (to, from) in body.iter_mut().zip(n.to_be_bytes()) {
-                    *to = from;
-                }
+                let body = incompressible(n << 16 | number as u64, bytes);
                 let record = RecordRef { user: &user, collection: "notes", record_id: &id };
                 let began = Instant::now();
                 client.put(record, "application/octet-stream", body).await?;

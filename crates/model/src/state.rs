@@ -16,7 +16,8 @@ use crate::id::{
 };
 use crate::outcome::{MutationResult, Usage};
 
-/// Facts of the whole group. Small; rewritten whole whenever it changes.
+/// Facts of the whole group. Small; rewritten whole whenever it changes. Each entry makes a new one, so what seldom changes
+/// is shared with the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sys {
     /// Time as the log has it; never goes back.
@@ -24,7 +25,7 @@ pub struct Sys {
     /// Newest rules seen.
     pub rules: u16,
     /// The current history; `None` before `Genesis`.
-    pub history: Option<History>,
+    pub history: Option<Arc<History>>,
     /// Ended histories that this one continues, oldest first.
     pub ancestors: Vec<Ancestor>,
     /// Users ever allocated in this epoch.
@@ -34,7 +35,7 @@ pub struct Sys {
     /// Users, live records and live payload bytes in the group.
     pub totals: Totals,
     /// Newest fact of each offsite destination.
-    pub offsite: BTreeMap<String, OffsiteFact>,
+    pub offsite: Arc<BTreeMap<String, OffsiteFact>>,
     /// Index of the newest snapshot barrier; 0 = none.
     pub barrier_index: u64,
     /// Lifetimes and quotas.

@@ -265,7 +265,7 @@ mod tests {
             let fact = OffsiteFact { destination, index, chain: [0; 32], verifier: NodeId(1), at: Millis(0) };
             ((*name).to_owned(), fact)
         };
-        Sys { offsite: facts.iter().map(fact).collect(), ..Sys::default() }
+        Sys { offsite: Arc::new(facts.iter().map(fact).collect()), ..Sys::default() }
     }
 
     fn entry(index: u64, bytes: usize) -> Bytes {

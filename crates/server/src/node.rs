@@ -129,6 +129,12 @@ impl Listeners {
     }
 }
 
+/// Threads for calls, and for Raft. On two cores more than one of each costs more in wake-ups than it wins; on many, calls
+/// can be spread over most of them, while Raft, which decides in one task, needs one more only for what peers ask.
+fn workers(cores: usize) -> (usize, usize) {
+    if cores <= 2 { (1, 1) } else { (cores.min(16) - 1, 2) }
+}
+
 fn runtime(name: &str, workers: usize) -> Result<Runtime, RunError> {
     Builder::new_multi_thread()
         .worker_threads(workers)
@@ -145,8 +151,9 @@ fn runtime(name: &str, workers: usize) -> Result<Runtime, RunError> {
 pub fn run(config: Config) -> Result<(), RunError> {
     crate::telemetry::init(&config.log_filter);
     // Raft has threads of its own: a burst of calls must not delay its heartbeats.
-    let raft_runtime = runtime("raft", 2)?;
-    let runtime = runtime("serve", 2)?;
+    let (serve_workers, raft_workers) = workers(std::thread::available_parallelism().map_or(2, usize::from));
+    let raft_runtime = runtime("raft", raft_workers)?;
+    let runtime = runtime("serve", serve_workers)?;
     let listeners = Listeners::bind(&config)?;
     let (mut identity, mut seed) = ([0; 16], [0; 32]);
     let filled = getrandom::fill(&mut identity).and_then(|()| getrandom::fill(&mut seed));

@@ -107,6 +107,8 @@ fn spread(sys: &Sys, name: &UserId, pace: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use holdfast_model::id::{Millis, Uid};
     use holdfast_model::state::{Ancestor, Fork, History};
 
@@ -114,14 +116,14 @@ mod tests {
 
     fn sys() -> Sys {
         Sys {
-            history: Some(History {
+            history: Some(Arc::new(History {
                 cluster_id: [1; 16],
                 cluster_name: "c".into(),
                 incarnation: Incarnation(20),
                 epoch: 2,
                 parent: None,
                 genesis_index: 1,
-            }),
+            })),
             ancestors: vec![Ancestor { incarnation: Incarnation(10), epoch: 1 }],
             ..Sys::default()
         }

@@ -3,12 +3,14 @@
 //! Invariants:
 //! - Reads see the effects of earlier entries of the batch.
 //! - The write carries the position it leads to; it is refused on any state but the one it was begun on.
+//! - Each row is written once, as the last entry left it, in the order of keys: what a memtable takes fastest.
 //! - The effect chain covers every row operation of an entry in order, a payload by its content hash.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use holdfast_model::id::{DeviceId, Millis, RecordKey, RequestId, Uid, UserId};
 use holdfast_model::state::{
     DeviceRow, Effect, Effects, ExpiryItem, RecordRow, RequestRow, StateRead, Sys, UserRef, UserRow,
@@ -26,6 +28,8 @@ use crate::state::{Applied, Published};
 
 const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
+/// What a write batch keeps of a row beside its key and value, at most.
+const WRITE_SLACK: usize = 16;
 
 /// Effects of entries, not written yet.
 pub struct ApplyBatch {
@@ -35,22 +39,33 @@ pub struct ApplyBatch {
     applied: Applied,
     sys: Arc<Sys>,
     sys_changed: bool,
-    writes: WriteBatch,
+    writes: Vec<Write>,
+    /// Bytes of keys and values in `writes`.
+    bytes: usize,
     overlay: Overlay,
+    /// Numbers that the database was asked for.
+    asked: RefCell<Vec<(UserId, Uid)>>,
     /// Canonical bytes of the row operations since the last link of the effect chain.
     ops: Vec<u8>,
+}
+
+/// One row of one family; without a value it is deleted.
+struct Write {
+    family: Family,
+    key: Bytes,
+    value: Option<Bytes>,
 }
 
 /// Rows as the batch leaves them, by key. `None` = deleted.
 #[derive(Default)]
 struct Overlay {
-    uids: BTreeMap<Vec<u8>, Uid>,
-    users: BTreeMap<UserRef, UserRow>,
-    records: BTreeMap<Vec<u8>, Option<RecordRow>>,
+    uids: HashMap<UserId, Uid>,
+    users: HashMap<UserRef, UserRow>,
+    records: HashMap<Bytes, Option<RecordRow>>,
     devices: BTreeMap<(UserRef, DeviceId), Option<DeviceRow>>,
-    requests: BTreeMap<Vec<u8>, Option<RequestRow>>,
+    requests: HashMap<Bytes, Option<RequestRow>>,
     /// True = queued, false = taken out.
-    expiry: BTreeMap<Vec<u8>, bool>,
+    expiry: BTreeMap<Bytes, bool>,
 }
 
 /// A batch ready to be written.
@@ -58,6 +73,10 @@ pub(crate) struct Ready {
     pub(crate) writes: WriteBatch,
     pub(crate) applied: Applied,
     pub(crate) sys: Arc<Sys>,
+    /// Numbers of users that it read or gave.
+    pub(crate) numbers: Vec<(UserId, Uid)>,
+    /// Rows of users that it wrote.
+    pub(crate) rows: HashMap<UserRef, UserRow>,
 }
 
 impl ApplyBatch {
@@ -68,8 +87,10 @@ impl ApplyBatch {
             applied: Applied::clone(&published.applied),
             sys: Arc::clone(&published.sys),
             sys_changed: false,
-            writes: WriteBatch::default(),
+            writes: Vec::new(),
+            bytes: 0,
             overlay: Overlay::default(),
+            asked: RefCell::default(),
             ops: Vec::new(),
         }
     }
@@ -110,7 +131,7 @@ impl ApplyBatch {
 
     /// Bytes it will write, for bounding it.
     pub fn size_bytes(&self) -> usize {
-        self.writes.size_in_bytes()
+        self.bytes
     }
 
     /// Adds positions and facts, and checks that the state is still the one the batch was begun on.
@@ -127,100 +148,131 @@ impl ApplyBatch {
         if index <= base_index && !self.writes.is_empty() {
             return Err(StoreError::defect(format!("a batch leads from {base_index:?} to {index:?}, not forwards")));
         }
-        let family = self.generation.family(Family::Sys)?;
         if self.sys_changed {
-            self.writes.put_cf(family, sys::FACTS, durable::encode_sys(&self.sys));
+            let value = durable::encode_sys(&self.sys);
+            self.push(Family::Sys, Bytes::from_static(&sys::FACTS), Some(value));
         }
-        self.writes.put_cf(family, sys::APPLIED, self.applied.encode());
-        Ok(Ready { writes: self.writes, applied: self.applied, sys: self.sys })
+        let applied = self.applied.encode();
+        self.push(Family::Sys, Bytes::from_static(&sys::APPLIED), Some(applied));
+        let writes = self.ordered()?;
+        Ok(Ready {
+            writes,
+            applied: self.applied,
+            sys: self.sys,
+            numbers: self.overlay.uids.into_iter().chain(self.asked.into_inner()).collect(),
+            rows: self.overlay.users,
+        })
+    }
+
+    /// The last write of each row, by family and key.
+    fn ordered(&mut self) -> Result<WriteBatch, StoreError> {
+        // Stable: writes of one row stay in their order.
+        self.writes.sort_by(|a, b| (a.family, &a.key).cmp(&(b.family, &b.key)));
+        let mut ordered = WriteBatch::with_capacity_bytes(self.bytes + self.writes.len() * WRITE_SLACK);
+        for writes in self.writes.chunk_by(|a, b| a.family == b.family) {
+            let family = self.generation.family(writes[0].family)?;
+            for (at, Write { key, value, .. }) in writes.iter().enumerate() {
+                if writes.get(at + 1).is_some_and(|next| next.key == *key) {
+                    continue;
+                }
+                match value {
+                    Some(value) => ordered.put_cf(family, key, value),
+                    None => ordered.delete_cf(family, key),
+                }
+            }
+        }
+        Ok(ordered)
+    }
+
+    fn push(&mut self, family: Family, key: Bytes, value: Option<Bytes>) {
+        self.bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        self.writes.push(Write { family, key, value });
     }
 
     fn apply(&mut self, effect: &Effect) -> Result<(), StoreError> {
         match effect {
             Effect::PutUid(user, number) => {
-                let key = uid::key(user);
-                self.put(Family::Uid, &key, &durable::encode_uid(*number))?;
-                self.overlay.uids.insert(key, *number);
+                self.put(Family::Uid, uid::key(user).into(), Bytes::copy_from_slice(&durable::encode_uid(*number)));
+                self.overlay.uids.insert(user.clone(), *number);
             }
             Effect::PutUser(user, row) => {
-                self.put(Family::Usr, &usr::key(*user), &durable::encode_user(row))?;
+                self.put(Family::Usr, Bytes::copy_from_slice(&usr::key(*user)), durable::encode_user(row));
                 self.overlay.users.insert(*user, row.clone());
             }
             Effect::PutRecord(user, key, row, content) => {
                 let payload = content.as_ref().map_or(&[][..], |content| &content.payload[..]);
-                self.put_record(rec::key(*user, key), row, payload)?;
+                self.put_record(rec::key(*user, key).into(), row, payload)?;
             }
             Effect::DeleteRecord(user, key) => {
-                let key = rec::key(*user, key);
-                self.delete(Family::Rec, &key)?;
+                let key = Bytes::from(rec::key(*user, key));
+                self.delete(Family::Rec, key.clone());
                 self.overlay.records.insert(key, None);
             }
             Effect::PutDevice(user, device, row) => {
-                self.put(Family::Cur, &cur::key(*user, device), &durable::encode_device(row))?;
+                self.put(Family::Cur, cur::key(*user, device).into(), durable::encode_device(row));
                 self.overlay.devices.insert((*user, device.clone()), Some(*row));
             }
             Effect::DeleteDevice(user, device) => {
-                self.delete(Family::Cur, &cur::key(*user, device))?;
+                self.delete(Family::Cur, cur::key(*user, device).into());
                 self.overlay.devices.insert((*user, device.clone()), None);
             }
             Effect::PutChange(_, version, ..) if planted::is(Bug::ChangeRowDropped) && version.0 % 7 == 0 => {}
             Effect::PutChange(user, version, ordinal, row) => {
-                self.put(Family::Chg, &chg::key(*user, *version, *ordinal), &durable::encode_change(row))?;
+                let key = Bytes::from(chg::key(*user, *version, *ordinal));
+                self.put(Family::Chg, key, durable::encode_change(row));
             }
             Effect::DeleteChange(user, version, ordinal) => {
-                self.delete(Family::Chg, &chg::key(*user, *version, *ordinal))?;
+                self.delete(Family::Chg, chg::key(*user, *version, *ordinal).into());
             }
             Effect::PutRequest(user, id, row) => {
-                let key = req::key(*user, *id);
-                self.put(Family::Req, &key, &durable::encode_request(row))?;
+                let key = Bytes::from(req::key(*user, *id));
+                self.put(Family::Req, key.clone(), durable::encode_request(row));
                 self.overlay.requests.insert(key, Some(row.clone()));
             }
             Effect::DeleteRequest(user, id) => {
-                let key = req::key(*user, *id);
-                self.delete(Family::Req, &key)?;
+                let key = Bytes::from(req::key(*user, *id));
+                self.delete(Family::Req, key.clone());
                 self.overlay.requests.insert(key, None);
             }
             Effect::PutExpiry(at, item) => {
-                let key = exp::key(*at, item);
-                self.put(Family::Exp, &key, &[])?;
+                let key = Bytes::from(exp::key(*at, item));
+                self.put(Family::Exp, key.clone(), Bytes::new());
                 self.overlay.expiry.insert(key, true);
             }
             Effect::DeleteExpiry(at, item) => {
-                let key = exp::key(*at, item);
-                self.delete(Family::Exp, &key)?;
+                let key = Bytes::from(exp::key(*at, item));
+                self.delete(Family::Exp, key.clone());
                 self.overlay.expiry.insert(key, false);
             }
             Effect::PutOperation(operation) => {
-                let key = sys::operation_key(&operation.id);
-                self.put(Family::Sys, &key, &durable::encode_operation(operation))?;
+                let key = Bytes::from(sys::operation_key(&operation.id));
+                self.put(Family::Sys, key, durable::encode_operation(operation));
             }
         }
         Ok(())
     }
 
-    fn put_record(&mut self, key: Vec<u8>, row: &RecordRow, payload: &[u8]) -> Result<(), StoreError> {
+    fn put_record(&mut self, key: Bytes, row: &RecordRow, payload: &[u8]) -> Result<(), StoreError> {
         if row.payload_len != payload.len() as u64 {
             let (says, has) = (row.payload_len, payload.len());
             return Err(StoreError::defect(format!("a record of {says} bytes comes with a payload of {has}")));
         }
-        let value = durable::encode_record(row, payload);
-        self.writes.put_cf(self.generation.family(Family::Rec)?, &key, &value);
         // The header names the payload by its hash: the chain need not read photos again.
-        record_op(&mut self.ops, OP_PUT, Family::Rec, &key, &durable::encode_record_header(row));
+        let header = durable::encode_record_header(row);
+        record_op(&mut self.ops, OP_PUT, Family::Rec, &key, &header);
+        self.push(Family::Rec, key.clone(), Some(durable::record_value(&header, payload)));
         self.overlay.records.insert(key, Some(row.clone()));
         Ok(())
     }
 
-    fn put(&mut self, family: Family, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.writes.put_cf(self.generation.family(family)?, key, value);
-        record_op(&mut self.ops, OP_PUT, family, key, value);
-        Ok(())
+    fn put(&mut self, family: Family, key: Bytes, value: Bytes) {
+        record_op(&mut self.ops, OP_PUT, family, &key, &value);
+        self.push(family, key, Some(value));
     }
 
-    fn delete(&mut self, family: Family, key: &[u8]) -> Result<(), StoreError> {
-        self.writes.delete_cf(self.generation.family(family)?, key);
-        record_op(&mut self.ops, OP_DELETE, family, key, &[]);
-        Ok(())
+    fn delete(&mut self, family: Family, key: Bytes) {
+        record_op(&mut self.ops, OP_DELETE, family, &key, &[]);
+        self.push(family, key, None);
     }
 
     fn stored<T>(
@@ -242,23 +294,28 @@ impl StateRead for ApplyBatch {
     }
 
     fn uid(&self, user: &UserId) -> Result<Option<Uid>, StoreError> {
-        let key = uid::key(user);
-        match self.overlay.uids.get(&key) {
-            Some(number) => Ok(Some(*number)),
-            None => self.stored(Family::Uid, &key, durable::decode_uid),
+        let known = self.overlay.uids.get(user).copied();
+        match known.or_else(|| self.generation.users().number(user)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let found = self.stored(Family::Uid, &uid::key(user), durable::decode_uid)?;
+                self.asked.borrow_mut().extend(found.map(|number| (user.clone(), number)));
+                Ok(found)
+            }
         }
     }
 
     fn user(&self, user: UserRef) -> Result<Option<UserRow>, StoreError> {
-        match self.overlay.users.get(&user) {
-            Some(row) => Ok(Some(row.clone())),
+        let known = self.overlay.users.get(&user).cloned();
+        match known.or_else(|| self.generation.users().row(user)) {
+            Some(row) => Ok(Some(row)),
             None => self.stored(Family::Usr, &usr::key(user), durable::decode_user),
         }
     }
 
     fn record(&self, user: UserRef, key: &RecordKey) -> Result<Option<RecordRow>, StoreError> {
         let key = rec::key(user, key);
-        match self.overlay.records.get(&key) {
+        match self.overlay.records.get(&key[..]) {
             Some(row) => Ok(row.clone()),
             None => self.stored(Family::Rec, &key, durable::decode_record_row),
         }
@@ -266,7 +323,7 @@ impl StateRead for ApplyBatch {
 
     fn request(&self, user: UserRef, id: RequestId) -> Result<Option<RequestRow>, StoreError> {
         let key = req::key(user, id);
-        match self.overlay.requests.get(&key) {
+        match self.overlay.requests.get(&key[..]) {
             Some(row) => Ok(row.clone()),
             None => self.stored(Family::Req, &key, durable::decode_request),
         }
@@ -305,7 +362,7 @@ impl StateRead for ApplyBatch {
         }
         let end = exp::after(now);
         let queued = self.overlay.expiry.iter().filter(|(_, queued)| **queued).map(|(key, _)| key);
-        found.extend(queued.filter(|key| end.as_ref().is_none_or(|end| key.as_slice() < &end[..])).cloned());
+        found.extend(queued.filter(|key| end.as_ref().is_none_or(|end| key[..] < end[..])).map(|key| key.to_vec()));
         let parse = |key: Vec<u8>| exp::parse(&key).map_err(self.generation.corrupt(Family::Exp));
         found.into_iter().take(limit).map(parse).collect()
     }

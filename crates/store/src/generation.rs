@@ -21,6 +21,7 @@ use crate::files;
 use crate::keyspace::{Family, sys};
 use crate::options::{self, Sizes};
 use crate::stall;
+use crate::users::Users;
 
 const CURRENT: &str = "CURRENT";
 
@@ -34,6 +35,7 @@ pub(crate) struct Generation {
     retired: AtomicBool,
     /// RocksDB rewrites nothing by itself.
     frugal: AtomicBool,
+    users: Users,
 }
 
 impl Generation {
@@ -74,6 +76,7 @@ impl Generation {
             installation: random.max(1),
             retired: AtomicBool::new(false),
             frugal: AtomicBool::new(false),
+            users: Users::default(),
         }
     }
 
@@ -88,6 +91,11 @@ impl Generation {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Users that batches wrote last.
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
     }
 
     /// Column family of a kind of row.

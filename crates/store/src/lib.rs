@@ -23,6 +23,7 @@ mod scan;
 mod scrub;
 mod stall;
 mod state;
+mod users;
 mod view;
 
 pub use apply::{AppliedEntry, apply_entry};

@@ -185,6 +185,7 @@ impl StateStore {
         let current = self.0.published.load_full();
         let ready = batch.finish(&current)?;
         write(&current.generation, ready.writes)?;
+        current.generation.users().learn(ready.numbers, ready.rows);
         self.0.published.store(Arc::new(Published {
             generation: Arc::clone(&current.generation),
             sequence: current.generation.db().latest_sequence_number(),

@@ -90,7 +90,7 @@ pub fn encode_sys(sys: &Sys) -> Bytes {
     encode(&pb::StoredSys {
         now_ms: now.0,
         rules: (*rules).into(),
-        history: history.as_ref().map(history_to),
+        history: history.as_deref().map(history_to),
         ancestors: ancestors
             .iter()
             .map(|ended| pb::StoredAncestor { incarnation: ended.incarnation.0, epoch: ended.epoch.into() })
@@ -138,7 +138,7 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
     Ok(Sys {
         now: Millis(message.now_ms),
         rules: short(WHAT, "rules", message.rules)?,
-        history: message.history.map(history_from).transpose()?,
+        history: message.history.map(history_from).transpose()?.map(Arc::new),
         ancestors: message
             .ancestors
             .into_iter()
@@ -150,7 +150,7 @@ pub fn decode_sys(bytes: &[u8]) -> Result<Sys, DecodeError> {
         uid_counter: message.uid_counter,
         digest: Sum(fixed(WHAT, "digest", &message.digest)?),
         totals: Totals { users: message.total_users, records: message.total_records, bytes: message.total_bytes },
-        offsite,
+        offsite: Arc::new(offsite),
         barrier_index: message.barrier_index,
         policy: message.policy.map(policy_from).unwrap_or_default(),
         archive_keys: message.archive_keys.map(archive_keys_from).transpose()?.map(Arc::new),
@@ -296,12 +296,16 @@ pub fn encode_record_header(row: &RecordRow) -> Bytes {
 
 /// Encodes a record's value: layout byte, header length (u32 big-endian), header, payload.
 pub fn encode_record(row: &RecordRow, payload: &[u8]) -> Bytes {
-    let header = encode_record_header(row);
+    record_value(&encode_record_header(row), payload)
+}
+
+/// The same, from an encoded header.
+pub fn record_value(header: &[u8], payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(RECORD_PREFIX_BYTES + header.len() + payload.len());
     out.put_u8(RECORD_LAYOUT);
     // A header holds a few numbers and two short texts.
     out.put_u32(header.len() as u32);
-    out.put_slice(&header);
+    out.put_slice(header);
     out.put_slice(payload);
     out.freeze()
 }

@@ -27,7 +27,7 @@ pub(super) struct Filled {
     /// Records of the snapshot whose payloads did not come.
     pub(super) held_back: u64,
     pub(super) effect_chain: [u8; 32],
-    pub(super) history: Option<History>,
+    pub(super) history: Option<Arc<History>>,
 }
 
 /// Takes parts until the end. Blocks.

@@ -21,16 +21,16 @@ pub(super) fn judge(index: u64, genesis: &Genesis, draft: &mut Draft) -> Judged 
     if let Some(ended) = &sys.history {
         sys.ancestors.push(Ancestor { incarnation: ended.incarnation, epoch: ended.epoch });
     }
-    sys.history = Some(History {
+    sys.history = Some(Arc::new(History {
         cluster_id: genesis.cluster_id,
         cluster_name: genesis.cluster_name.clone(),
         incarnation: genesis.incarnation,
         epoch: genesis.epoch,
         parent: genesis.parent.clone(),
         genesis_index: index,
-    });
+    }));
     sys.uid_counter = 0;
-    sys.offsite.clear();
+    sys.offsite = Arc::default();
     sys.barrier_index = 0;
     sys.lineage_fork = None;
     sys.restoring = Restoring::of(&genesis.restoring);

@@ -2,6 +2,8 @@
 //!
 //! Invariant: what is known of a destination never shrinks within a history. Facts come late and twice; only news count.
 
+use std::sync::Arc;
+
 use super::{Draft, Judged};
 use crate::command::OffsiteFact;
 use crate::outcome::Outcome;
@@ -9,7 +11,7 @@ use crate::outcome::Outcome;
 pub(super) fn judge(fact: &OffsiteFact, draft: &mut Draft) -> Judged {
     let offsite = &mut draft.sys.offsite;
     if offsite.get(&fact.destination).is_none_or(|known| known.index < fact.index) {
-        offsite.insert(fact.destination.clone(), fact.clone());
+        Arc::make_mut(offsite).insert(fact.destination.clone(), fact.clone());
     }
     Ok(Outcome::Done)
 }

@@ -59,12 +59,12 @@ fn any_sys() -> impl Strategy<Value = Sys> {
         .prop_map(|(numbers, rules, history, ancestors, digest, offsite, keys, fork, restoring, attested)| Sys {
             now: Millis(numbers[0]),
             rules,
-            history,
+            history: history.map(Arc::new),
             ancestors,
             uid_counter: numbers[1],
             digest: Sum(digest),
             totals: Totals { users: numbers[2], records: numbers[3], bytes: numbers[4] },
-            offsite: offsite.into_iter().collect(),
+            offsite: Arc::new(offsite.into_iter().collect()),
             barrier_index: numbers[5],
             policy: Policy { tombstone_age_ms: numbers[6], device_expiry_ms: numbers[7], user_quota_bytes: numbers[8] },
             archive_keys: keys.map(|(generation, key_id, since, drill)| {
@@ -376,19 +376,19 @@ fn golden_sys() -> Sys {
     Sys {
         now: Millis(11),
         rules: 12,
-        history: Some(History {
+        history: Some(Arc::new(History {
             cluster_id: [13; 16],
             cluster_name: "pine".into(),
             incarnation: Incarnation(14),
             epoch: 15,
             parent: Some(parent),
             genesis_index: 16,
-        }),
+        })),
         ancestors: vec![Ancestor { incarnation: Incarnation(3), epoch: 1 }],
         uid_counter: 17,
         digest: Sum([18; 32]),
         totals: Totals { users: 19, records: 20, bytes: 21 },
-        offsite: BTreeMap::from([("vault".into(), fact)]),
+        offsite: Arc::new(BTreeMap::from([("vault".into(), fact)])),
         barrier_index: 22,
         policy: Policy { tombstone_age_ms: 23, device_expiry_ms: 24, user_quota_bytes: 25 },
         archive_keys: Some(golden_keys().into()),
