@@ -1,23 +1,39 @@
-//! What the processes of a server use, from `/proc`: a server of one process, or one with a process for each connection.
+//! What the processes of a server use, from `/proc` and `/sys`: a server of one process, or one with a process for each connection.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 
-/// Used so far, by all processes together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// User and system time.
-    pub cpu: Duration,
-    /// Bytes that went towards disks.
-    pub written: u64,
+/// The disk below a folder. What reaches it is counted there and not by process: of a process the kernel counts whole
+/// folios of memory that it touched, and a short write into a large one as megabytes.
+#[derive(Debug)]
+pub struct Disk {
+    stat: PathBuf,
 }
 
-impl Usage {
-    /// Since an earlier moment.
-    pub fn since(self, earlier: Self) -> Self {
-        Self { cpu: self.cpu.saturating_sub(earlier.cpu), written: self.written.saturating_sub(earlier.written) }
+impl Disk {
+    /// `None` = it is none that counts: memory, a network, several disks.
+    pub fn below(folder: &Path) -> Option<Self> {
+        let device = std::fs::metadata(folder).ok()?.dev();
+        let stat = format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device)).into();
+        let disk = Self { stat };
+        disk.written().map(|_| disk)
+    }
+
+    /// Bytes written so far, by whomever.
+    pub fn written(&self) -> Option<u64> {
+        let stat = std::fs::read_to_string(&self.stat).ok()?;
+        // Sectors of 512 bytes, whatever the disk has (Documentation/block/stat.rst of Linux).
+        Some(stat.split_whitespace().nth(6)?.parse::<u64>().ok()? * 512)
+    }
+
+    /// Has the kernel write what it has left, so that it is not counted later.
+    pub fn flush() {
+        // SAFETY: a plain system call.
+        unsafe { libc::sync() };
     }
 }
 
@@ -33,19 +49,16 @@ impl Servers {
         Self { roots: roots.into_iter().collect() }
     }
 
-    /// What they used until now. Processes that ended count as well, once their parent knows of it.
+    /// User and system time until now, all together. Processes that ended count as well, once their parent knows of it.
     ///
     /// # Errors
     /// When a server is gone.
-    pub fn usage(&self) -> anyhow::Result<Usage> {
-        let mut sum = Usage::default();
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let mut sum = Duration::ZERO;
         for tree in self.trees()? {
             for (place, pid) in tree.into_iter().enumerate() {
-                match (usage(pid), place) {
-                    (Ok(used), _) => {
-                        sum.cpu += used.cpu;
-                        sum.written += used.written;
-                    }
+                match (cpu_of(pid), place) {
+                    (Ok(used), _) => sum += used,
                     (Err(gone), 0) => return Err(gone),
                     // It ended while the others were looked at.
                     (Err(_), _) => {}
@@ -127,14 +140,6 @@ fn cpu_of(pid: i32) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / per_second))
 }
 
-fn usage(pid: i32) -> anyhow::Result<Usage> {
-    let cpu = cpu_of(pid)?;
-    let path = format!("/proc/{pid}/io");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let written = text.lines().find_map(|line| line.strip_prefix("write_bytes:")).context("no write_bytes")?;
-    Ok(Usage { cpu, written: written.trim().parse()? })
-}
-
 fn memory_kib(tree: &[i32]) -> anyhow::Result<u64> {
     let [pid] = tree else {
         let shares = tree.iter().filter_map(|pid| kib(*pid, "smaps_rollup", "Pss:").ok());
@@ -165,8 +170,7 @@ mod tests {
     fn this_process_is_measured() {
         let servers = Servers::new([i32::try_from(std::process::id()).expect("pid")]);
         assert!(servers.memory_kib().expect("measured")[0] > 0);
-        let used = servers.usage().expect("measured");
-        assert_eq!(servers.usage().expect("measured").since(used).written, 0);
-        assert!(Servers::new([i32::MAX]).usage().is_err(), "no such process");
+        assert!(servers.cpu().expect("measured") <= own_cpu().expect("measured"));
+        assert!(Servers::new([i32::MAX]).cpu().is_err(), "no such process");
     }
 }

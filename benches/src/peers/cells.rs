@@ -12,12 +12,12 @@ pub enum Kind {
     Load(Shape, bool),
     /// Counts what servers sync.
     Syncs,
-    /// So many faults under writers.
-    Fault(Fault, usize),
+    /// Faults under writers.
+    Fault(Fault),
     /// A restart of each node in turn.
     Rolling,
-    /// So many records of one user, and delta syncs of few of them.
-    Stored(u64),
+    /// Many records of one user, and delta syncs of few of them.
+    Stored,
     /// More than it can take.
     Overload,
     /// A follower that was away.
@@ -65,11 +65,11 @@ pub fn all() -> Vec<Cell> {
         load("put-1-1k", Work::Put, 1, KIB),
         load("get-256-1k", Work::Get, 256, KIB),
         other("fsync", Kind::Syncs, &Who::ALL),
-        other("failover", Kind::Fault(Fault::Kill, 10), REPLICATED),
-        other("transfer", Kind::Fault(Fault::Transfer, 10), REPLICATED),
+        other("failover", Kind::Fault(Fault::Kill), REPLICATED),
+        other("transfer", Kind::Fault(Fault::Transfer), REPLICATED),
         other("rolling", Kind::Rolling, &[Who::Holdfast]),
         other("overload", Kind::Overload, &[Who::Holdfast]),
-        other("stored-1m", Kind::Stored(1_000_000), &[Who::Holdfast]),
+        other("stored-1m", Kind::Stored, &[Who::Holdfast]),
         other("catch-up", Kind::CatchUp, REPLICATED),
         load("mixed-256-1k", Work::Mixed, 256, KIB),
         load("list-64-1k", Work::List, 64, KIB),

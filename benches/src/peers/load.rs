@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use holdfast_benches::puts::incompressible;
-use holdfast_benches::servers::{Servers, own_cpu};
+use holdfast_benches::servers::{Disk, Servers, own_cpu};
 use tokio::task::JoinSet;
 
 use crate::figures::Figures;
@@ -212,12 +212,15 @@ pub async fn measure(
     }
     tokio::time::sleep(times.warm_up).await;
     servers.forget_peaks();
-    let (before, own_before, began) = (servers.usage()?, own_cpu()?, Instant::now());
+    let disk = Disk::below(&std::env::temp_dir());
+    let written = || disk.as_ref().and_then(Disk::written);
+    let (before, own_before, written_before, began) = (servers.cpu()?, own_cpu()?, written(), Instant::now());
     phase.store(COUNTING, Ordering::Release);
     tokio::time::sleep(times.measured).await;
     phase.store(OVER, Ordering::Release);
     let took = began.elapsed().as_secs_f64();
-    let (used, own) = (servers.usage()?.since(before), own_cpu()?.saturating_sub(own_before));
+    let (used, own) = (servers.cpu()?.saturating_sub(before), own_cpu()?.saturating_sub(own_before));
+    let written = written().zip(written_before).map(|(now, before)| now.saturating_sub(before));
     let memory_kib = servers.memory_kib()?.into_iter().max().unwrap_or(0);
     let mut seen = Seen::default();
     while let Some(one) = clients.join_next().await {
@@ -239,13 +242,13 @@ pub async fn measure(
         ("ops_per_s".to_owned(), ops / took),
         ("p50_ms".to_owned(), percentile_ms(&seen.latencies_us, 0.5)),
         ("p99_ms".to_owned(), percentile_ms(&seen.latencies_us, 0.99)),
-        ("server_us".to_owned(), used.cpu.as_secs_f64() * 1e6 / ops),
+        ("server_us".to_owned(), used.as_secs_f64() * 1e6 / ops),
         ("client_us".to_owned(), own.as_secs_f64() * 1e6 / ops),
         ("memory_mib".to_owned(), memory_kib as f64 / 1024.0),
         ("failed".to_owned(), seen.failed as f64),
     ]);
-    if matches!(shape.work, Work::Put | Work::Batch(_)) {
-        figures.insert("written_per_byte".to_owned(), used.written as f64 / (ops * shape.bytes as f64));
+    if let (Some(written), Work::Put | Work::Batch(_)) = (written, shape.work) {
+        figures.insert("written_per_byte".to_owned(), written as f64 / (ops * shape.bytes as f64));
     }
     Ok(figures)
 }

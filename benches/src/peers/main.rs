@@ -65,6 +65,12 @@ struct Args {
     /// Seconds of load before them.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=60))]
     warm_up: u64,
+    /// Kills and transfers.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    faults: u32,
+    /// Records of the user with many.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=100_000_000))]
+    records: u64,
     /// Where results go.
     #[arg(long, value_name = "DIR", default_value = "bench-results")]
     out: PathBuf,
@@ -102,9 +108,9 @@ async fn run_cell(peers: &mut Peers, cell: &Cell, args: &Args, binary: &str) -> 
             peers.run(cell, (shape, streams), (args.rounds as usize, args.times()), out).await?;
         }
         Kind::Syncs => peers.count_syncs(cell.peers, out).await?,
-        Kind::Fault(fault, rounds) => faults::run(fault, cell.peers, holdfast, rounds, out).await?,
+        Kind::Fault(fault) => faults::run(fault, cell.peers, holdfast, args.faults as usize, out).await?,
         Kind::Rolling => faults::rolling(holdfast, out).await?,
-        Kind::Stored(records) => stored::run(holdfast, records, out).await?,
+        Kind::Stored => stored::run(holdfast, args.records, out).await?,
         Kind::Overload => overload::run(holdfast, OVERLOADS, args.times(), out).await?,
         Kind::CatchUp => catchup::run(holdfast, cell.peers, CATCH_UPS, out).await?,
     }

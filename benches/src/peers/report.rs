@@ -19,7 +19,7 @@ const COLUMNS: &[(&str, &str, usize)] = &[
     ("p99_ms", "p99 ms", 2),
     ("server_us", "server µs", 1),
     ("client_us", "client µs", 1),
-    ("written_per_byte", "written/B", 1),
+    ("written_per_byte", "disk B/B", 1),
     ("memory_mib", "MiB/node", 0),
 ];
 
@@ -94,7 +94,10 @@ pub fn print(outcomes: &[&Outcome], judged: &[Judged], absent: &BTreeMap<Who, St
     println!(
         "three processes each on loopback, fsync on; medians over rounds, ratios taken round by round; servers' CPU and"
     );
-    println!("bytes written of all three together; load average {}", load_average());
+    println!(
+        "bytes to the disk (of the whole machine) for each byte of payload: of all three; load average {}",
+        load_average()
+    );
     if outcomes.iter().any(|outcome| is_load(outcome)) {
         print!("\n{}", load_table(outcomes));
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use holdfast_benches::servers::{Disk, Servers};
 
 use crate::cells::Cell;
 use crate::figures::{Figures, Outcome};
@@ -12,7 +13,9 @@ use crate::load::{self, Shape, Times, Work};
 use crate::peer::{Peer, Who};
 use crate::syncs;
 
-/// Before a peer is measured, the others end what they have left to do (flushes, compaction), or this time is over.
+/// Before a cell all peers end what they have left to do of others (flushes, compaction), or this time is over.
+const SETTLED_WITHIN: Duration = Duration::from_secs(15);
+/// Before a peer is measured, the others do.
 const QUIET_WITHIN: Duration = Duration::from_secs(5);
 const QUIET_LOOK: Duration = Duration::from_millis(250);
 /// Of one core.
@@ -62,14 +65,12 @@ impl Peers {
         self.filled.clear();
     }
 
-    /// Until all but one have nothing left to do.
-    async fn quiet(&self, but: Who) -> anyhow::Result<()> {
-        let others: Vec<_> =
-            self.running.iter().filter(|(who, _)| **who != but).map(|(_, peer)| peer.servers()).collect();
-        let used = || -> anyhow::Result<Duration> {
-            others.iter().map(|servers| Ok(servers.usage()?.cpu)).sum::<anyhow::Result<Duration>>()
-        };
-        let end = Instant::now() + QUIET_WITHIN;
+    /// Until all have nothing left to do, but for one: what that has left of the same work is part of what it costs.
+    async fn quiet(&self, but: Option<Who>, within: Duration) -> anyhow::Result<()> {
+        let idle = self.running.iter().filter(|(who, _)| Some(**who) != but);
+        let idle: Vec<_> = idle.map(|(_, peer)| peer.servers()).collect();
+        let used = || idle.iter().map(Servers::cpu).sum::<anyhow::Result<Duration>>();
+        let end = Instant::now() + within;
         let mut before = used()?;
         while Instant::now() < end {
             tokio::time::sleep(QUIET_LOOK).await;
@@ -79,6 +80,7 @@ impl Peers {
             }
             before = now;
         }
+        Disk::flush();
         Ok(())
     }
 
@@ -90,7 +92,7 @@ impl Peers {
         tag: &str,
         times: Times,
     ) -> anyhow::Result<Figures> {
-        self.quiet(who).await?;
+        self.quiet(Some(who), QUIET_WITHIN).await?;
         let peer = self.running.get(&who).context("it does not run")?;
         let links = peer.links(shape.clients, streams && who == Who::Holdfast).await?;
         let reads = matches!(shape.work, Work::Get | Work::Mixed | Work::List);
@@ -112,6 +114,7 @@ impl Peers {
     ) -> anyhow::Result<()> {
         self.start(cell.peers).await?;
         let here: Vec<Who> = cell.peers.iter().copied().filter(|who| self.running.contains_key(who)).collect();
+        self.quiet(None, SETTLED_WITHIN).await?;
         for round in 0..rounds {
             for turn in 0..here.len() {
                 let who = here[order(round, turn, here.len())];
@@ -142,7 +145,7 @@ impl Peers {
         let tag = format!("fsync-{}", std::process::id());
         for who in who {
             let Some(peer) = self.running.get(who) else { continue };
-            self.quiet(*who).await?;
+            self.quiet(None, SETTLED_WITHIN).await?;
             let link = peer.links(1, false).await?.remove(0);
             match syncs::count(&peer.servers(), &link, &tag).await {
                 Ok(figures) => outcome.rounds.entry(*who).or_default().push(figures),

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use holdfast_benches::feed::{batch, client, load, newest_token, settle};
-use holdfast_benches::measure::{cpu, percentile_ms};
-use holdfast_benches::servers::Servers;
+use holdfast_benches::measure::percentile_ms;
+use holdfast_benches::servers::{Disk, Servers};
 use holdfast_client::{Client, SyncOutcome, v1};
 
 use crate::figures::{Figures, Outcome};
@@ -64,25 +64,25 @@ pub async fn run(binary: &Path, many: u64, outcome: &mut Outcome) -> anyhow::Res
     let holdfast = Holdfast::start(binary)?;
     let nodes = holdfast.cluster.nodes.clone();
     let servers = Servers::new(holdfast.pids());
-    let (before, used_before, began) = (servers.usage()?, cpu(&nodes)?, Instant::now());
+    Disk::flush();
+    let disk = Disk::below(&std::env::temp_dir());
+    let written = || disk.as_ref().and_then(Disk::written);
+    let (written_before, used_before, began) = (written(), servers.cpu()?, Instant::now());
     load(&nodes, "many", many, PAYLOAD_BYTES).await.context("load the user with many records")?;
     let took = began.elapsed().as_secs_f64();
-    let cpu_us = cpu(&nodes)?.saturating_sub(used_before).as_secs_f64() * 1e6 / many as f64;
+    let cpu_us = servers.cpu()?.saturating_sub(used_before).as_secs_f64() * 1e6 / many as f64;
     load(&nodes, "few", FEW, PAYLOAD_BYTES).await?;
     // What was written in the background belongs to it: flushes, compactions, segments of the archive.
     settle(&nodes).await?;
-    let written = servers.usage()?.since(before).written as f64 / (many as f64 * PAYLOAD_BYTES as f64);
+    Disk::flush();
+    let written = written().zip(written_before).map(|(now, before)| now.saturating_sub(before) as f64);
+    let written = written.map(|written| written / (many * PAYLOAD_BYTES as u64) as f64);
     let memory = servers.memory_kib()?.into_iter().max().unwrap_or(0) as f64 / 1024.0;
     eprintln!(
-        "  {many} records: {took:.0} s, at most {memory:.0} MiB a node, {written:.1} bytes written for each byte"
+        "  {many} records: {took:.0} s, at most {memory:.0} MiB a node, {written:.1?} bytes written for each byte"
     );
-    let loaded = [
-        ("memory_mib", memory),
-        ("loaded_per_s", many as f64 / took),
-        ("load_server_us", cpu_us),
-        ("written_per_byte_all", written),
-        ("written_per_byte_node", written / nodes.len() as f64),
-    ];
+    let loaded = [("memory_mib", memory), ("loaded_per_s", many as f64 / took), ("load_server_us", cpu_us)];
+    let amplified = written.map(|written| ("written_per_byte".to_owned(), written));
     let asking = client(&nodes)?;
     let subjects = [Subject::new(&asking, "few").await?, Subject::new(&asking, "many").await?];
     settle(&nodes).await?;
@@ -101,6 +101,7 @@ pub async fn run(binary: &Path, many: u64, outcome: &mut Outcome) -> anyhow::Res
         // The first one warms up.
         if round == 1 {
             figures.extend(loaded.map(|(name, value)| (name.to_owned(), value)));
+            figures.extend(amplified.clone());
         }
         if round > 0 {
             outcome.rounds.entry(Who::Holdfast).or_default().push(figures);
