@@ -3,14 +3,15 @@
 //! Each put may take a second, and then counts as none. They come over streams: a generator that makes a call of each would
 //! take the processors that it shares with the servers, and measure itself.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use holdfast_benches::servers::Servers;
-use holdfast_client::Client;
+use holdfast_client::{Client, Error};
 use tokio::task::JoinSet;
 
 use crate::figures::{Figures, Outcome};
@@ -37,9 +38,17 @@ struct Count {
     offered: AtomicU64,
     acknowledged: AtomicU64,
     refused: AtomicU64,
+    /// How often each reason was given.
+    reasons: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Count {
+    fn refuse(&self, error: &Error) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let reason = if error.reason().is_empty() { "NO_ANSWER" } else { error.reason() };
+        *self.reasons.lock().unwrap_or_else(PoisonError::into_inner).entry(reason.to_owned()).or_default() += 1;
+    }
+
     fn now(&self) -> [u64; 3] {
         [&self.offered, &self.acknowledged, &self.refused].map(|count| count.load(Ordering::Relaxed))
     }
@@ -58,8 +67,10 @@ async fn source(client: Client, number: u64, rate: f64, end: Instant, count: Arc
             count.offered.fetch_add(1, Ordering::Relaxed);
             open.spawn(async move {
                 let done = holdfast::put(&client, &format!("overload-{number}"), &format!("r{n}"), value).await;
-                let counted = if done.is_ok() { &count.acknowledged } else { &count.refused };
-                counted.fetch_add(1, Ordering::Relaxed);
+                match done {
+                    Ok(()) => drop(count.acknowledged.fetch_add(1, Ordering::Relaxed)),
+                    Err(error) => count.refuse(&error),
+                }
             });
         }
         made = due;
@@ -101,8 +112,12 @@ pub async fn run(binary: &Path, rounds: usize, times: Times, outcome: &mut Outco
         while sources.join_next().await.is_some() {}
         let [offered, goodput, refused] = std::array::from_fn(|place| (to[place] - from[place]) as f64 / took);
         ensure!(goodput > 0.0, "nothing was acknowledged");
+        let reasons = std::mem::take(&mut *count.reasons.lock().unwrap_or_else(PoisonError::into_inner));
+        let reasons = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>().join(", ");
         let memory = servers.memory_kib()?.into_iter().max().unwrap_or(0) as f64 / 1024.0;
-        eprintln!("  peak {peak:.0}/s, offered {offered:.0}/s: {goodput:.0}/s acknowledged, {refused:.0}/s not");
+        eprintln!(
+            "  peak {peak:.0}/s, offered {offered:.0}/s: {goodput:.0}/s acknowledged, {refused:.0}/s not ({reasons})"
+        );
         let figures = [
             ("peak_per_s", peak),
             ("offered_per_s", offered),
