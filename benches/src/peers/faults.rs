@@ -48,7 +48,7 @@ pub enum Fault {
 /// A cluster that it happens to.
 pub enum Target {
     /// Three nodes.
-    Holdfast(Holdfast),
+    Holdfast(Box<Holdfast>),
     /// Three members.
     Etcd(Etcd),
 }
@@ -88,7 +88,7 @@ impl Target {
     async fn start(who: Who, binary: &Path) -> anyhow::Result<Self> {
         Ok(match who {
             Who::Etcd => Self::Etcd(Etcd::start().await?),
-            _ => Self::Holdfast(Holdfast::start(binary)?),
+            _ => Self::Holdfast(Box::new(Holdfast::start(binary)?)),
         })
     }
 

@@ -156,10 +156,26 @@ async fn run(args: &Args) -> anyhow::Result<Vec<Judged>> {
     Ok(judged)
 }
 
+/// Until somebody wants this to end.
+async fn interrupted() {
+    let Ok(mut told) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = told.recv() => {}
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    match run(&args).await {
+    let done = tokio::select! {
+        done = run(&args) => done,
+        // Peers end in order, and their data goes.
+        () = interrupted() => Err(anyhow::anyhow!("interrupted; what was measured is in {}", args.out.display())),
+    };
+    match done {
         Ok(judged) if judged.iter().all(|goal| goal.verdict == Verdict::Met) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {

@@ -45,7 +45,7 @@ impl Who {
 /// A peer that runs.
 pub enum Peer {
     /// Three nodes.
-    Holdfast(Holdfast),
+    Holdfast(Box<Holdfast>),
     /// Three members.
     Etcd(Etcd),
     /// Primary and standbys.
@@ -56,7 +56,7 @@ impl Peer {
     /// Starts it.
     pub async fn start(who: Who, holdfast: &Path) -> anyhow::Result<Self> {
         Ok(match who {
-            Who::Holdfast => Self::Holdfast(Holdfast::start(holdfast)?),
+            Who::Holdfast => Self::Holdfast(Box::new(Holdfast::start(holdfast)?)),
             Who::Etcd => Self::Etcd(Etcd::start().await?),
             Who::Postgres => Self::Postgres(Postgres::start().await?),
         })

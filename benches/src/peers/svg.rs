@@ -53,7 +53,8 @@ struct Drawing {
 
 impl Drawing {
     fn text(&mut self, x: f64, (size, weight, anchor): (u32, u32, &str), text: &str) {
-        let (y, text) = (self.y, escaped(text));
+        // Its middle beside that of a bar.
+        let (y, text) = (self.y - 2.0, escaped(text));
         let _ = writeln!(
             self.body,
             r##"<text x="{x:.1}" y="{y:.1}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="#1f2328">{text}</text>"##
