@@ -130,7 +130,7 @@ bench: system-peers build ## Holdfast beside etcd and PostgreSQL; fail when a go
 	$(BIN_DIR)/peers --holdfast $(BIN) $(BENCH_ARGS)
 
 # Can be stopped at any time: the next call with the same binary and folder goes on.
-bench-full: system-peers build ## All that can be compared, some hours, resumed from bench-results/ (BENCH_ARGS=...)
+bench-full: system-peers build ## All that can be compared, about an hour, resumed from bench-results/ (BENCH_ARGS=...)
 	$(BIN_DIR)/peers --full --holdfast $(BIN) $(BENCH_ARGS)
 
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
