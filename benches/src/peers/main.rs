@@ -22,12 +22,14 @@ mod svg;
 mod syncs;
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use futures::FutureExt as _;
 
 use cells::{Cell, Kind};
 use figures::{Kept, Outcome};
@@ -127,23 +129,28 @@ async fn run(args: &Args) -> anyhow::Result<Vec<Judged>> {
     let kept = Kept::new(&path);
     let mut outcomes: BTreeMap<String, Outcome> = if args.full { kept.of(&binary)? } else { BTreeMap::new() };
     let mut peers = Peers::new(args.holdfast.clone());
-    let (began, all) = (Instant::now(), cells.len());
+    // The rest is of no use without it.
+    peers.start(&[peer::Who::Holdfast]).await?;
+    let (began, all, mut failures) = (Instant::now(), cells.len(), Vec::new());
     for (place, cell) in cells.iter().enumerate() {
         if outcomes.contains_key(&cell.slug) {
             eprintln!("{}: measured before", cell.slug);
             continue;
         }
         eprintln!("[{}/{all}, {:.0} s] {}", place + 1, began.elapsed().as_secs_f64(), cell.slug);
-        match run_cell(&mut peers, cell, args, &binary).await {
+        // What harness and cells do not expect is a panic; neither that nor an error keeps the others from being measured.
+        let measured = AssertUnwindSafe(run_cell(&mut peers, cell, args, &binary)).catch_unwind().await;
+        match measured.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))) {
             Ok(outcome) => {
                 kept.add(&outcome)?;
                 outcomes.insert(cell.slug.clone(), outcome);
             }
-            // The others can still be measured; this one's goals are not met.
-            Err(error) if !outcomes.is_empty() || place > 0 => {
+            Err(error) => {
                 eprintln!("{} could not be measured: {error:#}", cell.slug);
+                failures.push(format!("{} could not be measured: {error:#}", cell.slug));
+                // Whatever is wrong with them, the next ones are new.
+                peers.stop();
             }
-            Err(error) => return Err(error),
         }
     }
     peers.stop();
@@ -151,6 +158,7 @@ async fn run(args: &Args) -> anyhow::Result<Vec<Judged>> {
     let judged: Vec<Judged> = GOALS.iter().filter(only).map(|goal| goal.judge(&outcomes)).collect();
     let outcomes: Vec<&Outcome> = cells.iter().filter_map(|cell| outcomes.get(&cell.slug)).collect();
     report::print(&outcomes, &judged, &peers.absent);
+    failures.iter().for_each(|failure| println!("{failure}"));
     report::write(&args.out, &outcomes, &judged, &peers.absent)?;
     eprintln!("{:.0} s in all; {}", began.elapsed().as_secs_f64(), args.out.join("peers.json").display());
     Ok(judged)
