@@ -105,7 +105,9 @@ pub fn print(outcomes: &[&Outcome], judged: &[Judged], absent: &BTreeMap<Who, St
     for outcome in outcomes {
         outcome.notes.iter().for_each(|note| println!("{}: {note}", outcome.cell));
     }
-    print!("{}", goal_table(judged));
+    if !judged.is_empty() {
+        print!("{}", goal_table(judged));
+    }
     for (who, why) in absent {
         println!("without {}: {why}; what is compared with it could not be judged", who.name());
     }

@@ -78,9 +78,7 @@ pub async fn run(binary: &Path, many: u64, outcome: &mut Outcome) -> anyhow::Res
     let written = written().zip(written_before).map(|(now, before)| now.saturating_sub(before) as f64);
     let written = written.map(|written| written / (many * PAYLOAD_BYTES as u64) as f64);
     let memory = servers.memory_kib()?.into_iter().max().unwrap_or(0) as f64 / 1024.0;
-    eprintln!(
-        "  {many} records: {took:.0} s, at most {memory:.0} MiB a node, {written:.1?} bytes written for each byte"
-    );
+    eprintln!("  {many} records: {took:.0} s, at most {memory:.0} MiB a node");
     let loaded = [("memory_mib", memory), ("loaded_per_s", many as f64 / took), ("load_server_us", cpu_us)];
     let amplified = written.map(|written| ("written_per_byte".to_owned(), written));
     let asking = client(&nodes)?;
