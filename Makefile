@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench-micro bench-load bench-watch bench-sync bench-transfer bench-offsite bench-hang bench-restore lint lint-proto lint-alerts fmt clean system system-test try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench bench-full bench-micro bench-load bench-watch bench-sync bench-transfer bench-offsite bench-hang bench-restore lint lint-proto lint-alerts fmt clean system system-test system-peers try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -50,6 +50,7 @@ HOURS ?= 1
 LEDGER ?= runs/soak.jsonl
 DEBUG ?=
 CONFORMANCE_ARGS ?=
+BENCH_ARGS ?=
 RUNBOOKS ?=
 
 help: ## Show this list
@@ -128,6 +129,14 @@ try-runbooks: build ## Run every command of the runbooks on machines made for it
 bench-micro: system ## Time single steps of the write path, the feed and the archive (MICRO_ARGS="apply" for some)
 	$(CARGO) bench $(FLAGS) --bench micro -- $(MICRO_ARGS)
 
+# Ratios of one run, on the same work; etcd and PostgreSQL come from Debian, and what is missing is left out and said.
+bench: system-peers build ## Holdfast beside etcd and PostgreSQL; fail when a goal is not met, at most 20 minutes (BENCH_ARGS=...)
+	$(BIN_DIR)/peers --holdfast $(BIN) $(BENCH_ARGS)
+
+# Can be stopped at any time: the next call with the same binary and folder goes on.
+bench-full: system-peers build ## All that can be compared, about an hour, resumed from bench-results/ (BENCH_ARGS=...)
+	$(BIN_DIR)/peers --full --holdfast $(BIN) $(BENCH_ARGS)
+
 bench-load: build ## Put load on a three-node cluster and report rate, latency and CPU (LOAD_ARGS=...)
 	$(BIN_DIR)/load --holdfast $(BIN) $(LOAD_ARGS)
 
@@ -181,6 +190,10 @@ system:
 
 system-test:
 	@deploy/install-deps.sh --test
+
+# Without a peer the bench says which goals could not be judged.
+system-peers:
+	@deploy/install-deps.sh --peers || echo "bench: goes on without what could not be installed" >&2
 
 clean: ## Remove what was built, RocksDB too
 	$(CARGO) clean

@@ -5,6 +5,8 @@
 #   deploy/install-deps.sh --test      also what `make lint` and `make test` need, Python packages and an S3 server
 #                                      included
 #   deploy/install-deps.sh --compose   also a Docker engine, compose, and what else `make try-compose` needs
+#   deploy/install-deps.sh --peers     also what `make bench` compares with: etcd and PostgreSQL; their services are not
+#                                      started, and not enabled
 #   deploy/install-deps.sh --check     install nothing; exit 1 and say what is missing (may stand with the others)
 #
 # Debian and Ubuntu only; elsewhere it lists what to install. Rust itself comes from rustup and is only checked.
@@ -24,18 +26,20 @@ moto_packages=$(dirname "${BASH_SOURCE[0]}")/../jepsen-tests/moto-requirements.t
 
 with_test=
 with_compose=
+with_peers=
 check_only=
 for arg in "$@"; do
     case "$arg" in
         --test) with_test=1 ;;
         --compose) with_compose=1 ;;
+        --peers) with_peers=1 ;;
         --check) check_only=1 ;;
         -h | --help)
-            sed -n '2,10s/^# \{0,1\}//p' "$0"
+            sed -n '2,12s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *)
-            echo "install-deps: unknown argument '$arg' (known: --test, --compose, --check, --help)" >&2
+            echo "install-deps: unknown argument '$arg' (known: --test, --compose, --peers, --check, --help)" >&2
             exit 2
             ;;
     esac
@@ -81,6 +85,15 @@ if [ -n "$with_compose" ]; then
     has curl || missing+=(curl)
 fi
 
+# One by one: a bench goes on without a peer that this system does not have.
+peers=()
+if [ -n "$with_peers" ]; then
+    has etcd || peers+=(etcd-server)
+    [ -x /usr/lib/postgresql/15/bin/postgres ] || has postgres || peers+=(postgresql-15)
+    # Counts their syncs.
+    has perf || peers+=(linux-perf)
+fi
+
 check_rust() {
     if ! has cargo; then
         complain "no cargo found. Install Rust $rust_min or newer with rustup (https://rustup.rs), open a new shell, and run this again."
@@ -119,30 +132,59 @@ knows_all() {
     done
 }
 
+# Packages to install.
 install_missing() {
     if ! has apt-get; then
-        complain "this system has no apt-get. Install these yourself, by the names your system uses: ${missing[*]}"
+        complain "this system has no apt-get. Install these yourself, by the names your system uses: $*"
         complain "(Fedora: gcc-c++ make clang-devel ccache strace prometheus python3; Arch: gcc make clang ccache strace prometheus python; then run this again)"
         return 1
     fi
     if [ "$(id -u)" != 0 ] && ! has sudo; then
-        complain "not root and no sudo. As root: apt-get install ${missing[*]}"
+        complain "not root and no sudo. As root: apt-get install $*"
         return 1
     fi
     local updated=
-    if ! knows_all "${missing[@]}"; then
+    if ! knows_all "$@"; then
         say "updating the package lists"
         apt_quiet update
         updated=1
     fi
-    say "installing ${missing[*]}"
-    if ! apt_quiet install -y --no-install-recommends "${missing[@]}"; then
+    say "installing $*"
+    if ! apt_quiet install -y --no-install-recommends "$@"; then
         [ -z "$updated" ] || return 1
         say "that failed; updating the package lists and trying once more"
         apt_quiet update
-        apt_quiet install -y --no-install-recommends "${missing[@]}"
+        apt_quiet install -y --no-install-recommends "$@" || return 1
     fi
-    say "installed ${missing[*]}"
+    say "installed $*"
+}
+
+# Debian's packages of servers start them at once, and at every boot. What is installed for a bench must do neither.
+install_peers() {
+    local policy=/usr/sbin/policy-rc.d saved package failed=0
+    saved=$(mktemp)
+    [ ! -e "$policy" ] || as_root cp -p "$policy" "$saved"
+    # shellcheck disable=SC2329
+    restore_policy() {
+        if [ -s "$saved" ]; then as_root cp -p "$saved" "$policy"; else as_root rm -f "$policy"; fi
+        as_root rm -f "$saved"
+    }
+    trap restore_policy EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    for package in "$@"; do
+        if install_missing "$package"; then
+            if has systemctl; then
+                as_root systemctl disable --quiet etcd.service postgresql.service 2>/dev/null || true
+            fi
+        else
+            complain "$package could not be installed: nothing is compared with it"
+            failed=1
+        fi
+    done
+    restore_policy
+    trap - EXIT
+    return "$failed"
 }
 
 # Exactly the pinned packages of a file are in an environment, and a Python that finds them.
@@ -182,7 +224,15 @@ if [ ${#missing[@]} -gt 0 ]; then
         complain "missing: ${missing[*]}. Run deploy/install-deps.sh${with_test:+ --test}${with_compose:+ --compose}"
         status=1
     else
-        install_missing || status=1
+        install_missing "${missing[@]}" || status=1
+    fi
+fi
+if [ ${#peers[@]} -gt 0 ]; then
+    if [ -n "$check_only" ]; then
+        complain "missing: ${peers[*]}. Run deploy/install-deps.sh --peers"
+        status=1
+    else
+        install_peers "${peers[@]}" || status=1
     fi
 fi
 if [ -n "$with_test" ] && ! has_python_packages "$venv" "$python_packages"; then

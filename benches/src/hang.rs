@@ -15,6 +15,7 @@ use clap::Parser;
 use holdfast_benches::measure::{load_average, median, percentile_ms};
 use holdfast_benches::memory::{Sample, sample_memory};
 use holdfast_benches::puts::{Load, Missing, Put, within};
+use holdfast_benches::servers::Servers;
 use jepsen_tests::cluster::Cluster;
 use jepsen_tests::s3::{self, S3};
 
@@ -51,6 +52,9 @@ struct Args {
     /// Fail when a node's memory beside its memtables grows by more while it hangs, in MiB.
     #[arg(long, default_value_t = 128.0)]
     growth_max: f64,
+    /// It does not hang: the same phases, for what changes by itself meanwhile.
+    #[arg(long)]
+    control: bool,
     /// The hanging destination need not be there for the log to be let go.
     #[arg(long)]
     not_required: bool,
@@ -99,10 +103,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     let status = cluster.status(leader).await.context("no status")?;
     let name = status.destinations.last().context("no destination")?.name.clone();
     println!(
-        "{} puts/s of {} bytes, three processes on loopback, fsync on; {} hangs for {} s; load average before: {}\n",
+        "{} puts/s of {} bytes, three processes on loopback, fsync on; {} {} for {} s; load average before: {}\n",
         args.rate,
         args.payload_bytes,
         if args.not_required { "a destination" } else { "a required destination" },
+        if args.control { "could hang" } else { "hangs" },
         args.hang,
         load_average()
     );
@@ -113,23 +118,33 @@ async fn main() -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     tokio::time::sleep(WARM_UP).await;
     let calm = Instant::now();
+    let servers = Servers::new(cluster.nodes.iter().map(|node| node.pid));
+    let used_first = servers.usage()?;
     tokio::time::sleep(Duration::from_secs(args.calm)).await;
     let hangs = Instant::now();
-    s3.pause();
-    eprintln!("it hangs");
+    let used_calm = servers.usage()?;
+    if !args.control {
+        s3.pause();
+        eprintln!("it hangs");
+    }
     tokio::time::sleep(Duration::from_secs(args.hang)).await;
     let goes_on = Instant::now();
+    let used_hung = servers.usage()?;
     let behind = load.written.newest.load(Ordering::Relaxed);
     let before = reached(&cluster, &name).await.unwrap_or(0);
-    s3.resume();
+    if !args.control {
+        s3.resume();
+    }
     eprintln!("it goes on, {} entries behind", behind.saturating_sub(before));
     while reached(&cluster, &name).await.is_none_or(|reached| reached < behind) {
         ensure!(goes_on.elapsed() < CATCH_UP_WITHIN, "it did not catch up within {} s", CATCH_UP_WITHIN.as_secs());
         tokio::time::sleep(LOOK_PAUSE).await;
     }
     let caught_up = Instant::now();
+    let used_caught_up = servers.usage()?;
     tokio::time::sleep(Duration::from_secs(args.calm)).await;
     let end = Instant::now();
+    let used_end = servers.usage()?;
     stop.send_replace(true);
     let samples = memory.await??;
     let (written, puts) = load.end().await;
@@ -144,6 +159,17 @@ async fn main() -> anyhow::Result<ExitCode> {
     told("after", &last);
     let calm_p99 = median(&[first, last].concat());
     let worse = (median(&hung) / calm_p99.max(f64::MIN_POSITIVE) - 1.0) * 100.0;
+    println!("\n{:<18} {:>10} {:>16}", "of all servers", "µs CPU/put", "KiB to disk/put");
+    let spans = [
+        ("before", calm, hangs, used_calm.since(used_first)),
+        ("while it hangs", hangs, goes_on, used_hung.since(used_calm)),
+        ("after", caught_up, end, used_end.since(used_caught_up)),
+    ];
+    for (title, from, to, used) in spans {
+        let count = within(&puts, from, to).len().max(1) as f64;
+        let (cpu, written) = (used.cpu.as_secs_f64() * 1e6 / count, used.written as f64 / 1024.0 / count);
+        println!("{title:<18} {cpu:>10.0} {written:>16.2}");
+    }
     println!("\nwhile it hangs: {worse:+.1} % of the median of the parts before and after");
     println!(
         "{} puts acknowledged, {} ended otherwise; caught up {} entries in {:.1} s",

@@ -11,12 +11,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
+use holdfast_benches::feed::{batch, client, linearizable, load, newest_token, settle};
 use holdfast_benches::measure::{cpu, load_average, median};
 use holdfast_client::{Client, SyncOutcome, v1};
 use jepsen_tests::cluster::{Cluster, Node};
@@ -25,17 +24,11 @@ use tokio::task::JoinSet;
 
 /// Acceptance: many may cost at most so many times what few cost.
 const RATIO_MAX: f64 = 1.2;
-/// Mutations a batch may have.
-const BATCH: u64 = 500;
-const LOADERS: usize = 6;
 const PAYLOAD_BYTES: usize = 16;
 /// Numbers of clients that ask at the same time.
 const CLIENTS: [usize; 2] = [1, 16];
 /// Records changed since the token.
 const CHANGES: [u64; 2] = [0, 10];
-/// After loading, servers compact; they are idle when each uses less than this in a second, as it does by heartbeats.
-const IDLE: Duration = Duration::from_millis(50);
-const IDLE_WITHIN: Duration = Duration::from_secs(120);
 
 /// Cost of a delta sync at few and at many records.
 #[derive(Debug, Parser)]
@@ -92,104 +85,10 @@ const FEW: usize = 1;
 /// The user with many records.
 const MANY: usize = 2;
 
-fn client(nodes: &[Node]) -> anyhow::Result<Client> {
-    let endpoints = nodes.iter().map(|node| node.client.clone());
-    let patient = Client::builder().endpoints(endpoints).deadline(Duration::from_secs(60));
-    Ok(patient.attempt_timeout(Duration::from_secs(10)).build()?)
-}
-
-fn batch(user: &str, from: u64, to: u64, content: u8) -> v1::BatchWriteRequest {
-    let put = |number: u64| {
-        let mut payload = number.to_be_bytes().to_vec();
-        payload.resize(PAYLOAD_BYTES, content);
-        let key = v1::RecordKey { collection: "contacts".to_owned(), record_id: format!("c{number:08}") };
-        let put = v1::PutOp { content_type: "text/vcard".to_owned(), payload: payload.into(), ..Default::default() };
-        v1::Mutation { key: Some(key), op: Some(v1::mutation::Op::Put(put)), precondition: None }
-    };
-    v1::BatchWriteRequest { user_id: user.to_owned(), mutations: (from..to).map(put).collect(), ..Default::default() }
-}
-
-/// Stores a user's records, from several connections.
-async fn load(nodes: &[Node], user: &'static str, records: u64) -> anyhow::Result<()> {
-    let began = Instant::now();
-    let next = Arc::new(AtomicU64::new(0));
-    let mut loaders = JoinSet::new();
-    for _ in 0..LOADERS {
-        let (client, next) = (client(nodes)?, next.clone());
-        loaders.spawn(async move {
-            loop {
-                let from = next.fetch_add(BATCH, Ordering::Relaxed);
-                if from >= records {
-                    return anyhow::Ok(());
-                }
-                let to = records.min(from + BATCH);
-                client.write(batch(user, from, to, 0)).await.with_context(|| format!("records {from} to {to}"))?;
-                // Twenty lines at most.
-                if from * 20 / records != to * 20 / records && records > BATCH * 20 {
-                    eprintln!("{user}: {to} of {records} records, {:.0} s", began.elapsed().as_secs_f64());
-                }
-            }
-        });
-    }
-    while let Some(done) = loaders.join_next().await {
-        done??;
-    }
-    eprintln!("{user}: {records} records in {:.1} s", began.elapsed().as_secs_f64());
-    Ok(())
-}
-
-/// Waits until the servers have nothing left to do of what was stored.
-async fn settle(nodes: &[Node]) -> anyhow::Result<()> {
-    let end = Instant::now() + IDLE_WITHIN;
-    let mut before = cpu(nodes)?;
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = cpu(nodes)?;
-        if now - before < IDLE * u32::try_from(nodes.len())? {
-            return Ok(());
-        }
-        if Instant::now() >= end {
-            eprintln!("the servers are still busy after {} s; the figures include that", IDLE_WITHIN.as_secs());
-            return Ok(());
-        }
-        before = now;
-    }
-}
-
-fn linearizable() -> v1::ReadConsistency {
-    v1::ReadConsistency { level: Some(v1::read_consistency::Level::Linearizable(v1::Linearizable {})) }
-}
-
-/// Where the user's feed ends now. A listing's token saves reading a long feed.
-async fn newest_token(client: &Client, user: &str) -> anyhow::Result<String> {
-    let listing = v1::ListRecordsRequest {
-        user_id: user.to_owned(),
-        collection: "contacts".to_owned(),
-        page_size: 1,
-        ..Default::default()
-    };
-    let first = client.list(listing).next_page().await?.context("a listing without a page")?;
-    let mut request = v1::GetChangesRequest {
-        user_id: user.to_owned(),
-        sync_token: first.sync_token,
-        consistency: Some(linearizable()),
-        ..Default::default()
-    };
-    loop {
-        let SyncOutcome::Page(page) = client.changes(request.clone()).await?.outcome else {
-            bail!("{user} is to be synced anew, and nothing was restored");
-        };
-        request.sync_token = page.next_sync_token;
-        if !page.more {
-            return Ok(request.sync_token);
-        }
-    }
-}
-
 impl Subject {
     async fn new(cluster: &Cluster, user: &'static str, records: u64) -> anyhow::Result<Self> {
         let nodes = cluster.nodes.clone();
-        load(&nodes, user, records).await?;
+        load(&nodes, user, records, PAYLOAD_BYTES).await?;
         let most = CLIENTS.into_iter().max().unwrap_or(1);
         let clients: Vec<Client> = (0..most).map(|_| client(&nodes)).collect::<Result<_, _>>()?;
         Ok(Self { user, nodes, clients, tokens: Vec::new() })
@@ -201,7 +100,7 @@ impl Subject {
         let before = newest_token(client, self.user).await?;
         let most = CHANGES.into_iter().max().unwrap_or(0);
         for number in 0..most {
-            client.write(batch(self.user, number, number + 1, 1)).await?;
+            client.write(batch(self.user, number..number + 1, 1, PAYLOAD_BYTES)).await?;
         }
         let after = newest_token(client, self.user).await?;
         self.tokens =

@@ -25,11 +25,9 @@ use anyhow::{Context, bail, ensure};
 use holdfast_client::{AdminClient, Client, RecordRef, v1};
 
 pub use found::{Founding, Seat, Surroundings};
-use ports::Ports;
-pub(crate) use process::Orphan;
-pub use process::is_alive;
+pub use ports::Ports;
 use process::signal_group;
-pub(crate) use process::spawn;
+pub use process::{Orphan, is_alive, spawn};
 pub(crate) use restored::{RestoreFailed, backup, plan};
 
 /// Starts a child that the kernel kills when this process ends.

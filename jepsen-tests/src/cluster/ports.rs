@@ -16,14 +16,15 @@ const CLAIM: u16 = 9;
 
 /// A row of ports. Clones share the claim.
 #[derive(Debug, Clone)]
-pub(super) struct Ports {
-    pub(super) base: u16,
+pub struct Ports {
+    /// The first of thirty; the tenth is taken.
+    pub base: u16,
     _claim: Arc<TcpListener>,
 }
 
 impl Ports {
     /// A row that nobody listens on; `None` = there is none left.
-    pub(super) fn claim() -> Option<Self> {
+    pub fn claim() -> Option<Self> {
         let all = rows(&ephemeral());
         // Those that run side by side begin at different places.
         let first = std::process::id() as usize * 7 % all.len().max(1);

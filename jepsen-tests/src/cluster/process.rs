@@ -18,7 +18,7 @@ use crate::disk::mounts::Namespace;
 
 /// What the kernel sends a child whose starter died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Orphan {
+pub enum Orphan {
     /// SIGKILL: for a process that has no children, or whose children die with it.
     Killed,
     /// SIGTERM: for one that ends its own children when it is told to, as `holdfast dev` does.
@@ -33,7 +33,10 @@ struct Order {
 
 /// Starts a child in a process group of its own: Ctrl-C in a terminal goes to this process alone, which ends its
 /// children in order.
-pub(crate) fn spawn(mut command: Command, orphan: Orphan) -> io::Result<Child> {
+///
+/// # Errors
+/// When it cannot be started.
+pub fn spawn(mut command: Command, orphan: Orphan) -> io::Result<Child> {
     static STARTER: OnceLock<SyncSender<Order>> = OnceLock::new();
     let starter = STARTER.get_or_init(|| {
         let (orders, waiting) = sync_channel::<Order>(1);
