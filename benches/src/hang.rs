@@ -15,7 +15,7 @@ use clap::Parser;
 use holdfast_benches::measure::{load_average, median, percentile_ms};
 use holdfast_benches::memory::{Sample, sample_memory};
 use holdfast_benches::puts::{Load, Missing, Put, within};
-use holdfast_benches::servers::Servers;
+use holdfast_benches::servers::{Disk, Servers};
 use jepsen_tests::cluster::Cluster;
 use jepsen_tests::s3::{self, S3};
 
@@ -119,17 +119,19 @@ async fn main() -> anyhow::Result<ExitCode> {
     tokio::time::sleep(WARM_UP).await;
     let calm = Instant::now();
     let servers = Servers::new(cluster.nodes.iter().map(|node| node.pid));
-    let used_first = servers.usage()?;
+    let disk = Disk::below(dir.path());
+    let used = || anyhow::Ok((servers.cpu()?, disk.as_ref().and_then(Disk::written)));
+    let used_first = used()?;
     tokio::time::sleep(Duration::from_secs(args.calm)).await;
     let hangs = Instant::now();
-    let used_calm = servers.usage()?;
+    let used_calm = used()?;
     if !args.control {
         s3.pause();
         eprintln!("it hangs");
     }
     tokio::time::sleep(Duration::from_secs(args.hang)).await;
     let goes_on = Instant::now();
-    let used_hung = servers.usage()?;
+    let used_hung = used()?;
     let behind = load.written.newest.load(Ordering::Relaxed);
     let before = reached(&cluster, &name).await.unwrap_or(0);
     if !args.control {
@@ -141,10 +143,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         tokio::time::sleep(LOOK_PAUSE).await;
     }
     let caught_up = Instant::now();
-    let used_caught_up = servers.usage()?;
+    let used_caught_up = used()?;
     tokio::time::sleep(Duration::from_secs(args.calm)).await;
     let end = Instant::now();
-    let used_end = servers.usage()?;
+    let used_end = used()?;
     stop.send_replace(true);
     let samples = memory.await??;
     let (written, puts) = load.end().await;
@@ -161,14 +163,16 @@ async fn main() -> anyhow::Result<ExitCode> {
     let worse = (median(&hung) / calm_p99.max(f64::MIN_POSITIVE) - 1.0) * 100.0;
     println!("\n{:<18} {:>10} {:>16}", "of all servers", "µs CPU/put", "KiB to disk/put");
     let spans = [
-        ("before", calm, hangs, used_calm.since(used_first)),
-        ("while it hangs", hangs, goes_on, used_hung.since(used_calm)),
-        ("after", caught_up, end, used_end.since(used_caught_up)),
+        ("before", calm, hangs, used_first, used_calm),
+        ("while it hangs", hangs, goes_on, used_calm, used_hung),
+        ("after", caught_up, end, used_caught_up, used_end),
     ];
-    for (title, from, to, used) in spans {
+    for (title, from, to, first, last) in spans {
         let count = within(&puts, from, to).len().max(1) as f64;
-        let (cpu, written) = (used.cpu.as_secs_f64() * 1e6 / count, used.written as f64 / 1024.0 / count);
-        println!("{title:<18} {cpu:>10.0} {written:>16.2}");
+        let cpu = last.0.saturating_sub(first.0).as_secs_f64() * 1e6 / count;
+        let written = first.1.zip(last.1).map(|(first, last)| last.saturating_sub(first) as f64 / 1024.0 / count);
+        let written = written.map_or("-".to_owned(), |written| format!("{written:.2}"));
+        println!("{title:<18} {cpu:>10.0} {written:>16}");
     }
     println!("\nwhile it hangs: {worse:+.1} % of the median of the parts before and after");
     println!(

@@ -115,9 +115,10 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("object_store", &["crates/archive"]),
     ("age", &["crates/archive"]),
     ("chacha20poly1305", &["crates/archive"]),
-    ("prost*", &["crates/wire"]),
+    // Benches speak the protocol of a server that Holdfast is compared with; its own is nobody's but `wire`'s.
+    ("prost*", &["crates/wire", "benches"]),
     ("protox*", &["crates/wire"]),
-    ("tonic-prost*", &["crates/wire"]),
+    ("tonic-prost*", &["crates/wire", "benches"]),
     ("tonic*", &["crates/wire", "crates/replica", "crates/server", "crates/client", "crates/conformance", "benches"]),
     ("clap*", &["crates/holdfast", "crates/conformance", JEPSEN_TESTS, "benches"]),
 ];

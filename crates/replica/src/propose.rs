@@ -92,19 +92,22 @@ impl Replica {
     pub async fn propose(
         &self,
         command: Command,
-        admitted: Admitted,
+        mut admitted: Admitted,
         deadline: Instant,
     ) -> Result<Applied, ProposeError> {
         let proposal = Proposal { rules: RULES, stamp: Millis(0), command };
-        let _held = admitted;
         loop {
             let leader = match self.propose_local(&proposal, deadline).await? {
-                Local::Applied(applied) => return Ok(applied),
+                Local::Applied(applied) => {
+                    admitted.done();
+                    return Ok(applied);
+                }
                 Local::NotLeader(leader) => leader,
             };
             if let Some(leader) = leader.filter(|leader| *leader != self.node_id())
                 && let Some(applied) = self.forward(leader, &proposal, deadline).await?
             {
+                admitted.done();
                 return Ok(applied);
             }
             if Instant::now() + RETRY_PAUSE >= deadline {

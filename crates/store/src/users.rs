@@ -123,7 +123,8 @@ mod tests {
             }
             // Whoever is asked for stays.
             assert_eq!(users.row(user(0)).map(|row| row.head.0), Some((number / 1000 * 1000).max(1)), "after {number}");
-            found = found.max(users.lock().rows.young.len() + users.lock().rows.old.len());
+            let known = users.lock();
+            found = found.max(known.rows.young.len() + known.rows.old.len());
         }
         assert!(found <= 2 * WEIGHT_MAX + 1, "{found} rows");
         assert_eq!(users.row(user(1)), None, "it was forgotten");
@@ -138,8 +139,9 @@ mod tests {
         fill(1);
         users.learn([], [(user(0), row(2))]);
         for round in 1..4 {
-            let told =
-                users.lock().rows.young.get(&user(0)).or(users.lock().rows.old.get(&user(0))).map(|row| row.head);
+            let known = users.lock();
+            let told = known.rows.young.get(&user(0)).or(known.rows.old.get(&user(0))).map(|row| row.head);
+            drop(known);
             assert!(told.is_none_or(|head| head == Version(2)), "round {round}: {told:?}");
             fill(round * 100_000);
         }

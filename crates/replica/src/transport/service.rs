@@ -342,14 +342,17 @@ impl PeerService for Service {
         };
         let result = match admitted {
             Err(overloaded) => Answer::OverloadedRetryMs(overloaded.retry_after.as_millis() as u32),
-            Ok(_held) => {
+            Ok(mut held) => {
                 // The forwarding node keeps the caller's deadline; this bound only ends what nobody waits for.
                 let deadline = Instant::now() + Duration::from_secs(30);
                 match self.replica.propose_here(proposal, deadline).await {
-                    Ok(Ok(applied)) => Answer::Applied(pb::Applied {
-                        outcome: peer::encode_outcome(&applied.outcome),
-                        index: applied.index,
-                    }),
+                    Ok(Ok(applied)) => {
+                        held.done();
+                        Answer::Applied(pb::Applied {
+                            outcome: peer::encode_outcome(&applied.outcome),
+                            index: applied.index,
+                        })
+                    }
                     Ok(Err(leader)) => Answer::NotLeader(leader.unwrap_or(0)),
                     Err(ProposeError::NoLeader) => Answer::NotLeader(0),
                     Err(ProposeError::Overloaded(overloaded)) => {
