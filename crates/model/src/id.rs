@@ -1,6 +1,7 @@
 //! Identifiers. Each is a type of its own, valid by construction; nothing downstream checks them again.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::limits;
 
@@ -46,7 +47,7 @@ macro_rules! text_id {
     ($(#[$meta:meta])* $name:ident, $max:expr) => {
         $(#[$meta])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks length and characters.
@@ -87,7 +88,7 @@ text_id!(
 
 /// Collection of records: one of the well-known five or `x-…`, at most 64 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Collection(Box<str>);
+pub struct Collection(Arc<str>);
 
 impl Collection {
     /// The well-known collections, in the order of restore: what people miss first comes first.

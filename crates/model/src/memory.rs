@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use crate::command::{Content, Operation, Proposal};
 use crate::digest::{Sum, content_hash, entry_hash, user_row_hash};
@@ -242,7 +243,7 @@ impl MemoryState {
                 self.uids.insert(user, uid);
             }
             Effect::PutUser(user, row) => {
-                self.users.insert(user, row);
+                self.users.insert(user, Arc::unwrap_or_clone(row));
             }
             Effect::PutRecord(user, key, row, content) => {
                 self.records.insert((user, key), (row, content));
@@ -292,8 +293,8 @@ impl StateRead for MemoryState {
         Ok(self.uids.get(user).copied())
     }
 
-    fn user(&self, user: UserRef) -> Result<Option<UserRow>, Infallible> {
-        Ok(self.users.get(&user).cloned())
+    fn user(&self, user: UserRef) -> Result<Option<Arc<UserRow>>, Infallible> {
+        Ok(self.users.get(&user).cloned().map(Arc::new))
     }
 
     fn record(&self, user: UserRef, key: &RecordKey) -> Result<Option<RecordRow>, Infallible> {

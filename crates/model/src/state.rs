@@ -311,7 +311,7 @@ pub trait StateRead {
     /// Number of a user; `None` = never seen.
     fn uid(&self, user: &UserId) -> Result<Option<Uid>, Self::Error>;
     /// A user's row.
-    fn user(&self, user: UserRef) -> Result<Option<UserRow>, Self::Error>;
+    fn user(&self, user: UserRef) -> Result<Option<Arc<UserRow>>, Self::Error>;
     /// A record's row.
     fn record(&self, user: UserRef, key: &RecordKey) -> Result<Option<RecordRow>, Self::Error>;
     /// A remembered request.
@@ -352,7 +352,7 @@ pub enum Effect {
     /// A user id got its number.
     PutUid(UserId, Uid),
     /// User row.
-    PutUser(UserRef, UserRow),
+    PutUser(UserRef, Arc<UserRow>),
     /// Record with its payload, or a tombstone (`content` is `None`).
     PutRecord(UserRef, RecordKey, RecordRow, Option<Content>),
     /// A tombstone is forgotten.

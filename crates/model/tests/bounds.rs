@@ -221,7 +221,7 @@ fn the_memory_reads_what_it_was_told() {
     let key = put(1, Guard::None).key;
     assert_eq!(state.user_ref(&alice()), Some(user));
     assert_eq!(state.uid(&alice()), Ok(Some(user.uid)));
-    assert_eq!(state.user(user).unwrap().as_ref(), state.user_row(&alice()));
+    assert_eq!(state.user(user).unwrap().as_deref(), state.user_row(&alice()));
     assert_eq!(state.record(user, &key).unwrap().as_ref(), state.record_of(&alice(), &key).map(|(row, _)| row));
     let due = DEDUP_WINDOW_MS + 1;
     assert_eq!(state.due(Millis(due - 1), 9), Ok(vec![]));

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use holdfast_model::command::Proposal;
 use holdfast_model::id::{DeviceId, Millis, RecordKey, RequestId, Uid, UserId};
@@ -180,7 +181,7 @@ impl StateRead for Poison<'_> {
         panic!("poison, as the script asked")
     }
 
-    fn user(&self, _: UserRef) -> Result<Option<UserRow>, Self::Error> {
+    fn user(&self, _: UserRef) -> Result<Option<Arc<UserRow>>, Self::Error> {
         panic!("poison, as the script asked")
     }
 
@@ -212,7 +213,7 @@ fn a_storage_error_is_no_outcome() {
         fn uid(&self, _: &UserId) -> Result<Option<Uid>, Self::Error> {
             Err("disk")
         }
-        fn user(&self, _: UserRef) -> Result<Option<UserRow>, Self::Error> {
+        fn user(&self, _: UserRef) -> Result<Option<Arc<UserRow>>, Self::Error> {
             Err("disk")
         }
         fn record(&self, _: UserRef, _: &RecordKey) -> Result<Option<RecordRow>, Self::Error> {

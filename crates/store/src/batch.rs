@@ -60,7 +60,7 @@ struct Write {
 #[derive(Default)]
 struct Overlay {
     uids: HashMap<UserId, Uid>,
-    users: HashMap<UserRef, UserRow>,
+    users: HashMap<UserRef, Arc<UserRow>>,
     records: HashMap<Bytes, Option<RecordRow>>,
     devices: BTreeMap<(UserRef, DeviceId), Option<DeviceRow>>,
     requests: HashMap<Bytes, Option<RequestRow>>,
@@ -70,13 +70,35 @@ struct Overlay {
 
 /// A batch ready to be written.
 pub(crate) struct Ready {
-    pub(crate) writes: WriteBatch,
+    /// By family and key.
+    writes: Vec<Write>,
+    bytes: usize,
     pub(crate) applied: Applied,
     pub(crate) sys: Arc<Sys>,
     /// Numbers of users that it read or gave.
     pub(crate) numbers: Vec<(UserId, Uid)>,
     /// Rows of users that it wrote.
-    pub(crate) rows: HashMap<UserRef, UserRow>,
+    pub(crate) rows: HashMap<UserRef, Arc<UserRow>>,
+}
+
+impl Ready {
+    /// The last write of each row.
+    pub(crate) fn writes(&self, generation: &Generation) -> Result<WriteBatch, StoreError> {
+        let mut batch = WriteBatch::with_capacity_bytes(self.bytes + self.writes.len() * WRITE_SLACK);
+        for writes in self.writes.chunk_by(|a, b| a.family == b.family) {
+            let family = generation.family(writes[0].family)?;
+            for (at, Write { key, value, .. }) in writes.iter().enumerate() {
+                if writes.get(at + 1).is_some_and(|next| next.key == *key) {
+                    continue;
+                }
+                match value {
+                    Some(value) => batch.put_cf(family, key, value),
+                    None => batch.delete_cf(family, key),
+                }
+            }
+        }
+        Ok(batch)
+    }
 }
 
 impl ApplyBatch {
@@ -154,34 +176,16 @@ impl ApplyBatch {
         }
         let applied = self.applied.encode();
         self.push(Family::Sys, Bytes::from_static(&sys::APPLIED), Some(applied));
-        let writes = self.ordered()?;
+        // Stable: writes of one row stay in their order.
+        self.writes.sort_by(|a, b| (a.family, &a.key).cmp(&(b.family, &b.key)));
         Ok(Ready {
-            writes,
+            writes: self.writes,
+            bytes: self.bytes,
             applied: self.applied,
             sys: self.sys,
             numbers: self.overlay.uids.into_iter().chain(self.asked.into_inner()).collect(),
             rows: self.overlay.users,
         })
-    }
-
-    /// The last write of each row, by family and key.
-    fn ordered(&mut self) -> Result<WriteBatch, StoreError> {
-        // Stable: writes of one row stay in their order.
-        self.writes.sort_by(|a, b| (a.family, &a.key).cmp(&(b.family, &b.key)));
-        let mut ordered = WriteBatch::with_capacity_bytes(self.bytes + self.writes.len() * WRITE_SLACK);
-        for writes in self.writes.chunk_by(|a, b| a.family == b.family) {
-            let family = self.generation.family(writes[0].family)?;
-            for (at, Write { key, value, .. }) in writes.iter().enumerate() {
-                if writes.get(at + 1).is_some_and(|next| next.key == *key) {
-                    continue;
-                }
-                match value {
-                    Some(value) => ordered.put_cf(family, key, value),
-                    None => ordered.delete_cf(family, key),
-                }
-            }
-        }
-        Ok(ordered)
     }
 
     fn push(&mut self, family: Family, key: Bytes, value: Option<Bytes>) {
@@ -305,11 +309,11 @@ impl StateRead for ApplyBatch {
         }
     }
 
-    fn user(&self, user: UserRef) -> Result<Option<UserRow>, StoreError> {
+    fn user(&self, user: UserRef) -> Result<Option<Arc<UserRow>>, StoreError> {
         let known = self.overlay.users.get(&user).cloned();
         match known.or_else(|| self.generation.users().row(user)) {
             Some(row) => Ok(Some(row)),
-            None => self.stored(Family::Usr, &usr::key(user), durable::decode_user),
+            None => Ok(self.stored(Family::Usr, &usr::key(user), durable::decode_user)?.map(Arc::new)),
         }
     }
 

@@ -14,9 +14,9 @@ use holdfast_model::id::GroupId;
 use holdfast_model::state::Sys;
 use holdfast_wire::durable::{self, AppliedRecord};
 use holdfast_wire::internal::v1::LogId;
-use rocksdb::{ReadOptions, ReadTier, WriteBatch};
+use rocksdb::{ReadOptions, ReadTier};
 
-use crate::batch::ApplyBatch;
+use crate::batch::{ApplyBatch, Ready};
 use crate::error::StoreError;
 use crate::generation::{Generation, GroupDir};
 use crate::keyspace::{Family, sys};
@@ -166,25 +166,23 @@ impl StateStore {
 
     /// Writes a batch as one. Fails without effect when the state moved on since [`StateStore::begin`].
     pub fn commit(&self, batch: ApplyBatch) -> Result<(), StoreError> {
-        self.commit_by(batch, |generation, writes| generation.write(writes))
+        self.commit_by(batch, |generation, ready| generation.write(ready.writes(generation)?))
     }
 
     /// As [`StateStore::commit`]; on a full disk it waits until a flush that failed for it was made up for.
     pub fn commit_in(&self, room: &Room, batch: ApplyBatch) -> Result<(), StoreError> {
-        self.commit_by(batch, |generation, writes| {
-            room.retry(|| generation.try_write(WriteBatch::from_data(writes.data())))
-        })
+        self.commit_by(batch, |generation, ready| room.retry(|| generation.try_write(ready.writes(generation)?)))
     }
 
     fn commit_by(
         &self,
         batch: ApplyBatch,
-        write: impl FnOnce(&Generation, WriteBatch) -> Result<(), StoreError>,
+        write: impl FnOnce(&Generation, &Ready) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let _writer = self.lock();
         let current = self.0.published.load_full();
         let ready = batch.finish(&current)?;
-        write(&current.generation, ready.writes)?;
+        write(&current.generation, &ready)?;
         current.generation.users().learn(ready.numbers, ready.rows);
         self.0.published.store(Arc::new(Published {
             generation: Arc::clone(&current.generation),

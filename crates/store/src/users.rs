@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_model::id::{Uid, UserId};
 use holdfast_model::state::{UserRef, UserRow};
@@ -21,7 +21,7 @@ pub(crate) struct Users(Mutex<Known>);
 
 struct Known {
     numbers: Recent<UserId, Uid>,
-    rows: Recent<UserRef, UserRow>,
+    rows: Recent<UserRef, Arc<UserRow>>,
 }
 
 impl Default for Known {
@@ -73,7 +73,7 @@ impl Users {
     }
 
     /// Row of a user; `None` = the database must be asked.
-    pub(crate) fn row(&self, user: UserRef) -> Option<UserRow> {
+    pub(crate) fn row(&self, user: UserRef) -> Option<Arc<UserRow>> {
         self.lock().rows.get(&user)
     }
 
@@ -81,7 +81,7 @@ impl Users {
     pub(crate) fn learn(
         &self,
         numbers: impl IntoIterator<Item = (UserId, Uid)>,
-        rows: impl IntoIterator<Item = (UserRef, UserRow)>,
+        rows: impl IntoIterator<Item = (UserRef, Arc<UserRow>)>,
     ) {
         let mut known = self.lock();
         for (user, number) in numbers {
@@ -107,8 +107,8 @@ mod tests {
         UserRef { slot: Slot(0), uid: Uid::new(1, number) }
     }
 
-    fn row(head: u64) -> UserRow {
-        UserRow { head: Version(head), ..UserRow::default() }
+    fn row(head: u64) -> Arc<UserRow> {
+        Arc::new(UserRow { head: Version(head), ..UserRow::default() })
     }
 
     #[test]

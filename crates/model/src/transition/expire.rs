@@ -9,6 +9,7 @@
 //! - An item acts only on the row that queued it, at the time that row says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::writing::{Writing, account};
 use super::{Draft, Judged};
@@ -80,13 +81,13 @@ pub(super) fn judge<S: StateRead>(
         };
         let mut devices = state.devices(user)?;
         devices.retain(|device, _| !gone.get(&user).is_some_and(|gone| gone.contains(device)));
-        let mut row = forget(user, before.clone(), &due.tombstones, &devices, draft);
+        let mut row = forget(user, UserRow::clone(&before), &due.tombstones, &devices, draft);
         if let Some(name) = due.name {
             row = end_records(user, &name, row, &due.records, index, history, draft);
         }
-        if row != before {
+        if row != *before {
             account(&mut draft.sys, user.uid, Some(&before), &row);
-            draft.effects.rows.push(Effect::PutUser(user, row));
+            draft.effects.rows.push(Effect::PutUser(user, Arc::new(row)));
         }
     }
     Ok(Ok(Outcome::Done))

@@ -11,6 +11,7 @@
 //! - Neither a delete nor a re-upload is ever refused for quota.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::writing::{Writing, account};
 use super::{Draft, Judged};
@@ -65,7 +66,7 @@ pub(super) fn judge<S: StateRead>(
             None => None,
         });
     }
-    let row = known.as_ref().map(|(_, row)| row);
+    let row = known.as_ref().map(|(_, row)| &**row);
     let judged = judge_restores(batch, state.sys(), row)
         .and_then(|()| judge_guards(batch, row.map_or(Version(0), |row| row.head), &stored))
         .and_then(|()| judge_quota(batch, draft.sys.policy.user_quota_bytes, row, &stored));
@@ -223,7 +224,7 @@ fn commit(
     index: u64,
     history: &History,
     batch: &WriteBatch,
-    known: Option<(UserRef, UserRow)>,
+    known: Option<(UserRef, Arc<UserRow>)>,
     stored: Vec<Option<RecordRow>>,
     forgotten: Option<Millis>,
     draft: &mut Draft,
@@ -233,7 +234,7 @@ fn commit(
         Some((user, row)) => (user, Some(row)),
         None => (allocate(history, batch, sys, &mut effects.rows), None),
     };
-    let row = before.clone().unwrap_or_default();
+    let row = before.as_deref().cloned().unwrap_or_default();
     let mut writing = Writing::new(user, batch.device.as_ref(), sys, history, row, &mut effects.rows);
     let results: Vec<MutationResult> = batch
         .mutations
@@ -246,7 +247,7 @@ fn commit(
     if !collections.is_empty() {
         effects.touched.push(Touched { user: batch.user.clone(), head: row.head, collections });
     }
-    account(sys, user.uid, before.as_ref(), &row);
+    account(sys, user.uid, before.as_deref(), &row);
     let request = RequestRow {
         fingerprint: batch.fingerprint,
         version: row.head,
@@ -255,8 +256,8 @@ fn commit(
         commit_index: index,
         expires: request_expires(batch.first_sent, sys.now),
     };
-    if before.as_ref() != Some(&row) {
-        effects.rows.push(Effect::PutUser(user, row));
+    if before.as_deref() != Some(&row) {
+        effects.rows.push(Effect::PutUser(user, Arc::new(row)));
     }
     remember(user, batch, request, forgotten, &mut effects.rows)
 }

@@ -62,7 +62,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("ship.key_file", "secret that encrypts what is shipped, as `backup keys new` makes it; the same on all nodes"),
     ("ship.compression", "zstd, or none: how what is shipped is packed before it is encrypted (default zstd)"),
-    ("limits.inflight_bytes_max", "bytes of proposals in flight; a quarter of it for one user (default 67108864)"),
+    (
+        "limits.inflight_bytes_max",
+        "bytes of proposals in flight; a quarter of it for one user, and never more than end within 300 ms (default 67108864)",
+    ),
     ("limits.reads_max", "reads of rows that run or wait for a thread; more are refused (default 1024)"),
     ("limits.default_deadline_ms", "deadline of calls that bring none (default 10000)"),
     ("sync.tombstone_age_ms", "shortest life of a tombstone; the same on all nodes (default 2592000000, 30 days)"),
