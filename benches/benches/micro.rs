@@ -70,6 +70,12 @@ fn entries(first: u64, count: u64) -> Vec<StoredEntry> {
     (first..first + count).map(|index| entry(index, &put(index, PAYLOAD_BYTES))).collect()
 }
 
+/// The next entries of a log.
+fn following(next: &mut u64, count: u64) -> Vec<StoredEntry> {
+    *next += count;
+    entries(*next - count, count)
+}
+
 fn encode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("entry");
     for bytes in [128, 1024, 16 << 10] {
@@ -115,10 +121,7 @@ fn apply(criterion: &mut Criterion) {
     for count in [1, BATCH] {
         group.throughput(Throughput::Elements(count));
         group.bench_function(BenchmarkId::new("puts", count), |bencher| {
-            let fresh = || {
-                next += count;
-                entries(next - count, count)
-            };
+            let fresh = || following(&mut next, count);
             bencher.iter_batched(fresh, |entries| write(&entries), BatchSize::PerIteration);
         });
     }
@@ -151,10 +154,7 @@ fn append(criterion: &mut Criterion) {
     for count in [1, BATCH] {
         group.throughput(Throughput::Elements(count));
         group.bench_function(BenchmarkId::new("puts", count), |bencher| {
-            let fresh = || {
-                next += count;
-                entries(next - count, count)
-            };
+            let fresh = || following(&mut next, count);
             let write = |entries| {
                 let (done, fsynced) = mpsc::sync_channel(1);
                 store.append(entries, Box::new(move |result| drop(done.send(result)))).expect("appended");

@@ -9,23 +9,14 @@ use jepsen_tests::cluster::Node;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::servers;
+
 /// User and system time of the servers so far, all together.
 ///
 /// # Errors
 /// When one of them is gone.
 pub fn cpu(nodes: &[Node]) -> anyhow::Result<Duration> {
-    // SAFETY: asks for a constant of the system.
-    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?.max(1);
-    let mut ticks = 0u64;
-    for node in nodes {
-        let stat = read(node, "stat")?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        // After the name: user time is field 12, system time field 13 (proc(5)).
-        for field in [11, 12] {
-            ticks += fields.get(field).context("short /proc stat")?.parse::<u64>()?;
-        }
-    }
-    Ok(Duration::from_millis(ticks * 1000 / per_second))
+    nodes.iter().map(|node| servers::cpu_of(node.pid)).sum()
 }
 
 /// Resident memory of a server in KiB.
@@ -33,9 +24,7 @@ pub fn cpu(nodes: &[Node]) -> anyhow::Result<Duration> {
 /// # Errors
 /// When it is gone.
 pub fn resident_kib(node: &Node) -> anyhow::Result<u64> {
-    let status = read(node, "status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc status")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    servers::kib(node.pid, "status", "VmRSS:")
 }
 
 /// Memtables of a server in KiB. Only it can tell: they are part of its resident memory, and come and go with flushes.
@@ -52,11 +41,6 @@ pub async fn memtable_kib(node: &Node) -> anyhow::Result<u64> {
     let bytes: f64 = bytes.sum::<Result<f64, _>>().context("memtables in the metrics")?;
     anyhow::ensure!(bytes > 0.0, "node {} says nothing of its memtables", node.id);
     Ok(bytes as u64 / 1024)
-}
-
-fn read(node: &Node, what: &str) -> anyhow::Result<String> {
-    let path = format!("/proc/{}/{what}", node.pid);
-    std::fs::read_to_string(&path).with_context(|| format!("read {path}; did node {} end?", node.id))
 }
 
 /// How busy the machine is, for the head of a table: the averages of 1, 5 and 15 minutes.

@@ -128,12 +128,12 @@ fn stat(pid: i32) -> anyhow::Result<Vec<String>> {
     Ok(text.rsplit(')').next().unwrap_or_default().split_whitespace().map(str::to_owned).collect())
 }
 
-fn cpu_of(pid: i32) -> anyhow::Result<Duration> {
+/// User and system time of a process so far, and of children that it waited for.
+pub(crate) fn cpu_of(pid: i32) -> anyhow::Result<Duration> {
     // SAFETY: asks for a constant of the system.
     let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?.max(1);
     let fields = stat(pid)?;
     let mut ticks = 0u64;
-    // Its own user and system time, and that of children that were waited for.
     for place in 11..15 {
         ticks += fields.get(place).context("short /proc stat")?.parse::<u64>()?;
     }
@@ -148,7 +148,8 @@ fn memory_kib(tree: &[i32]) -> anyhow::Result<u64> {
     kib(*pid, "status", "VmHWM:")
 }
 
-fn kib(pid: i32, file: &str, field: &str) -> anyhow::Result<u64> {
+/// A field of a file of a process, in KiB.
+pub(crate) fn kib(pid: i32, file: &str, field: &str) -> anyhow::Result<u64> {
     let path = format!("/proc/{pid}/{file}");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}; did it end?"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field} {path}"))?;

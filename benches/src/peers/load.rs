@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use holdfast_benches::measure::percentile_ms;
 use holdfast_benches::puts::incompressible;
 use holdfast_benches::servers::{Disk, Servers, own_cpu};
 use tokio::task::JoinSet;
@@ -125,7 +126,7 @@ struct Client {
 /// What a client saw while it counted.
 #[derive(Default)]
 struct Seen {
-    latencies_us: Vec<u32>,
+    latencies: Vec<Duration>,
     failed: u64,
     failure: Option<String>,
 }
@@ -175,9 +176,7 @@ impl Client {
             let began = Instant::now();
             let done = self.call().await;
             match (phase.load(Ordering::Acquire), done) {
-                (COUNTING, Ok(())) => {
-                    seen.latencies_us.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX));
-                }
+                (COUNTING, Ok(())) => seen.latencies.push(began.elapsed()),
                 (_, Err(error)) => {
                     seen.failed += 1;
                     seen.failure.get_or_insert_with(|| format!("{error:#}"));
@@ -225,23 +224,23 @@ pub async fn measure(
     let mut seen = Seen::default();
     while let Some(one) = clients.join_next().await {
         let one = one?;
-        seen.latencies_us.extend(one.latencies_us);
+        seen.latencies.extend(one.latencies);
         seen.failed += one.failed;
         seen.failure = seen.failure.or(one.failure);
     }
-    seen.latencies_us.sort_unstable();
-    if seen.latencies_us.is_empty() {
+    seen.latencies.sort_unstable();
+    if seen.latencies.is_empty() {
         bail!("not one call was answered in time: {}", seen.failure.unwrap_or_default());
     }
     if let Some(failure) = &seen.failure {
         eprintln!("  {} calls failed; the first: {failure}", seen.failed);
     }
     let each = if let Work::Batch(records) = shape.work { records } else { 1 };
-    let ops = (seen.latencies_us.len() as u64 * each) as f64;
+    let ops = (seen.latencies.len() as u64 * each) as f64;
     let mut figures = Figures::from([
         ("ops_per_s".to_owned(), ops / took),
-        ("p50_ms".to_owned(), percentile_ms(&seen.latencies_us, 0.5)),
-        ("p99_ms".to_owned(), percentile_ms(&seen.latencies_us, 0.99)),
+        ("p50_ms".to_owned(), percentile_ms(&seen.latencies, 0.5)),
+        ("p99_ms".to_owned(), percentile_ms(&seen.latencies, 0.99)),
         ("server_us".to_owned(), used.as_secs_f64() * 1e6 / ops),
         ("client_us".to_owned(), own.as_secs_f64() * 1e6 / ops),
         ("memory_mib".to_owned(), memory_kib as f64 / 1024.0),
@@ -251,11 +250,6 @@ pub async fn measure(
         figures.insert("written_per_byte".to_owned(), written as f64 / (ops * shape.bytes as f64));
     }
     Ok(figures)
-}
-
-fn percentile_ms(sorted_us: &[u32], share: f64) -> f64 {
-    let place = (sorted_us.len().saturating_sub(1) as f64 * share).round() as usize;
-    sorted_us.get(place).map_or(0.0, |us| f64::from(*us) / 1000.0)
 }
 
 #[cfg(test)]
@@ -268,14 +262,5 @@ mod tests {
         assert_eq!(payloads.of(1), payloads.of(1));
         assert_ne!(payloads.of(1), payloads.of(2));
         assert!((0..1000).all(|n| payloads.of(n).len() == 100));
-    }
-
-    #[test]
-    fn percentiles_are_of_the_samples() {
-        let sorted: Vec<u32> = (1..=101).map(|ms| ms * 1000).collect();
-        assert_eq!(
-            (percentile_ms(&sorted, 0.5), percentile_ms(&sorted, 0.99), percentile_ms(&[], 0.5)),
-            (51.0, 100.0, 0.0)
-        );
     }
 }

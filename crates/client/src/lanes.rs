@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Every batch that is handed to a lane gets an answer: its own, or why the lane ended.
 //! - A lane that ended takes nothing more; the next batch opens another one.
-//! - Who stops waiting for an answer leaves nothing behind.
+//! - Who stops waiting for an answer leaves nothing behind: what was not sent by then is not sent any more, or a node that is
+//!   behind would go on with work for nobody.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use holdfast_wire::v1;
 use holdfast_wire::v1::stream_write_response::Outcome;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -36,8 +39,17 @@ pub(crate) struct Lanes {
 
 #[derive(Debug, Clone)]
 struct Lane {
-    out: mpsc::Sender<v1::StreamWriteRequest>,
+    out: mpsc::Sender<Queued>,
     pending: Arc<Pending>,
+}
+
+/// A batch that is not sent yet.
+#[derive(Debug)]
+struct Queued {
+    correlation_id: u64,
+    write: v1::BatchWriteRequest,
+    /// When its caller stops waiting.
+    until: Instant,
 }
 
 /// Batches without an answer.
@@ -65,10 +77,9 @@ impl Lanes {
         let correlation_id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (lane, answer) = enter(slot, &attempt.channel, correlation_id);
         let _waiting = Waiting { pending: lane.pending.clone(), correlation_id };
-        let timeout_ms = u32::try_from(attempt.time.as_millis()).unwrap_or(u32::MAX).max(1);
-        let request = v1::StreamWriteRequest { correlation_id, write: Some(attempt.request), timeout_ms };
+        let queued = Queued { correlation_id, write: attempt.request, until: Instant::now() + attempt.time };
         // Where it cannot be sent the lane has ended, and says why.
-        let _ = lane.out.send(request).await;
+        let _ = lane.out.send(queued).await;
         answer.await.unwrap_or_else(|_| Err(broken_off()))
     }
 }
@@ -95,8 +106,8 @@ fn enter(slot: &Mutex<Option<Lane>>, channel: &Channel, correlation_id: u64) -> 
 }
 
 /// Until the stream ends; what waits then is told why.
-async fn run(channel: Channel, requests: mpsc::Receiver<v1::StreamWriteRequest>, pending: Arc<Pending>) {
-    let opened = records(channel).stream_write(ReceiverStream::new(requests)).await;
+async fn run(channel: Channel, requests: mpsc::Receiver<Queued>, pending: Arc<Pending>) {
+    let opened = records(channel).stream_write(outgoing(requests, pending.clone())).await;
     let why = match opened {
         Err(status) => status,
         Ok(answers) => {
@@ -111,6 +122,16 @@ async fn run(channel: Channel, requests: mpsc::Receiver<v1::StreamWriteRequest>,
         }
     };
     pending.end(&why);
+}
+
+/// What somebody still waits for, with the time that is left of it.
+fn outgoing(requests: mpsc::Receiver<Queued>, pending: Arc<Pending>) -> impl Stream<Item = v1::StreamWriteRequest> {
+    ReceiverStream::new(requests).filter_map(move |Queued { correlation_id, write, until }| {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
+        let is_awaited = pending.state().waiting.contains_key(&correlation_id);
+        is_awaited.then(|| v1::StreamWriteRequest { correlation_id, write: Some(write), timeout_ms })
+    })
 }
 
 /// Nobody says whether what it carried took effect.
@@ -159,5 +180,30 @@ struct Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.pending.state().waiting.remove(&self.correlation_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_not_sent_and_the_rest_says_how_long_it_may_take() {
+        let (out, requests) = mpsc::channel(8);
+        let pending = Arc::<Pending>::default();
+        let mut answers = Vec::new();
+        let later = Instant::now() + Duration::from_secs(3600);
+        for (correlation_id, until) in [(1, later), (2, later), (3, Instant::now())] {
+            let (answer, answered) = oneshot::channel();
+            pending.state().waiting.insert(correlation_id, answer);
+            answers.push(answered);
+            out.try_send(Queued { correlation_id, write: Default::default(), until }).expect("room");
+        }
+        drop(Waiting { pending: pending.clone(), correlation_id: 2 });
+        drop(out);
+        let sent: Vec<_> = outgoing(requests, pending).map(|one| (one.correlation_id, one.timeout_ms)).collect().await;
+        assert!(matches!(sent[..], [(1, 3_000_000..=3_600_000), (3, 1)]), "{sent:?}");
     }
 }

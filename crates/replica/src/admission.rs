@@ -87,6 +87,9 @@ impl Pace {
 pub struct Overloaded {
     /// Worth waiting before a retry.
     pub retry_after: Duration,
+    /// What is used up, for metrics: `inflight_bytes` of this node or of the user's share, `inflight_wait`, or `leader`: one of
+    /// these at the node that leads.
+    pub limit: &'static str,
 }
 
 /// Permission to propose so many bytes; given back when dropped.
@@ -157,7 +160,8 @@ impl Admission {
         if before > 0 && (is_over || is_greedy || is_late) {
             // Dropping it gives all of it back.
             // Dropping it gives all of it back.
-            return Err(Overloaded { retry_after: Duration::from_millis(50) });
+            let limit = if is_over || is_greedy { "inflight_bytes" } else { "inflight_wait" };
+            return Err(Overloaded { retry_after: Duration::from_millis(50), limit });
         }
         Ok(admitted)
     }
@@ -210,6 +214,7 @@ mod tests {
         };
         let waiting = admit_all();
         assert_eq!(waiting.len(), COST_MIN / 2048 + 1);
+        assert_eq!(admission.admit(1024).expect_err("too long a queue").limit, "inflight_wait");
         drop(waiting);
         let slow = admit_all().len();
         assert_eq!(slow, COST_MIN / 2048 + 1, "what was given up is no pace");
@@ -229,7 +234,8 @@ mod tests {
     fn one_user_leaves_room_for_the_others_and_operators_always_pass() {
         let admission = Admission::new(100);
         let own = admission.admit_user("ann", 20).expect("fits");
-        assert!(admission.admit_user("ann", 10).is_err(), "a quarter is 25");
+        let greedy = admission.admit_user("ann", 10).expect_err("a quarter is 25");
+        assert_eq!(greedy.limit, "inflight_bytes");
         let mut others = Vec::new();
         while let Ok(other) = admission.admit_user(&format!("user-{}", others.len()), 10) {
             others.push(other);

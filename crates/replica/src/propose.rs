@@ -228,7 +228,7 @@ impl Replica {
             },
             Some(pb::forward_response::Result::NotLeader(_)) => Ok(None),
             Some(pb::forward_response::Result::OverloadedRetryMs(ms)) => {
-                Err(Overloaded { retry_after: Duration::from_millis(ms.into()) }.into())
+                Err(Overloaded { retry_after: Duration::from_millis(ms.into()), limit: "leader" }.into())
             }
             Some(pb::forward_response::Result::DiskFull(evidence)) => Err(ProposeError::DiskFull(evidence)),
             Some(pb::forward_response::Result::OutboxFull(evidence)) => Err(ProposeError::OutboxFull(evidence)),

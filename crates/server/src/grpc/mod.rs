@@ -132,7 +132,7 @@ pub fn unread(error: ReadError) -> Refusal {
 pub fn unproposed(error: ProposeError) -> Refusal {
     match error {
         ProposeError::NoLeader => Refusal::NoLeader,
-        ProposeError::Overloaded(Overloaded { retry_after }) => Refusal::Overloaded(retry_after),
+        ProposeError::Overloaded(Overloaded { retry_after, .. }) => Refusal::Overloaded(retry_after),
         ProposeError::DiskFull(evidence) => Refusal::DiskFull(evidence),
         ProposeError::OutboxFull(evidence) => Refusal::OutboxFull(evidence),
         ProposeError::Unknown { deadline } => Refusal::OutcomeUnknown { deadline },
@@ -182,7 +182,7 @@ impl Shared {
         deadline: Instant,
     ) -> Result<Applied, Refusal> {
         let admitted = self.replica.admission().admit_user(user.as_str(), bytes).map_err(|error| {
-            self.metrics.rejected("inflight_bytes");
+            self.metrics.rejected(error.limit);
             Refusal::Overloaded(error.retry_after)
         })?;
         self.propose_admitted(command, admitted, deadline).await
