@@ -137,7 +137,7 @@ inside() {
     rm /etc/default/holdfast-backup
     systemctl reset-failed holdfast-backup
     good "a snapshot that is not taken is a failed unit (exit 5)"
-    [ -s /var/lib/holdfast/raft/CURRENT ] && [ -d /var/lib/holdfast/state ] || bad "data in /var/lib/holdfast"
+    ls /var/lib/holdfast/raft/*.log >/dev/null && [ -d /var/lib/holdfast/state ] || bad "data in /var/lib/holdfast"
     [ -s /var/lib/holdfast/floor-0 ] && [ -s /srv/floor-2/floor-0 ] && [ -s /srv/floor-3/floor-0 ] ||
         bad "floor files: $(ls /var/lib/holdfast /srv/floor-2 /srv/floor-3)"
     good "log, state and floor are on disk; two floors are outside the data directory (file, HOLDFAST_* variable)"
@@ -166,7 +166,7 @@ inside() {
     good "no homes, no devices"
     journalctl --sync
     left=$(journalctl -q -o cat -u 'holdfast*' | grep -iE 'permission denied|not permitted|read-only file|EPERM|EROFS' || true)
-    left+=$(grep -ihE 'permission denied|not permitted|read-only file' /var/lib/holdfast*/raft/LOG /var/lib/holdfast*/state/*/*/LOG || true)
+    left+=$(grep -ihE 'permission denied|not permitted|read-only file' /var/lib/holdfast*/state/*/*/LOG || true)
     [ -z "$left" ] || bad "something was refused: $left"
     good "nothing that the nodes or RocksDB tried was refused"
     for unit in holdfast holdfast-backup; do

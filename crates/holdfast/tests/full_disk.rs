@@ -459,8 +459,8 @@ fn a_node_that_starts_on_a_full_disk_asks_for_room() {
     disk.wait_released();
 }
 
-/// WALs of a node's log; which number RocksDB gives the next one is its own affair.
-fn wals(cluster: &Cluster, place: usize) -> Vec<String> {
+/// Segments of a node's log, present and future ones.
+fn segments(cluster: &Cluster, place: usize) -> Vec<String> {
     let raft = cluster.nodes[place].data_dir.join("raft");
     (1..200).map(|number| raft.join(format!("{number:06}.log")).display().to_string()).collect()
 }
@@ -470,8 +470,8 @@ fn injected(trace: &Path) -> usize {
     std::fs::read_to_string(trace).unwrap_or_default().matches("(INJECTED)").count()
 }
 
-/// Somebody else takes the very last block in the moment in which the log is written, and gives it back. RocksDB never
-/// goes on from that; the log does, in the same process, and what it acknowledges afterwards it holds.
+/// Somebody else takes the very last block in the moment in which the log is written, and gives it back. The log waits and
+/// goes on, in the same process, and what it acknowledges afterwards it holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_finds_no_room_for_a_moment_goes_on() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -482,10 +482,10 @@ async fn a_log_that_finds_no_room_for_a_moment_goes_on() {
     let place = cluster.leader().await;
     cluster.kill(place);
     let trace = dir.path().join("trace");
-    let wals = wals(&cluster, place);
+    let segments = segments(&cluster, place);
     let mut under = vec!["strace", "-f", "-qq", "-o", trace.to_str().expect("text"), "-e", "trace=write,pwrite64"];
     under.extend(["-e", "inject=write,pwrite64:error=ENOSPC:when=20..21"]);
-    under.extend(wals.iter().flat_map(|wal| ["-P", wal.as_str()]));
+    under.extend(segments.iter().flat_map(|path| ["-P", path.as_str()]));
     restart_under(&mut cluster, place, &under);
     let pid = cluster.nodes[place].pid;
     wait_for("a log that found no room", async || {
@@ -499,7 +499,7 @@ async fn a_log_that_finds_no_room_for_a_moment_goes_on() {
     cluster.kill(other);
     ledger.write(&client, 50, 2000).await;
     assert!(is_alive(pid), "{}", said(&cluster, place));
-    assert!(said(&cluster, place).contains("log.reopened"), "{}", said(&cluster, place));
+    assert!(said(&cluster, place).contains("log.waits_for_room"), "{}", said(&cluster, place));
     // What its memory holds goes with it.
     cluster.kill_together(&[0, 1, 2]);
     for at in 0..3 {
@@ -665,10 +665,10 @@ async fn a_node_whose_log_cannot_be_written_aborts_and_rejoins() {
     let place = cluster.leader().await;
     cluster.kill(place);
     let raft = cluster.nodes[place].data_dir.join("raft");
-    let wals = wals(&cluster, place);
+    let segments = segments(&cluster, place);
     let mut under = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=write,pwrite64"];
     under.extend(["-e", "inject=write,pwrite64:error=EIO:when=20+"]);
-    under.extend(wals.iter().flat_map(|wal| ["-P", wal.as_str()]));
+    under.extend(segments.iter().flat_map(|path| ["-P", path.as_str()]));
     restart_under(&mut cluster, place, &under);
     let pid = cluster.nodes[place].pid;
     wait_for("the node that cannot write to end", async || {

@@ -40,14 +40,14 @@ async fn a_node_that_lost_acknowledged_entries_elects_nobody_who_lacks_them() {
     let [forgetful, absent] = [(keeper + 1) % 3, (keeper + 2) % 3];
     cluster.wait_converged().await;
     cluster.kill(absent);
-    let wal = largest(&cluster.nodes[forgetful].data_dir.join("raft"), ".log");
-    let kept = std::fs::metadata(&wal).expect("WAL").len();
+    let segment = largest(&cluster.nodes[forgetful].data_dir.join("raft"), ".log");
+    let kept = std::fs::metadata(&segment).expect("segment").len();
     ledger.write(&client, 20, PAYLOAD_BYTES).await;
     cluster.kill(keeper);
     cluster.kill(forgetful);
-    let written = std::fs::metadata(&wal).expect("WAL").len();
-    assert!(written > kept + 10 * PAYLOAD_BYTES as u64, "the second half of the ledger is in {}", wal.display());
-    std::fs::File::options().write(true).open(&wal).and_then(|file| file.set_len(kept)).expect("torn");
+    let written = std::fs::metadata(&segment).expect("segment").len();
+    assert!(written > kept + 10 * PAYLOAD_BYTES as u64, "the second half of the ledger is in {}", segment.display());
+    std::fs::File::options().write(true).open(&segment).and_then(|file| file.set_len(kept)).expect("torn");
 
     restart(&mut cluster, absent);
     restart(&mut cluster, forgetful);

@@ -159,7 +159,6 @@ impl Admission {
         let is_late = cost > self.inflight.pace.limit(Instant::now());
         if before > 0 && (is_over || is_greedy || is_late) {
             // Dropping it gives all of it back.
-            // Dropping it gives all of it back.
             let limit = if is_over || is_greedy { "inflight_bytes" } else { "inflight_wait" };
             return Err(Overloaded { retry_after: Duration::from_millis(50), limit });
         }

@@ -159,9 +159,9 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
     drop(room.give(2 * floor));
     sleep(RECLAIM_AFTER).await;
     let (held_by_state, held_by_log) = (state.clone(), replica.log().clone());
-    // What memory holds will be written too, and a log that cannot flush takes not even a vote.
+    // What memory holds will be written too.
     let spare = move || {
-        let kept = floor / 2 + held_by_state.unflushed_bytes() + held_by_log.unflushed_bytes();
+        let kept = floor / 2 + held_by_state.unflushed_bytes() + held_by_log.unsynced_bytes();
         room.give(2 * floor).map_or(0, |left| left.free.saturating_sub(kept))
     };
     let can = spare.clone();

@@ -128,13 +128,12 @@ impl Core {
 
     /// Bytes that memory has yet to write.
     pub(crate) fn unflushed_bytes(&self) -> u64 {
-        self.state.unflushed_bytes() + self.log.unflushed_bytes()
+        self.state.unflushed_bytes() + self.log.unsynced_bytes()
     }
 
-    /// While `on`, the databases rewrite nothing that nobody asked for.
+    /// While `on`, the database rewrites nothing that nobody asked for.
     pub(crate) fn set_frugal(&self, on: bool) {
         self.state.set_frugal(on);
-        self.log.set_frugal(on);
     }
 
     pub(crate) fn data_path(&self) -> PathBuf {

@@ -100,7 +100,8 @@ impl RaftLogStorage<TypeConfig> for LogAdapter {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        self.log.save_committed(committed.as_ref().map(position_of)).map_err(io_error)
+        self.log.save_committed(committed.as_ref().map(position_of));
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {

@@ -38,10 +38,15 @@ pub(crate) async fn open(
         let log_options = LogOptions {
             floor_dir: options.floor_dir.clone(),
             cache_bytes_max: options.log_cache_bytes_max,
+            segment_bytes: None,
             room: Some(room.clone()),
             on_fatal: Box::new(move |reason| (hooks.on_fatal)(reason)),
-            on_reopened: Arc::new(|cause| {
-                tracing::warn!(event = "log.reopened", cause, "the disk was full; the log goes on where it was");
+            on_waited: Arc::new(|cause| {
+                tracing::warn!(
+                    event = "log.waits_for_room",
+                    cause,
+                    "the disk is full; the log goes on once there is room"
+                );
             }),
         };
         LogStore::open(data, options.group, log_options)
@@ -76,11 +81,11 @@ pub(crate) async fn open(
     }
     if let Some(torn) = &report.torn {
         let (path, cut) = (torn.path.display(), torn.cut);
-        tracing::warn!(event = "log.torn", %path, cut, "a power cut tore the end of the log; what no fsync covered is gone");
+        tracing::warn!(event = "log.torn", %path, cut, "a crash tore the last write of the log; what no fsync covered is gone");
     }
     if let Some(path) = &report.quarantined {
         let path = path.display();
-        tracing::warn!(event = "log.quarantined", %path, "the log was set aside; remove it once the node is well");
+        tracing::warn!(event = "log.quarantined", %path, "what was damaged of the log is kept here; remove it once the node is well");
     }
     if let Some(path) = &report.floor_missing {
         let path = path.display();

@@ -400,16 +400,18 @@ fn storage_metrics(out: &mut String, shared: &Shared) {
     Family::new(out, "holdfast_storage_headroom_bytes", "gauge", "With less left, the disk counts as nearly full.")
         .value("", disk.headroom);
     for (name, help, value) in [
-        ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes),
+        ("holdfast_storage_used_bytes", "Table and blob files of the state.", stats.table_bytes + stats.blob_bytes),
+        ("holdfast_storage_block_cache_bytes", "Blocks of the state's tables in memory.", stats.cache_bytes),
         ("holdfast_users", "Users.", sys.totals.users),
         ("holdfast_records", "Live records.", sys.totals.records),
         ("holdfast_record_bytes", "Payload bytes of live records.", sys.totals.bytes),
     ] {
         Family::new(out, name, "gauge", help).value("", value);
     }
-    let mut memtables = Family::new(out, "holdfast_storage_memtable_bytes", "gauge", "Memtables of the databases.");
+    let mut memtables =
+        Family::new(out, "holdfast_storage_memtable_bytes", "gauge", "Memory that waits to be written.");
     memtables.value("db=\"state\"", stats.memtable_bytes);
-    memtables.value("db=\"log\"", shared.replica.log_stats().memtable_bytes);
+    memtables.value("db=\"log\"", shared.replica.log_stats().unsynced_bytes);
 }
 
 fn call_metrics(out: &mut String, metrics: &Metrics) {

@@ -113,11 +113,6 @@ impl StoreError {
         }
     }
 
-    /// As [`StoreError::is_no_space`], and it was a WAL that found none: RocksDB does not go on from that by itself.
-    pub(crate) fn is_no_space_of_wal(&self) -> bool {
-        matches!(self, Self::Rocks { source, .. } if self.is_no_space() && source.as_ref().contains(".log: "))
-    }
-
     /// RocksDB holds writes back until it has flushed or compacted, and was asked not to wait.
     pub(crate) fn is_stalled(&self) -> bool {
         matches!(self, Self::Rocks { source, .. } if stall::is_stalled(source))

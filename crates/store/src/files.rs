@@ -105,12 +105,22 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<Result<String, &'static st
 
 /// Moves what is damaged out of the way, under a name not yet taken. Nothing is deleted: an operator may want it.
 pub(crate) fn quarantine(data: &Path, damaged: &Path) -> Result<PathBuf, StoreError> {
-    let dir = data.join("quarantine");
-    create_dir(&dir)?;
-    let name = damaged.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let taken = names(&dir)?;
-    let free = (1u64..).map(|n| format!("{name}-{n}")).find(|candidate| !taken.contains(candidate));
-    let target = dir.join(free.unwrap_or(name));
+    let target = quarantine_name(data, &damaged.file_name().unwrap_or_default().to_string_lossy())?;
     rename(damaged, &target)?;
     Ok(target)
+}
+
+/// A new directory for copies of what is damaged, as [`quarantine`] would name it.
+pub(crate) fn quarantine_dir(data: &Path, name: &str) -> Result<PathBuf, StoreError> {
+    let target = quarantine_name(data, name)?;
+    create_dir(&target)?;
+    Ok(target)
+}
+
+fn quarantine_name(data: &Path, name: &str) -> Result<PathBuf, StoreError> {
+    let dir = data.join("quarantine");
+    create_dir(&dir)?;
+    let taken = names(&dir)?;
+    let free = (1u64..).map(|n| format!("{name}-{n}")).find(|candidate| !taken.contains(candidate));
+    Ok(dir.join(free.unwrap_or_else(|| name.to_owned())))
 }

@@ -1,4 +1,4 @@
-//! The Raft log: one database for all groups, one fsync for whatever waits.
+//! The Raft log: segments that are written once and never copied, one fsync for whatever waits.
 //!
 //! Invariants:
 //! - Entries are contiguous in `(purged, last]`; terms do not decrease; each frame holds the checksum of the one before.
@@ -11,32 +11,29 @@ mod floor;
 mod flush;
 mod frame;
 mod open;
-mod rows;
+mod record;
+mod segments;
 mod sizes;
 mod tail;
 mod types;
-mod wal;
 mod walk;
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use holdfast_model::id::GroupId;
-use rocksdb::WriteBatch;
-
 use crate::error::{Part, StoreError};
 use crate::log::floor::FloorKeeper;
 use crate::log::flush::{Job, Queue};
-use crate::log::open::LogDb;
-use crate::log::tail::{Tail, TailState};
+use crate::log::segments::Segments;
+use crate::log::tail::{Link, Tail, TailState};
 pub use crate::log::types::{
-    Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, OnFatal, StoredEntry, VoteRecord,
+    Done, FSYNC_BUCKETS_MICROS, LogOptions, LogPosition, LogReport, LogStats, OnFatal, StoredEntry, TornTail,
+    VoteRecord,
 };
-pub use crate::log::wal::TornTail;
 use crate::marker::DataDir;
 use crate::planted::{self, Bug};
+use holdfast_model::id::GroupId;
 
 /// The log of one group. Cheap to clone; the last clone drains and closes it.
 #[derive(Clone)]
@@ -50,8 +47,7 @@ struct Handle {
 
 /// What callers, the flush thread and the floor thread share.
 pub(crate) struct Shared {
-    group: GroupId,
-    db: LogDb,
+    segments: Segments,
     /// Held while the log changes: the order of writes is the order of jobs.
     order: Mutex<()>,
     tail: Tail,
@@ -65,8 +61,7 @@ impl LogStore {
     pub fn open(data: &DataDir, group: GroupId, options: LogOptions) -> Result<(Self, LogReport), StoreError> {
         let (opened, report) = open::open(data, group, &options)?;
         let shared = Arc::new(Shared {
-            group,
-            db: opened.db,
+            segments: opened.segments,
             order: Mutex::new(()),
             tail: Tail::new(opened.state, options.cache_bytes_max),
             queue: Queue::default(),
@@ -80,7 +75,7 @@ impl LogStore {
         Ok((Self(Arc::new(Handle { shared, threads: Mutex::new(threads) })), report))
     }
 
-    /// Sets the log's database aside, into `quarantine/`, when it is of no use without what was purged from it. No log
+    /// Sets the log aside, into `quarantine/`, when it is of no use without what was purged from it. No log
     /// of the directory may be open. The floor stays, so that the node knows what it had acknowledged.
     pub fn set_aside(data: &DataDir) -> Result<PathBuf, StoreError> {
         open::set_aside(data)
@@ -118,7 +113,7 @@ impl LogStore {
         if let Some(purged) = purged.filter(|purged| start <= purged.index) {
             return Err(StoreError::Purged { wanted: start, purged: purged.index });
         }
-        let read = shared.db.read(shared.group, start, end, bytes_max);
+        let read = shared.segments.read(start, end, bytes_max);
         // A purge or truncation meanwhile explains a missing entry; nothing else does.
         match shared.tail.read(|tail| (tail.purged(), tail.epoch())) {
             (Some(purged), _) if start <= purged.index => {
@@ -147,15 +142,9 @@ impl LogStore {
             shared.tail.write(|tail| tail.vote = Some(vote));
             return done(Ok(()));
         }
-        let mut batch = WriteBatch::default();
-        let written = shared.db.put_vote(&mut batch, shared.group, vote).and_then(|()| shared.db.write(batch));
-        match written {
-            Ok(()) => {
-                shared.tail.write(|tail| tail.vote = Some(vote));
-                shared.queue.push(Job { vote: Some(vote), ..shared.job(None, Some(done)) });
-            }
-            Err(error) => done(Err(io::Error::other(error))),
-        }
+        shared.segments.put_vote(vote);
+        shared.tail.write(|tail| tail.vote = Some(vote));
+        shared.queue.push(Job { vote: Some(vote), ..shared.job(None, Some(done)) });
     }
 
     /// Appends entries right after the last one. Readable when it returns; `done` runs after the fsync.
@@ -163,19 +152,13 @@ impl LogStore {
         let shared = self.shared();
         let _order = shared.lock_order();
         shared.queue.check()?;
-        let mut batch = WriteBatch::default();
-        let (mut previous, mut crc) = shared.tail.read(|tail| (tail.last(), tail.last_crc()));
-        let mut framed = Vec::with_capacity(entries.len());
-        for entry in entries {
+        let (mut previous, crc) = shared.tail.read(|tail| (tail.last(), tail.last_crc()));
+        for entry in &entries {
             check_follows(previous, entry.position)?;
-            let frame = frame::encode(crc, &entry);
-            crc = frame.crc;
-            shared.db.put_entry(&mut batch, shared.group, entry.position.index, &frame.bytes)?;
             previous = Some(entry.position);
-            framed.push((entry, crc));
         }
-        shared.db.write(batch)?;
-        shared.tail.write(|tail| tail.push(framed));
+        let crcs = shared.segments.put_entries(crc, &entries);
+        shared.tail.write(|tail| tail.push(entries.into_iter().zip(crcs).collect()));
         shared.enqueue(previous, Some(done));
         Ok(())
     }
@@ -203,10 +186,10 @@ impl LogStore {
         // First the watermark, so that nothing raises the floor again; then the floor; then the entries.
         shared.tail.write(|tail| tail.truncate(last, crc));
         shared.floor.lower(last, old_last)?;
-        let mut batch = WriteBatch::default();
-        shared.db.delete_range(&mut batch, shared.group, last.map_or(0, |last| last.index + 1), u64::MAX)?;
-        if !planted::is(Bug::TruncateNotDurable) {
-            shared.db.write(batch)?;
+        if planted::is(Bug::TruncateNotDurable) {
+            shared.segments.forget_behind(last);
+        } else {
+            shared.segments.put_truncated(Link { position: last, crc });
         }
         shared.enqueue(last, None);
         Ok(())
@@ -223,11 +206,8 @@ impl LogStore {
         }
         let inside = last.is_some_and(|last| upto.index <= last.index);
         let crc = if inside { shared.crc_of(upto)? } else { 0 };
-        let mut batch = WriteBatch::default();
-        shared.db.put_purged(&mut batch, shared.group, upto, crc)?;
-        shared.db.delete_range(&mut batch, shared.group, 0, upto.index + 1)?;
-        shared.db.write(batch)?;
         let upto = Some(upto);
+        shared.segments.put_purged(Link { position: upto, crc });
         if inside {
             shared.tail.write(|tail| tail.purge(upto, crc));
         } else {
@@ -237,16 +217,18 @@ impl LogStore {
         Ok(())
     }
 
-    /// Gives the disk back what purged entries still hold of it: their WALs and tables. Blocks, and takes the room of one
-    /// write buffer meanwhile.
+    /// Gives the disk back what purged entries still hold of it. Blocks for an fsync.
     pub fn reclaim(&self) -> Result<(), StoreError> {
-        let Some(purged) = self.purged() else { return Ok(()) };
-        self.shared().db.reclaim(self.shared().group, purged.index)
+        let segments = &self.shared().segments;
+        segments.remove_purged()?;
+        segments.finish_purged();
+        self.flush_wal()?;
+        segments.remove_purged()
     }
 
-    /// Bytes that flushes of the database have yet to write; what the WAL holds of them goes only after that.
-    pub fn unflushed_bytes(&self) -> u64 {
-        self.shared().db.memtable_bytes()
+    /// Bytes that wait for the next fsync.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.shared().segments.unsynced_bytes()
     }
 
     /// Bytes of the entries behind `index`; up to a quarter of a MiB more than there are, never read from disk.
@@ -259,20 +241,11 @@ impl LogStore {
         self.shared().tail.read(|tail| tail.sizes().leaving(bytes))
     }
 
-    /// While `on`, the database rewrites its tables only in [`LogStore::reclaim`].
-    pub fn set_frugal(&self, on: bool) {
-        self.shared().db.set_frugal(on);
-    }
-
-    /// Saves the committed position; not fsynced.
-    pub fn save_committed(&self, committed: Option<LogPosition>) -> Result<(), StoreError> {
+    /// Saves the committed position: with the next fsync, which is not made for it.
+    pub fn save_committed(&self, committed: Option<LogPosition>) {
         let shared = self.shared();
-        let _order = shared.lock_order();
-        let mut batch = WriteBatch::default();
-        shared.db.put_committed(&mut batch, shared.group, committed)?;
-        shared.db.write(batch)?;
+        shared.segments.put_committed(committed);
         shared.tail.write(|tail| tail.committed = committed);
-        Ok(())
     }
 
     /// Empties the log and lets it begin after `purged`: the repair at start and the install of a snapshot. Durable when
@@ -282,10 +255,9 @@ impl LogStore {
         {
             let _order = shared.lock_order();
             shared.queue.check()?;
-            let mut batch = WriteBatch::default();
-            shared.db.put_purged(&mut batch, shared.group, purged, 0)?;
-            shared.db.delete_range(&mut batch, shared.group, 0, u64::MAX)?;
-            shared.db.write(batch)?;
+            let link = Link { position: Some(purged), crc: 0 };
+            shared.segments.put_purged(link);
+            shared.segments.put_truncated(link);
             shared.tail.write(|tail| tail.reset(Some(purged), 0));
             shared.enqueue(Some(purged), None);
         }
@@ -311,7 +283,7 @@ impl LogStore {
     pub fn flush_wal(&self) -> Result<(), StoreError> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let done: Done = Box::new(move |result| drop(sender.send(result)));
-        let path = self.shared().db.path();
+        let path = self.shared().segments.path();
         {
             let _order = self.shared().lock_order();
             self.shared().enqueue(None, Some(done));
@@ -332,7 +304,7 @@ impl LogStore {
         let shared = self.shared();
         let mut stats = shared.queue.stats();
         stats.floor_writes = shared.floor.writes();
-        stats.memtable_bytes = shared.db.memtable_bytes();
+        stats.unsynced_bytes = shared.segments.unsynced_bytes();
         shared.tail.read(|tail| {
             stats.cache_bytes = tail.cache_bytes() as u64;
             stats.cache_entries = tail.cache_entries() as u64;
@@ -387,9 +359,9 @@ impl Shared {
         if let Some((cached, crc)) = self.tail.read(|tail| tail.cached_crc(position.index)) {
             return same(position, cached).map(|()| crc);
         }
-        let (entry, crc) = self.db.read_one(self.group, position.index)?.ok_or_else(|| StoreError::Corrupt {
+        let (entry, crc) = self.segments.read_one(position.index)?.ok_or_else(|| StoreError::Corrupt {
             what: format!("log entry {}", position.index),
-            path: self.db.path().to_owned(),
+            path: self.segments.path().to_owned(),
             reason: "it is missing".into(),
             part: Part::Log,
         })?;

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, LogLevel, Options,
-    SliceTransform,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, LogLevel, Options, SliceTransform,
 };
 
 use crate::keyspace::{Family, PREFIX_BYTES};
@@ -16,9 +15,8 @@ pub(crate) const MEMTABLES_PROPERTY: &str = "rocksdb.cur-size-all-mem-tables";
 const MIB: usize = 1 << 20;
 const BLOB_FILE_BYTES_MAX: u64 = 256 << 20;
 const STATE_CACHE_BYTES: usize = 128 * MIB;
-const LOG_CACHE_BYTES: usize = 8 * MIB;
 /// Payloads from here on live in blob files, so that compaction does not copy photos.
-const BLOB_BYTES_MIN: u64 = 4096;
+const BLOB_BYTES_MIN: u64 = 512;
 /// Share of the blob files, the oldest, that compactions rewrite.
 pub(crate) const BLOB_AGE_CUTOFF: f64 = 0.25;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
@@ -30,7 +28,7 @@ const DELETION_TRIGGER: usize = 512;
 const DELETION_RATIO: f64 = 0.5;
 
 /// What follows from the size of the disk: a disk of 4 GiB and more gets the largest of each, a small one is not eaten up
-/// by buffers and by what RocksDB takes in advance. The WAL takes 1.1 write buffers, the manifest its whole piece.
+/// by buffers and by what RocksDB takes in advance. The manifest takes its whole piece.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sizes {
     /// Of one column family, and of the tables that compactions write.
@@ -64,9 +62,9 @@ impl Sizes {
         }
     }
 
-    /// WALs that are kept before the column families that need them are flushed.
-    fn wal_max(self) -> u64 {
-        4 * self.write_buffer as u64
+    /// Bytes of the log in one file: so much is deleted at a time.
+    pub(crate) fn segment(self) -> u32 {
+        u32::try_from(self.write_buffer).unwrap_or(u32::MAX)
     }
 
     /// All column families of a state together; a flush takes them all anyway.
@@ -92,34 +90,6 @@ fn common(sizes: Sizes) -> Options {
     options.set_skip_stats_update_on_db_open(true);
     options.set_bytes_per_sync(MIB as u64);
     options
-}
-
-/// Options of `raft/`.
-pub(crate) fn log_db(sizes: Sizes) -> Options {
-    let mut options = common(sizes);
-    // The default mode treats a damaged middle as the end; both drop data silently, which the frames' chain finds.
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    // Nothing leaves the process between fsyncs: one write and one fdatasync per batch.
-    options.set_manual_wal_flush(true);
-    options.set_max_total_wal_size(sizes.wal_max());
-    options
-}
-
-/// Column families of `raft/`.
-pub(crate) fn log_families(names: &[&str], sizes: Sizes) -> Vec<ColumnFamilyDescriptor> {
-    let cache = Cache::new_lru_cache(LOG_CACHE_BYTES);
-    let descriptor = |name: &&str| {
-        let mut options = Options::default();
-        sized(&mut options, sizes);
-        options.set_max_write_buffer_number(3);
-        options.set_compression_type(DBCompressionType::Lz4);
-        options.set_block_based_table_factory(&tables(&cache, false));
-        // Entries come in the order of their keys: a table that overlaps no other is moved down as it is. Several at a time would
-        // be written anew, which is what a log costs that is kept for a destination that hangs.
-        options.set_level_zero_file_num_compaction_trigger(1);
-        ColumnFamilyDescriptor::new(*name, options)
-    };
-    names.iter().map(descriptor).collect()
 }
 
 /// Options of a state database.

@@ -1,9 +1,8 @@
 //! Room on the file system of a data directory: how much there is, and what is kept back of it.
 //!
-//! RocksDB cannot go on after a write to its WAL was refused for want of room, opening a log again takes a while, and what
-//! other programs put on the same disk nobody can foresee. So blocks are held by a file, `RESERVE`, while there is plenty,
-//! and given back when this node itself needs them: the deletes, votes and flushes that lead out of a full disk are written
-//! into them.
+//! What leads out of a full disk, deletes and votes and flushes, needs room itself, and what other programs put on the same
+//! disk nobody can foresee. So blocks are held by a file, `RESERVE`, while there is plenty, and given back when this node
+//! itself needs them.
 //!
 //! Invariants:
 //! - `RESERVE` holds no data: whoever removes it takes away nothing but headroom.
@@ -33,8 +32,8 @@ const RESERVE: &str = "RESERVE";
 const HEADROOM_BYTES: std::ops::RangeInclusive<u64> = 20 * MIB..=1024 * MIB;
 /// Part of a disk that is kept free, between those bounds.
 const HEADROOM_SHARE: u64 = 8;
-/// Below the floor not even small things are written. Some write buffers: a WAL takes one in advance, and what is taken
-/// between two measurements is guessed.
+/// Below the floor not even small things are written. Some write buffers: a flush takes one, and what is taken between two
+/// measurements is guessed.
 const FLOOR_BYTES: std::ops::RangeInclusive<u64> = 4 * MIB..=160 * MIB;
 const FLOOR_SHARE: u64 = 4;
 /// Blocks held by a file are blocks that nobody can use: more than this serves nothing.
@@ -47,7 +46,7 @@ const LAST: u64 = 2 * STEP;
 const SMALL_WRITE_BYTES_MAX: usize = 64 << 10;
 /// In such steps is the last of it given: what nobody writes at once a flush would take.
 const SMALL_STEP: u64 = 64 << 10;
-/// A write to the log needs its own size twice, and what RocksDB and the file system take with it.
+/// A write to the log needs what the file system takes with it, and the log is read on while it waits.
 const LOG_WRITE_SLACK: u64 = 256 << 10;
 const POLL: Duration = Duration::from_millis(20);
 /// Whoever fills the disk meets its end first, and stops; only then is the reserve opened, or it would go the same way.
@@ -260,16 +259,7 @@ impl Room {
     ///
     /// # Errors
     /// Any other failure; want of room only when this node ends, or when RocksDB does not go on though there is plenty.
-    pub fn retry<T>(&self, write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.retry_down_to(LAST, write)
-    }
-
-    /// As [`Room::retry`], by the log: what it flushes gives back the WAL.
-    pub(crate) fn retry_log<T>(&self, write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.retry_down_to(0, write)
-    }
-
-    fn retry_down_to<T>(&self, kept: u64, mut write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub fn retry<T>(&self, mut write: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut roomy_since: Option<Instant> = None;
         let mut stall = STALL_MIN;
         loop {
@@ -277,7 +267,7 @@ impl Room {
                 Err(error) if error.is_no_space() && !self.given_up.load(Ordering::Acquire) => {
                     // What memory holds is more than the floor at times.
                     let headroom = self.marks.headroom;
-                    let roomy = self.give_down_to(kept, STEP, headroom).is_ok_and(|left| left.free >= headroom);
+                    let roomy = self.give_down_to(LAST, STEP, headroom).is_ok_and(|left| left.free >= headroom);
                     roomy_since = roomy.then(|| roomy_since.unwrap_or_else(Instant::now));
                     if roomy_since.is_some_and(|since| since.elapsed() > RECOVERY) {
                         return Err(error);

@@ -114,6 +114,8 @@ pub(crate) struct Inner {
 pub struct StateStats {
     /// Bytes not flushed yet.
     pub memtable_bytes: u64,
+    /// Bytes of blocks of tables in memory, at most what is set aside for them.
+    pub cache_bytes: u64,
     /// Bytes of table files.
     pub table_bytes: u64,
     /// Bytes of blob files.
@@ -278,6 +280,8 @@ impl StateStore {
         let sum = |property: &str| Family::ALL.into_iter().map(|one| current.generation.property(one, property)).sum();
         StateStats {
             memtable_bytes: sum(options::MEMTABLES_PROPERTY),
+            // One cache for all families.
+            cache_bytes: current.generation.property(Family::Rec, "rocksdb.block-cache-usage"),
             table_bytes: sum("rocksdb.total-sst-files-size"),
             blob_bytes: sum(BLOB_BYTES),
             compaction_pending_bytes: sum("rocksdb.estimate-pending-compaction-bytes"),

@@ -496,7 +496,7 @@ fn what_is_kept_aside_is_the_newest_state() {
     assert!(!forget_aside(&held).expect("nothing left"));
 }
 
-/// The log's database lies in `raft/` too; what is damaged is told by who read it, not by what a folder is called.
+/// An operator may call any folder `raft`; what is damaged is told by who read it, not by what a folder is called.
 #[test]
 fn a_damaged_table_of_the_state_is_the_states_damage_wherever_it_lies() {
     let dir = tempfile::tempdir().expect("tempdir");

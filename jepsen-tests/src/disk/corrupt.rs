@@ -32,14 +32,8 @@ pub enum Damage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// The log's write-ahead log.
+    /// Segments of the log.
     LogWal,
-    /// Tables of the log.
-    LogTable,
-    /// The list of the log's tables.
-    LogManifest,
-    /// The pointer to that list.
-    LogCurrent,
     /// Tables and value files of the state.
     StateTable,
     /// The list of the state's tables.
@@ -96,9 +90,6 @@ impl Part {
         let offsite = |folder: &str| count > 3 && words[2] == folder;
         match self {
             Self::LogWal => in_log && ends(&[".log"]),
-            Self::LogTable => in_log && ends(&[".sst", ".blob"]),
-            Self::LogManifest => in_log && name.starts_with("MANIFEST-"),
-            Self::LogCurrent => in_log && name == "CURRENT",
             Self::StateTable => in_state && ends(&[".sst", ".blob"]),
             Self::StateManifest => in_state && name.starts_with("MANIFEST-"),
             Self::StateCurrent => in_state && name == "CURRENT",
@@ -331,9 +322,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let files = [
             ("raft/000004.log", Part::LogWal),
-            ("raft/000009.sst", Part::LogTable),
-            ("raft/MANIFEST-000005", Part::LogManifest),
-            ("raft/CURRENT", Part::LogCurrent),
             ("state/0/db-1/000023.blob", Part::StateTable),
             ("state/0/db-1/000024.sst", Part::StateTable),
             ("state/0/db-1/MANIFEST-000012", Part::StateManifest),

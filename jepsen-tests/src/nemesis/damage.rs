@@ -22,10 +22,7 @@ const PARTS: &[Part] = &[
     Part::StateTable,
     Part::Floor,
     Part::Snapshot,
-    Part::LogManifest,
     Part::StateManifest,
-    Part::LogTable,
-    Part::LogCurrent,
     Part::StateCurrent,
     Part::StatePointer,
 ];

@@ -132,7 +132,7 @@ pub(crate) fn spawn(
     shared: &Arc<Shared>,
     run: fn(&Shared) -> Result<(), String>,
 ) -> Result<JoinHandle<()>, StoreError> {
-    let path = shared.db.path().to_owned();
+    let path = shared.segments.path().to_owned();
     let shared = Arc::clone(shared);
     let body = move || {
         let ended = catch_unwind(AssertUnwindSafe(|| run(&shared)));
@@ -154,7 +154,7 @@ pub(crate) fn spawn(
 pub(crate) fn run_flush(shared: &Shared) -> Result<(), String> {
     while let Some(jobs) = shared.queue.take() {
         let started = Instant::now();
-        if let Err(error) = shared.db.sync() {
+        if let Err(error) = shared.segments.sync() {
             // What the kernel dropped is unknown: trying again could report success for lost bytes.
             let reason = format!("fsync of the log failed: {error}");
             tell_failed(jobs, &reason);
@@ -193,6 +193,8 @@ pub(crate) fn run_floor(shared: &Shared) -> Result<(), String> {
             // What says how far the log was fsynced would give the bug away.
             continue;
         }
+        // What cannot be deleted now is tried again, and takes no more than room.
+        drop(shared.segments.remove_purged());
         let raised = shared.floor.raise(|| shared.tail.read(|tail| (tail.durable(), tail.durable_vote)));
         raised.map_err(|error| format!("the floor cannot be written: {error}"))?;
         if closing {

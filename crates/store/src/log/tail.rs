@@ -1,7 +1,7 @@
 //! What the log is right now: its ends, the durable watermark and the recent entries.
 //!
 //! Invariants:
-//! - The cache is contiguous and ends at `last`; the database holds all of it too.
+//! - The cache is contiguous and ends at `last`; the segments hold all of it too.
 //! - `durable` never passes `last`, and is raised only by jobs of the present epoch: a truncation starts a new one, so
 //!   an fsync that was under way cannot vouch for entries that replaced those it covered.
 
@@ -222,7 +222,7 @@ impl TailState {
         self.epoch += 1;
     }
 
-    /// Entries out of memory; `None` when the database must be asked.
+    /// Entries out of memory; `None` when the segments must be asked.
     pub(crate) fn cached(&self, start: u64, end: u64, bytes_max: usize) -> Option<Vec<StoredEntry>> {
         let first = self.cache.front()?.0.position.index;
         let skip = usize::try_from(start.checked_sub(first)?).ok()?;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::log::wal::TornTail;
 use crate::room::Room;
 
 /// Identity of an entry. Ordered as Raft orders logs: term, node, index.
@@ -53,12 +52,14 @@ pub struct LogOptions {
     pub floor_dir: Option<PathBuf>,
     /// Bound of recent entries in memory.
     pub cache_bytes_max: usize,
+    /// Bytes of the log in one file; `None` = as it fits the disk, 2 to 64 MiB.
+    pub segment_bytes: Option<u32>,
     /// Room to wait for before anything is written; `None` = what the disk refuses is an error at once.
     pub room: Option<Arc<Room>>,
     /// What to do when an fsync fails.
     pub on_fatal: OnFatal,
-    /// Hears why the database was opened again: a full disk that it could not go on from by itself.
-    pub on_reopened: Arc<dyn Fn(String) + Send + Sync>,
+    /// Hears of a write that found no room, and is done again once there is some.
+    pub on_waited: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 impl Default for LogOptions {
@@ -66,12 +67,13 @@ impl Default for LogOptions {
         Self {
             floor_dir: None,
             cache_bytes_max: 64 << 20,
+            segment_bytes: None,
             room: None,
             on_fatal: Box::new(|reason| {
                 eprintln!("holdfast: the log cannot go on: {reason}");
                 std::process::abort();
             }),
-            on_reopened: Arc::new(|_| {}),
+            on_waited: Arc::new(|_| {}),
         }
     }
 }
@@ -85,6 +87,17 @@ impl fmt::Debug for LogOptions {
     }
 }
 
+/// What was cut off the end of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub path: PathBuf,
+    /// Bytes that are left.
+    pub kept: u64,
+    /// Bytes that were cut off.
+    pub cut: u64,
+}
+
 /// What opening found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogReport {
@@ -94,11 +107,11 @@ pub struct LogReport {
     pub floor: Option<LogPosition>,
     /// First entry that was cut off because it, or its link to the one before, is broken.
     pub truncated_from: Option<u64>,
-    /// A power cut had torn the newest WAL in what no fsync covered; it was cut there.
+    /// A power cut had torn the last write, which no fsync covered; the segment was cut there.
     pub torn: Option<TornTail>,
     /// Entries in the log now.
     pub entries: u64,
-    /// The log database could not be opened and lies here.
+    /// Copies of segments that were damaged, or a whole log of no use, lie here.
     pub quarantined: Option<PathBuf>,
     /// Where a floor file was made beside a log with entries: it had been removed, or `floor_dir` was changed.
     pub floor_missing: Option<PathBuf>,
@@ -126,8 +139,8 @@ pub struct LogStats {
     pub queue_len: u64,
     /// Writes of the floor.
     pub floor_writes: u64,
-    /// Bytes of memtables.
-    pub memtable_bytes: u64,
+    /// Bytes that wait for the next fsync.
+    pub unsynced_bytes: u64,
     /// Bytes of recent entries in memory.
     pub cache_bytes: u64,
     /// Recent entries in memory.
