@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use holdfast_wire::{reply, v1};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::Channel;
 
 use crate::budget::{Budget, RetryBudget};
@@ -34,12 +35,17 @@ pub(crate) struct Nodes {
     current: AtomicUsize,
     started: Instant,
     budget: Budget,
+    /// Of calls that may be under way at once.
+    places: Semaphore,
+    /// Calls that wait for one, and how many may.
+    waiting: AtomicUsize,
+    waiting_max: usize,
     server_time_ms: AtomicU64,
     server_time_seen_ms: AtomicU64,
 }
 
 impl Nodes {
-    pub(crate) fn new(channels: Vec<(String, Channel)>, budget: RetryBudget) -> Self {
+    pub(crate) fn new(channels: Vec<(String, Channel)>, budget: RetryBudget, calls_max: usize) -> Self {
         let list = channels
             .into_iter()
             .map(|(address, channel)| Node {
@@ -55,6 +61,9 @@ impl Nodes {
             current: AtomicUsize::new(0),
             started: Instant::now(),
             budget: Budget::new(budget),
+            places: Semaphore::new(calls_max.clamp(1, Semaphore::MAX_PERMITS)),
+            waiting: AtomicUsize::new(0),
+            waiting_max: calls_max,
             server_time_ms: AtomicU64::new(0),
             server_time_seen_ms: AtomicU64::new(0),
         }
@@ -135,6 +144,15 @@ impl Nodes {
         }
     }
 
+    /// A place for a call, held until it ends; `None` = none became free in time, or as many wait as have one.
+    pub(crate) async fn enter(&self, wait: Duration) -> Option<SemaphorePermit<'_>> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Some(place);
+        }
+        let _waiting = Waiting::new(&self.waiting, self.waiting_max)?;
+        tokio::time::timeout(wait, self.places.acquire()).await.ok()?.ok()
+    }
+
     /// A call begins: its first attempt is free, and earns a part of a retry.
     pub(crate) fn called(&self) {
         self.budget.called();
@@ -157,15 +175,51 @@ impl Nodes {
     }
 }
 
+/// One that waits, counted until it does no more.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let waiting = Self(count);
+        (count.fetch_add(1, Relaxed) < most).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Eight have places and eight wait; the next one is told at once, and whoever gives up makes room for another.
+    #[tokio::test]
+    async fn as_many_wait_for_a_place_as_have_one() {
+        let nodes = nodes(1);
+        let mut places = Vec::new();
+        for _ in 0..8 {
+            places.push(nodes.enter(LONG).await.expect("a place"));
+        }
+        let mut waiting: Vec<_> = (0..8).map(|_| Box::pin(nodes.enter(LONG))).collect();
+        for one in &mut waiting {
+            assert!(tokio::time::timeout(Duration::ZERO, one.as_mut()).await.is_err());
+        }
+        assert!(nodes.enter(LONG).await.is_none(), "without any wait");
+        waiting.pop();
+        let mut next = Box::pin(nodes.enter(LONG));
+        assert!(tokio::time::timeout(Duration::ZERO, next.as_mut()).await.is_err());
+        places.clear();
+        assert!(next.await.is_some() && waiting.remove(0).await.is_some());
+    }
 
     const LONG: Duration = Duration::from_secs(60);
 
     fn nodes(count: usize) -> Nodes {
         let channel = || tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        Nodes::new((0..count).map(|index| (format!("node{index}"), channel())).collect(), RetryBudget::default())
+        Nodes::new((0..count).map(|index| (format!("node{index}"), channel())).collect(), RetryBudget::default(), 8)
     }
 
     fn header(node_id: u64, leader_id: u64) -> v1::ResponseHeader {

@@ -5,6 +5,7 @@
 //! - A write is reported as failed only when no attempt of it can have taken effect; otherwise it is `OutcomeUnknown`.
 //! - Nothing is waited for beyond the deadline.
 //! - Every attempt but the first is paid for from the client's retry budget.
+//! - No more calls are under way than the client has places for; a call keeps its place through all its attempts.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -23,6 +24,10 @@ use crate::nodes::Nodes;
 pub(crate) const ATTEMPT_MIN: Duration = Duration::from_millis(10);
 /// The server is told a little less than is waited for, so that its own answer is the one that arrives.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+/// Part of the deadline for which a call waits for a place: what is left must do for the call itself.
+const PLACE_WAIT_SHARE: u32 = 4;
+/// When to come back to a client that has no place.
+const PLACE_RETRY: Duration = Duration::from_millis(50);
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 const AVOID_UNREACHABLE: Duration = Duration::from_millis(300);
@@ -197,6 +202,7 @@ where
     Fut: Future<Output = Result<A, Status>>,
 {
     let deadline = Instant::now() + limits.deadline;
+    let Some(_place) = nodes.enter(limits.deadline / PLACE_WAIT_SHARE).await else { return Err(no_place(limits)) };
     let mut attempt_time = limits.attempt;
     let mut pace = Pace::default();
     let mut unknown = false;
@@ -303,6 +309,18 @@ pub(crate) fn out_of_time(nodes: &Nodes, limits: Limits, last: Error) -> Error {
     match last {
         Error::Unavailable { reason, message } => Error::Unavailable { reason, message: wrap(message) },
         other => other,
+    }
+}
+
+fn no_place(limits: Limits) -> Error {
+    let waited = (limits.deadline / PLACE_WAIT_SHARE).as_millis();
+    Error::Overloaded {
+        reason: "OVERLOADED".to_owned(),
+        message: format!(
+            "this client has as many calls under way as it may (calls_max) and as many waiting, or none ended within {waited} \
+             ms; nothing was sent: send less at a time"
+        ),
+        retry_after: Some(PLACE_RETRY),
     }
 }
 

@@ -51,6 +51,40 @@ fn one_write(check: Option<v1::precondition::Check>) -> v1::BatchWriteRequest {
     v1::BatchWriteRequest { user_id: "ann".into(), mutations: vec![mutation], ..Default::default() }
 }
 
+/// Two places: what comes beyond them is told so while it is worth something, and nothing of it is sent.
+#[tokio::test]
+async fn no_more_calls_are_under_way_than_there_are_places() {
+    let node = Node::start();
+    node.said.write.will([Say::Never, Say::Never, written(3)]);
+    let builder = Client::builder().endpoints([node.address.clone()]).attempt_timeout(LONG).deadline(LONG).calls_max(2);
+    let client = builder.build().expect("valid");
+    let hanging: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.put(NOTE, "text/plain", "hi").await })
+        })
+        .collect();
+    while node.said.write.calls().len() < 2 {
+        tokio::time::sleep(ms(5)).await;
+    }
+    let began = Instant::now();
+    let error = client.clone().with_deadline(ms(800)).put(NOTE, "text/plain", "hi").await.expect_err("no place");
+    assert!(matches!(error, Error::Overloaded { retry_after: Some(_), .. }), "{error:?}");
+    assert_eq!(error.reason(), "OVERLOADED");
+    assert!(error.to_string().contains("nothing was sent") && error.to_string().contains("200 ms"), "{error}");
+    assert!((ms(200)..ms(700)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(node.said.write.calls().len(), 2);
+    // One gives its place back, to a call that waits for it.
+    let waiting = {
+        let client = client.clone();
+        tokio::spawn(async move { client.put(NOTE, "text/plain", "hi").await })
+    };
+    tokio::task::yield_now().await;
+    hanging[0].abort();
+    assert_eq!(waiting.await.expect("it ends").expect("a place").version, 3);
+    hanging[1].abort();
+}
+
 #[tokio::test]
 async fn a_write_is_sent_again_as_it_was_after_the_pause_it_was_told() {
     let node = Node::start();

@@ -95,7 +95,7 @@ fn limits(deadline_ms: u64, attempt_ms: u64) -> Limits {
 
 fn two_nodes() -> Nodes {
     let channel = || tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-    Nodes::new(vec![("a".into(), channel()), ("b".into(), channel())], Default::default())
+    Nodes::new(vec![("a".into(), channel()), ("b".into(), channel())], Default::default(), 8)
 }
 
 #[tokio::test]
