@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench bench-full bench-micro bench-load bench-watch bench-sync bench-transfer bench-offsite bench-hang bench-restore lint lint-proto lint-alerts fmt clean system system-test system-peers try-systemd try-compose try-runbooks
+.PHONY: help build planted demo test jepsen jepsen-kill jepsen-smoke jepsen-regressions soak holdfast-debug conformance bench bench-full bench-micro bench-load bench-watch bench-sync bench-transfer bench-offsite bench-hang bench-restore bench-growth lint lint-proto lint-alerts fmt clean system system-test system-peers try-systemd try-compose try-runbooks
 
 # Build output stays outside the tree: RocksDB takes minutes to compile, and a fresh clone need not do it again.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/holdfast-target
@@ -41,6 +41,7 @@ SYNC_ARGS ?=
 TRANSFER_ARGS ?=
 OFFSITE_ARGS ?=
 HANG_ARGS ?=
+GROWTH_ARGS ?=
 JEPSEN_ARGS ?=
 SMOKE_ARGS ?=
 REGRESSIONS_ARGS ?=
@@ -151,6 +152,9 @@ bench-transfer: build ## Hand leadership over under load; fail when writes stand
 
 bench-offsite: system-test build ## Ship 1,000 writes/s to a folder and an S3 server through ten kills of leaders; fail above 5 s of lag (OFFSITE_ARGS=...)
 	$(BIN_DIR)/offsite-lag --holdfast $(BIN) $(OFFSITE_ARGS)
+
+bench-growth: system-test build ## How cost grows with records, users and nodes: a table and JSON (GROWTH_ARGS="--records 5000000")
+	$(BIN_DIR)/growth --holdfast $(BIN) $(GROWTH_ARGS)
 
 bench-hang: system-test build ## Let an S3 server hang for ten minutes under 1,000 writes/s; fail when people notice, or it never catches up (HANG_ARGS=...)
 	$(BIN_DIR)/offsite-hang --holdfast $(BIN) $(HANG_ARGS)

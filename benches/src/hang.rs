@@ -49,7 +49,7 @@ struct Args {
     /// Fail when the median p99 is worse by more, in percent.
     #[arg(long, default_value_t = 10.0)]
     worse_max: f64,
-    /// Fail when a node's memory beside its memtables grows by more while it hangs, in MiB.
+    /// Fail when a node's memory beside its memtables and cached blocks grows by more while it hangs, in MiB.
     #[arg(long, default_value_t = 128.0)]
     growth_max: f64,
     /// It does not hang: the same phases, for what changes by itself meanwhile.
@@ -84,7 +84,7 @@ async fn reached(cluster: &Cluster, name: &str) -> Option<u64> {
 }
 
 fn rest_mib(sample: &Sample) -> f64 {
-    sample.resident_kib.saturating_sub(sample.memtable_kib) as f64 / 1024.0
+    sample.rest_kib() as f64 / 1024.0
 }
 
 #[tokio::main(flavor = "multi_thread")]
@@ -192,7 +192,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         };
         let (calm, hung) = (of(second(calm), second(hangs)), of(second(hangs), second(caught_up)));
         println!(
-            "node {}: memory beside memtables at most {calm:.0} MiB before, {hung:.0} MiB while it hangs",
+            "node {}: memory beside memtables and cached blocks at most {calm:.0} MiB before, {hung:.0} MiB while it hangs",
             node + 1
         );
         growth = growth.max(hung - calm);

@@ -27,20 +27,24 @@ pub fn resident_kib(node: &Node) -> anyhow::Result<u64> {
     servers::kib(node.pid, "status", "VmRSS:")
 }
 
-/// Memtables of a server in KiB. Only it can tell: they are part of its resident memory, and come and go with flushes.
+/// Memtables of a server and its cached blocks, in KiB. Only it can tell: they are part of its resident memory, are bounded by
+/// what is set aside for them, and come and go with flushes and reads.
 ///
 /// # Errors
 /// When its metrics cannot be read, or do not say.
-pub async fn memtable_kib(node: &Node) -> anyhow::Result<u64> {
+pub async fn buffers_kib(node: &Node) -> anyhow::Result<(u64, u64)> {
     let mut stream = TcpStream::connect(&node.http).await.with_context(|| format!("metrics of node {}", node.id))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
     let mut page = String::new();
     stream.read_to_string(&mut page).await?;
-    let bytes = page.lines().filter_map(|line| line.strip_prefix("holdfast_storage_memtable_bytes{"));
-    let bytes = bytes.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
-    let bytes: f64 = bytes.sum::<Result<f64, _>>().context("memtables in the metrics")?;
-    anyhow::ensure!(bytes > 0.0, "node {} says nothing of its memtables", node.id);
-    Ok(bytes as u64 / 1024)
+    let sum = |name: &str| {
+        let lines = page.lines().filter(|line| line.starts_with(name));
+        let values = lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
+        values.sum::<Result<f64, _>>().with_context(|| format!("{name} in the metrics"))
+    };
+    let memtables = sum("holdfast_storage_memtable_bytes{")?;
+    anyhow::ensure!(memtables > 0.0, "node {} says nothing of its memtables", node.id);
+    Ok((memtables as u64 / 1024, sum("holdfast_storage_block_cache_bytes ")? as u64 / 1024))
 }
 
 /// How busy the machine is, for the head of a table: the averages of 1, 5 and 15 minutes.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jepsen_tests::cluster::Node;
 use tokio::sync::watch;
 
-use crate::measure::{memtable_kib, resident_kib};
+use crate::measure::{buffers_kib, resident_kib};
 
 /// Seconds at either end of the load whose memory is compared.
 const ENDS: usize = 10;
@@ -17,16 +17,19 @@ pub struct Sample {
     pub resident_kib: u64,
     /// Its memtables.
     pub memtable_kib: u64,
+    /// Its cached blocks.
+    pub cached_kib: u64,
 }
 
 impl Sample {
     async fn of(node: &Node) -> anyhow::Result<Self> {
-        Ok(Self { resident_kib: resident_kib(node)?, memtable_kib: memtable_kib(node).await? })
+        let (memtable_kib, cached_kib) = buffers_kib(node).await?;
+        Ok(Self { resident_kib: resident_kib(node)?, memtable_kib, cached_kib })
     }
 
-    /// What is no memtable.
-    fn rest_kib(&self) -> u64 {
-        self.resident_kib.saturating_sub(self.memtable_kib)
+    /// What is no memtable and no cached block: those are bounded by what is set aside for them.
+    pub fn rest_kib(&self) -> u64 {
+        self.resident_kib.saturating_sub(self.memtable_kib + self.cached_kib)
     }
 }
 
@@ -51,7 +54,7 @@ pub async fn sample_memory(nodes: Vec<Node>, mut stop: watch::Receiver<bool>) ->
 /// A node's memory over the load, in MiB.
 #[derive(Debug)]
 pub struct Memory {
-    /// Mean of the first seconds, memtables left out.
+    /// Mean of the first seconds, memtables and cached blocks left out.
     pub first: f64,
     /// Mean of the last ones.
     pub last: f64,
@@ -82,11 +85,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memtables_are_no_growth() {
-        let at = |second: u64| Sample { resident_kib: (100 + second) << 10, memtable_kib: (second + 10) << 10 };
+    fn memtables_and_cached_blocks_are_no_growth() {
+        let at = |second: u64| Sample {
+            resident_kib: (100 + second) << 10,
+            memtable_kib: (second / 2 + 10) << 10,
+            cached_kib: (second - second / 2) << 10,
+        };
         let memory = Memory::of(&(0..60).map(at).collect::<Vec<_>>());
         assert_eq!((memory.first, memory.last, memory.growth(), memory.peak), (90.0, 90.0, 0.0, 159.0));
-        let memory = Memory::of(&[at(0), Sample { resident_kib: 130 << 10, memtable_kib: 10 << 10 }]);
+        let memory = Memory::of(&[at(0), Sample { resident_kib: 130 << 10, ..at(0) }]);
         assert_eq!(memory.peak, 130.0, "fewer samples than two ends have");
     }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use holdfast_benches::measure::{cpu, load_average, memtable_kib, percentile_ms};
+use holdfast_benches::measure::{buffers_kib, cpu, load_average, percentile_ms};
 use holdfast_benches::memory::{Memory, Sample, sample_memory};
 use holdfast_benches::wakeups::{Heard, Judgement, Write, judge};
 use holdfast_client::{Client, RecordRef, v1};
@@ -325,7 +325,7 @@ impl<'a> Writer<'a> {
             let end = Instant::now() + WARM_WITHIN;
             while flushed.contains(&false) && Instant::now() < end {
                 for ((node, peak), flushed) in nodes.iter().zip(&mut peaks).zip(&mut flushed) {
-                    let now = memtable_kib(node).await?;
+                    let (now, _) = buffers_kib(node).await?;
                     *peak = now.max(*peak);
                     *flushed |= now + FLUSHED_KIB < *peak;
                 }
