@@ -119,6 +119,30 @@ async fn a_replica_that_was_changed_behind_its_back_attests_nothing_and_is_mende
     scene.ledger.check(&scene.cluster.client()).await;
 }
 
+/// Three accounts of one state, and no majority for any of them: nothing is shipped that may be wrong, and what was shipped
+/// before stays what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_majority_vouches_no_snapshot_is_taken() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut scene = Scene::begin(dir.path()).await;
+    let (before, said) = scene.backup();
+    assert_eq!(before["attested"], Value::Bool(true), "{before} {said}");
+    let leader = scene.cluster.leader().await;
+    for (place, times) in [((leader + 1) % 3, 1), ((leader + 2) % 3, 2)] {
+        terminate(&mut scene.cluster, place);
+        alter(&scene.cluster, place, |rows| (0..times).for_each(|_| outcome(rows)));
+        restart(&mut scene.cluster, place);
+        scene.cluster.wait_converged().await;
+    }
+    let (code, out, err) = holdfast(&["backup", "now", "--endpoint", &scene.endpoints(), "-o", "json"]);
+    assert!(code != 0 && out.contains("DIVERGED") && out.contains("no side has a majority"), "{out} {err}");
+    let (_, out, err) = holdfast(&["backup", "ls", "--from", &scene.url, "-o", "json"]);
+    let listed: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out} {err}"));
+    assert_eq!(listed["lineages"][0]["snapshots"].as_array().map(Vec::len), Some(1), "{listed}");
+    let alarmed = async |place: usize| scene.failures(place).await > 0;
+    wait_for("the alarm", async || alarmed(0).await || alarmed(1).await || alarmed(2).await).await;
+}
+
 /// Without a majority of voters that answer there is none that vouches; with one, it waits for nobody who is gone for long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_down_keeps_no_snapshot_from_being_attested() {
