@@ -107,7 +107,9 @@ impl StoreError {
     /// The disk, or the quota on it, is full. RocksDB passes only the system's text on.
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
             Self::Rocks { source, .. } => source.as_ref().contains("No space left on device"),
             _ => false,
         }

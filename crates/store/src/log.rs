@@ -207,12 +207,13 @@ impl LogStore {
         let inside = last.is_some_and(|last| upto.index <= last.index);
         let crc = if inside { shared.crc_of(upto)? } else { 0 };
         let upto = Some(upto);
-        shared.segments.put_purged(Link { position: upto, crc });
+        // First for readers: what they do not find is to be explained.
         if inside {
             shared.tail.write(|tail| tail.purge(upto, crc));
         } else {
             shared.tail.write(|tail| tail.reset(upto, crc));
         }
+        shared.segments.put_purged(Link { position: upto, crc });
         shared.enqueue(upto, None);
         Ok(())
     }
@@ -256,9 +257,10 @@ impl LogStore {
             let _order = shared.lock_order();
             shared.queue.check()?;
             let link = Link { position: Some(purged), crc: 0 };
-            shared.segments.put_purged(link);
-            shared.segments.put_truncated(link);
             shared.tail.write(|tail| tail.reset(Some(purged), 0));
+            // Torn between the two, it is done again.
+            shared.segments.put_truncated(link);
+            shared.segments.put_purged(link);
             shared.enqueue(Some(purged), None);
         }
         self.flush_wal()
@@ -284,10 +286,8 @@ impl LogStore {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let done: Done = Box::new(move |result| drop(sender.send(result)));
         let path = self.shared().segments.path();
-        {
-            let _order = self.shared().lock_order();
-            self.shared().enqueue(None, Some(done));
-        }
+        // Without the order: whoever holds it may wait for the room that this call is to give.
+        self.shared().enqueue(None, Some(done));
         match receiver.recv() {
             Ok(result) => result.map_err(StoreError::io("fsync the log", path)),
             Err(_) => Err(StoreError::Halted("the flush thread is gone".into())),

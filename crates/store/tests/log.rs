@@ -459,14 +459,17 @@ fn a_damaged_segment_is_kept_as_a_copy_and_the_vote_is_taken_from_the_floor() {
     let [vote_record] = votes.as_slice() else { panic!("one vote: {votes:?}") };
     bytes[vote_record.start + 20] ^= 1;
     fs::write(&path, &bytes).expect("written");
-    let (log, report) = open_log(&data(dir.path()));
+    let opened = data(dir.path());
+    let (log, report) = open_log(&opened);
+    let noted = opened.recovering().expect("reads").expect("before anything was mended");
+    assert_eq!((Some(&noted.reason), noted.upto), (report.recovering.as_ref(), 5));
     let why = report.recovering.expect("what was there is not known");
     assert!(why.contains(&format!("bytes {}-{}", vote_record.start, vote_record.end)), "{why}");
     assert_eq!((log.last(), log.vote(), report.truncated_from), (Some(at(3, 5)), Some(vote(3)), None));
     let copies = report.quarantined.expect("a copy");
     assert!(copies.starts_with(dir.path().join("quarantine")));
     assert_eq!(fs::read(copies.join("000001.log")).expect("read"), bytes);
-    drop(log);
+    drop((log, opened));
     let (log, report) = open_log(&data(dir.path()));
     assert_eq!(
         (report.recovering, report.quarantined, log.vote()),

@@ -178,6 +178,9 @@ pub(crate) fn run_flush(shared: &Shared) -> Result<(), String> {
         if let Some(durable) = after.filter(|_| before != after) {
             shared.tail.announce(durable.index);
             shared.floor.changed();
+        } else if shared.segments.first_purged().is_some() {
+            // Its thread deletes them.
+            shared.floor.changed();
         }
     }
     shared.tail.stop();

@@ -8,6 +8,7 @@
 //!   from what a disk lost later: a log that ends below it makes the node recover from its peers.
 //! - Everything else that is not as it was written makes the node recover, also where no entry lacks: a vote may have been
 //!   there. A copy of the damaged file is kept, and the damage is covered, so that the next start does not find it again.
+//! - That a node recovers is noted before anything is mended, so that a start which ends halfway takes nothing with it.
 //! - What does not follow any more is cut off durably before anything is appended, and the floor is raised over it first, so
 //!   that a node which lost entries stays recovering through any number of restarts.
 
@@ -27,7 +28,7 @@ use crate::log::segments::{Held, Mark, Segments, State, each_record, file_name, 
 use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, TornTail, VoteRecord};
 use crate::log::walk::Walked;
-use crate::marker::DataDir;
+use crate::marker::{DataDir, Recovering};
 use crate::options::Sizes;
 
 /// Marks of entries that are found at the start lie so far apart.
@@ -56,36 +57,29 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
     let segments = Segments::new(&dir, group, options, Sizes::at(&dir), state);
     {
         let mut state = segments.lock();
-        (state.vote, state.purged) = (walked.vote, walked.purged);
+        (state.vote, state.purged, state.committed) = (walked.vote, walked.purged, walked.committed);
     }
 
     if !wrong.is_empty() {
-        let copies = keep_copies(data, &files)?;
         reasons.push(format!("the log is damaged, and a copy of it was set aside: {}", wrong.join("; ")));
-        report.quarantined = Some(copies);
     }
-    if !wrong.is_empty() {
-        // Facts may be where the damage is; a new segment begins with them.
-        segments.begin_anew();
-    }
+    let before = floor_file.floor();
+    let mut floor = before.position;
     if let Some((index, seen, reason)) = &walked.broken {
         reasons.push(format!("entry {index} {reason}; it and all after it were cut off"));
         report.truncated_from = Some(*index);
-        let Floor { position, vote } = floor_file.floor();
-        floor_file.write(Floor { position: position.max(Some(*seen)), vote })?;
-        segments.put_truncated(walked.last);
+        floor = floor.max(Some(*seen));
     }
-    let mut vote = walked.vote;
-    if floor_file.floor().vote > vote {
+    let vote = walked.vote.max(before.vote);
+    if before.vote > walked.vote {
         reasons.push("the stored vote is older than the one on the floor".into());
-        vote = floor_file.floor().vote;
-        if let Some(vote) = vote {
-            segments.put_vote(vote);
-        }
     }
     if found == Found::Damaged {
         reasons.push(format!("both slots of {} are damaged", floor_file.path().display()));
-        floor_file.write(Floor { position: walked.last.position, vote })?;
+        floor = floor.max(walked.last.position);
+    }
+    if walked.last.position < floor {
+        reasons.push(format!("the log ends at {:?}, the floor says {floor:?} was fsynced", walked.last.position));
     }
     if found == Found::Missing && walked.last.position.is_some() {
         report.floor_missing = Some(floor_file.path().to_owned());
@@ -93,17 +87,33 @@ pub(crate) fn open(data: &DataDir, group: GroupId, options: &LogOptions) -> Resu
     if found == Found::Floor && floor_file.is_spoilt() {
         report.floor_spoilt = Some(floor_file.path().to_owned());
     }
-    let floor = floor_file.floor().position;
-    if walked.last.position < floor {
-        reasons.push(format!("the log ends at {:?}, the floor says {floor:?} was fsynced", walked.last.position));
+    report.floor = floor;
+    report.recovering = (!reasons.is_empty()).then(|| reasons.join("; "));
+    if let Some(reason) = &report.recovering {
+        // Before anything of the evidence goes: a start that ends halfway must not look whole to the next one.
+        let upto = data.recovering()?.map_or(0, |known| known.upto).max(floor.map_or(0, |floor| floor.index));
+        data.set_recovering(Some(&Recovering { reason: reason.clone(), upto }))?;
+    }
+
+    if !wrong.is_empty() {
+        report.quarantined = Some(keep_copies(data, &files)?);
+        // Facts may be where the damage is; a new segment begins with them.
+        segments.begin_anew();
+    }
+    if walked.broken.is_some() || found == Found::Damaged {
+        floor_file.write(Floor { position: floor, vote })?;
+    }
+    if walked.broken.is_some() {
+        segments.put_truncated(walked.last);
+    }
+    if let Some(vote) = vote.filter(|vote| walked.vote < Some(*vote)) {
+        segments.put_vote(vote);
     }
     segments.sync()?;
     cover_damage(&files, group)?;
     // What was read is durable from here on, whatever the kernel still held back.
     files.iter().rev().take(2).try_for_each(|file| files::sync_file(&file.path))?;
     files::sync_dir(&dir)?;
-    report.floor = floor;
-    report.recovering = (!reasons.is_empty()).then(|| reasons.join("; "));
     let Walked { committed, purged, last, sizes, .. } = walked;
     let first = purged.position.map_or(0, |purged| purged.index + 1);
     report.entries = last.position.map_or(0, |last| last.index + 1) - first;
@@ -146,7 +156,7 @@ impl SegmentFile {
         numbers.sort_unstable();
         let mut files =
             numbers.into_iter().map(|number| Self::read(dir, number, salt)).collect::<Result<Vec<_>, _>>()?;
-        let mut torn = None;
+        let (all, mut torn) = (files.len(), None);
         while let Some(empty) = files.pop_if(|file| file.end == 0) {
             if empty.has_rest {
                 let path = files::quarantine(data.path(), &empty.path)?;
@@ -155,9 +165,9 @@ impl SegmentFile {
                 files::remove_file(&empty.path)?;
             }
         }
-        let last = files.len().saturating_sub(1);
-        for file in files.iter_mut().take(last) {
-            // The next one was begun once this one was fsynced.
+        // The next one was begun once this one was fsynced, whatever became of the next one.
+        let followed = if files.len() < all { files.len() } else { files.len().saturating_sub(1) };
+        for file in files.iter_mut().take(followed) {
             file.is_damaged |= file.has_rest || !file.damage.is_empty();
         }
         Ok((files, torn))
@@ -342,13 +352,14 @@ fn what_is_wrong(files: &mut [SegmentFile], held: &VecDeque<Held>, purged: Link)
 fn keep_copies(data: &DataDir, files: &[SegmentFile]) -> Result<PathBuf, StoreError> {
     let target = files::quarantine_dir(data.path(), "raft")?;
     for file in files.iter().filter(|file| file.is_damaged) {
-        match std::fs::copy(&file.path, target.join(file_name(file.number))) {
-            Err(error) if error.kind() != std::io::ErrorKind::StorageFull => {
-                return Err(StoreError::io("copy", &file.path)(error));
-            }
-            _ => {}
+        let copy = target.join(file_name(file.number));
+        match std::fs::copy(&file.path, &copy) {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {}
+            Err(error) => return Err(StoreError::io("copy", &file.path)(error)),
+            Ok(_) => files::sync_file(&copy)?,
         }
     }
+    files::sync_dir(&target)?;
     Ok(target)
 }
 

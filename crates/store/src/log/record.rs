@@ -16,6 +16,8 @@ use crate::log::types::{LogPosition, VoteRecord};
 use crate::marker::Identity;
 
 pub(crate) const HEADER_BYTES: usize = 17;
+/// A longer record than any that there is: messages are bounded far below it.
+const SEARCHED_BYTES_MAX: usize = 16 << 20;
 /// Of a [`Kind::Start`].
 pub(crate) const START_BYTES: usize = HEADER_BYTES + 4 + 8 + 8;
 /// Of what a segment holds; an older one would say so.
@@ -129,19 +131,28 @@ pub(crate) enum Item<'a> {
     End(Range<usize>),
 }
 
+/// Whether a record behind damage at `damaged` may begin at `start`: it is of the write that the last whole one was part of, or
+/// of a later one. What is no record is told so by its header, or a search would read all behind each byte.
+fn may_follow(bytes: &[u8], start: usize, damaged: usize, last_base: usize) -> bool {
+    let word = |at: usize| bytes.get(start + at..)?.first_chunk::<4>().map(|word| u32::from_be_bytes(*word) as usize);
+    let (Some(length), Some(base)) = (word(4), word(8)) else { return false };
+    length <= SEARCHED_BYTES_MAX && (base == last_base || (damaged..=start).contains(&base))
+}
+
 /// Calls `f` with all of a segment, in order.
 pub(crate) fn scan<'a>(bytes: &'a [u8], seed: Seed, mut f: impl FnMut(Item<'a>)) {
     // Zeros at the end were never written; a record never ends with as many as a header has.
     let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let limit = (written + HEADER_BYTES).min(bytes.len());
-    let mut next = 0;
+    let (mut next, mut last_base) = (0, 0);
     while next < written {
         if let Some(record) = at(bytes, next, 0, seed) {
-            next = record.at.end;
+            (next, last_base) = (record.at.end, record.base as usize);
             f(Item::Record(record));
             continue;
         }
-        let found = (next + 1..limit).find(|start| at(bytes, *start, 0, seed).is_some());
+        let may_be = |start: usize| may_follow(bytes, start, next, last_base) && at(bytes, start, 0, seed).is_some();
+        let found = (next + 1..limit).find(|start| may_be(*start));
         match found {
             Some(start) => f(Item::Damage(next..start)),
             None => return f(Item::End(next..bytes.len())),
@@ -294,6 +305,23 @@ mod tests {
         let (records, damage, rest) = scanned(&bytes, SEED);
         assert_eq!((records.len(), damage), (starts.len() + 1, Vec::new()));
         assert_eq!(rest, end + HEADER_BYTES + 100..end + HEADER_BYTES + 100);
+    }
+
+    /// What somebody stored may look like a record, even with a seed that fits: behind damage only that counts which can follow.
+    #[test]
+    fn a_record_inside_of_what_was_stored_is_not_taken_for_one_of_the_log() {
+        let (mut out, starts) = segment();
+        let base = out.len() as u32;
+        let mut inner = Vec::new();
+        put(&mut inner, (SEED, starts[3] as u32, GROUP), Kind::Vote, |out| out.resize(17, 1));
+        let outer = out.len();
+        put(&mut out, (SEED, base, GROUP), Kind::Entry, |out| out.extend([&[9; 40][..], &inner, &[9; 40]].concat()));
+        let next = out.len();
+        put(&mut out, (SEED, base, GROUP), Kind::Entry, |out| out.resize(out.len() + 9, 3));
+        assert!(at(&out, outer + HEADER_BYTES + 40, 0, SEED).is_some(), "by itself it is one");
+        out[outer + 5] ^= 1;
+        let (records, damage, _) = scanned(&out, SEED);
+        assert_eq!((damage.first(), damage.len(), records.last()), (Some(&(outer..next)), 1, Some(&next)));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) struct State {
     pub(crate) held: VecDeque<Held>,
     pub(crate) marks: VecDeque<Mark>,
     pub(crate) vote: Option<VoteRecord>,
-    committed: Option<LogPosition>,
+    pub(crate) committed: Option<LogPosition>,
     is_committed_new: bool,
     pub(crate) purged: Link,
     /// The next entry does not follow the last one: reading must begin at it.
@@ -137,7 +137,6 @@ pub(crate) fn file_name(number: u64) -> String {
 impl State {
     /// As it was found; the next record begins segment `next`.
     pub(crate) fn found(salt: Salt, held: VecDeque<Held>, marks: VecDeque<Mark>, next: u64) -> Self {
-        let durable = (held.back().map_or(0, |held| held.number), None);
         Self {
             pending: Write { number: next, ..Write::default() },
             salt,
@@ -151,7 +150,8 @@ impl State {
             is_committed_new: false,
             purged: Link::default(),
             is_apart: false,
-            durable,
+            // Of what was found it is not known how much of it a power cut leaves.
+            durable: (0, None),
         }
     }
 
@@ -484,15 +484,17 @@ impl Segments {
         Ok(Some(Region { seed, origin: mark.at, bytes, until }))
     }
 
+    /// The first segment, if it may be deleted.
+    pub(crate) fn first_purged(&self) -> Option<u64> {
+        let state = self.lock();
+        let (number, purged) = state.durable;
+        let first = state.held.front().filter(|held| held.number < number && State::is_purged(held, purged));
+        first.map(|held| held.number)
+    }
+
     /// Deletes the segments whose entries are all purged.
     pub(crate) fn remove_purged(&self) -> Result<(), StoreError> {
-        let first = || {
-            let state = self.lock();
-            let (number, purged) = state.durable;
-            let first = state.held.front().filter(|held| held.number < number && State::is_purged(held, purged));
-            first.map(|held| held.number)
-        };
-        while let Some(number) = first() {
+        while let Some(number) = self.first_purged() {
             let path = self.path_of(number);
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
