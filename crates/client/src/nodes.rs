@@ -37,9 +37,8 @@ pub(crate) struct Nodes {
     budget: Budget,
     /// Of calls that may be under way at once.
     places: Semaphore,
-    /// Calls that wait for one, and how many may.
-    waiting: AtomicUsize,
-    waiting_max: usize,
+    /// Of calls that may wait for one.
+    waiting: Semaphore,
     server_time_ms: AtomicU64,
     server_time_seen_ms: AtomicU64,
 }
@@ -62,8 +61,7 @@ impl Nodes {
             started: Instant::now(),
             budget: Budget::new(budget),
             places: Semaphore::new(calls_max.clamp(1, Semaphore::MAX_PERMITS)),
-            waiting: AtomicUsize::new(0),
-            waiting_max: calls_max,
+            waiting: Semaphore::new(calls_max.min(Semaphore::MAX_PERMITS)),
             server_time_ms: AtomicU64::new(0),
             server_time_seen_ms: AtomicU64::new(0),
         }
@@ -149,7 +147,7 @@ impl Nodes {
         if let Ok(place) = self.places.try_acquire() {
             return Some(place);
         }
-        let _waiting = Waiting::new(&self.waiting, self.waiting_max)?;
+        let _waiting = self.waiting.try_acquire().ok()?;
         tokio::time::timeout(wait, self.places.acquire()).await.ok()?.ok()
     }
 
@@ -172,22 +170,6 @@ impl Nodes {
 
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
-    }
-}
-
-/// One that waits, counted until it does no more.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let waiting = Self(count);
-        (count.fetch_add(1, Relaxed) < most).then_some(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }
 

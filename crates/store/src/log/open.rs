@@ -24,15 +24,12 @@ use crate::files;
 use crate::log::floor::{Floor, FloorFile, FloorKeeper, Found};
 use crate::log::frame;
 use crate::log::record::{self, Item, Kind, Salt, Seed};
-use crate::log::segments::{Held, Mark, Segments, State, each_record, file_name, truncate_marks};
+use crate::log::segments::{Held, Mark, Segments, State, each_record, file_name, push_mark, truncate_marks};
 use crate::log::tail::{Link, TailState};
 use crate::log::types::{LogOptions, LogPosition, LogReport, TornTail, VoteRecord};
 use crate::log::walk::Walked;
 use crate::marker::{DataDir, Recovering};
 use crate::options::Sizes;
-
-/// Marks of entries that are found at the start lie so far apart.
-const MARK_BYTES: usize = 64 << 10;
 
 /// A log ready for use.
 pub(crate) struct Opened {
@@ -299,11 +296,8 @@ fn walk(files: &[SegmentFile], salt: Salt, group: GroupId, facts: &Facts) -> Res
                 if index.is_none_or(|index| index < first) || !walked.step(record.body) {
                     return;
                 }
-                let (index, at) = (index.unwrap_or(first), record.at.start);
-                let is_near = |mark: &Mark| mark.number == file.number && at - (mark.at as usize) < MARK_BYTES;
-                if std::mem::take(&mut is_apart) || !marks.back().is_some_and(is_near) {
-                    marks.push_back(Mark { index, number: file.number, at: at as u32 });
-                }
+                let (index, at) = (index.unwrap_or(first), record.at.start as u32);
+                push_mark(&mut marks, &mut is_apart, Mark { index, number: file.number, at });
             }
             Kind::Truncated => {
                 if let Some(link) = record::parse_link(record.body) {

@@ -182,16 +182,20 @@ impl State {
     fn put_entry(&mut self, group: GroupId, crc: u32, entry: &StoredEntry) -> u32 {
         let index = entry.position.index;
         let (number, at) = (self.pending.number, self.pending.end());
-        let is_near = |mark: &Mark| mark.number == number && mark.index < index && at - mark.at < MARK_BYTES;
-        let is_apart = std::mem::take(&mut self.is_apart);
-        if is_apart || !self.marks.back().is_some_and(is_near) {
-            self.marks.push_back(Mark { index, number, at });
-        }
+        push_mark(&mut self.marks, &mut self.is_apart, Mark { index, number, at });
         let crc = self.pending.put(group, Kind::Entry, |out| frame::put(out, crc, entry));
         if let Some(held) = self.held.back_mut() {
             held.last = held.last.max(Some(index));
         }
         crc
+    }
+}
+
+/// Notes where an entry lies, unless the mark before it is near. `is_apart`: it does not follow the entry before it.
+pub(crate) fn push_mark(marks: &mut VecDeque<Mark>, is_apart: &mut bool, mark: Mark) {
+    let is_near = |last: &Mark| last.number == mark.number && last.index < mark.index && mark.at - last.at < MARK_BYTES;
+    if std::mem::take(is_apart) || !marks.back().is_some_and(is_near) {
+        marks.push_back(mark);
     }
 }
 
