@@ -27,6 +27,10 @@ const KIND: &str = "verification";
 /// Faults told in a verification; their number tells of the others.
 pub const FAULTS_TOLD_MAX: usize = 20;
 const READS_MAX: usize = 8;
+/// What a restore takes is told by so many drills at most.
+const DRILLS_MAX: usize = 5;
+/// They are looked for among so many verifications: there is one a day, and a drill a week, from each who verifies.
+const DRILLS_LOOKED_FOR_AMONG: usize = 64;
 
 /// How much was looked at. Ordered: more is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -85,6 +89,29 @@ pub struct SeenSnapshot {
     pub seal: String,
 }
 
+/// What a restore had to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreWork {
+    /// Stored bytes of the snapshot.
+    pub snapshot_bytes: u64,
+    /// The same, plain.
+    pub plain_bytes: u64,
+    /// Records in it.
+    pub records: u64,
+    /// It was put together from a base and layers.
+    pub layered: bool,
+    /// Stored bytes of the log.
+    pub log_bytes: u64,
+    /// Entries that were replayed.
+    pub entries: u64,
+    /// Changes in them, about.
+    pub changes: u64,
+    /// Directories that were filled.
+    pub directories: u64,
+    /// Processors of the machine.
+    pub processors: u64,
+}
+
 /// What a drill took.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillTimes {
@@ -98,6 +125,9 @@ pub struct DrillTimes {
     pub load_ms: u64,
     /// See `verify_ms`.
     pub replay_ms: u64,
+    /// What was done in that time, for who asks how long the next restore takes; `None` = nobody wrote it down.
+    #[serde(default)]
+    pub work: Option<RestoreWork>,
     /// From there until every node answered a linearizable read.
     pub ready_ms: u64,
     /// Records that were restored.
@@ -198,6 +228,12 @@ impl Verification {
             vouched.map(|one| SeenSnapshot { index: one.index, root: hex(&one.root), seal: hex(&one.seal) }).collect();
         self.gap_ends = report.gaps.iter().filter(|gap| gap.group == group).map(|gap| gap.last.index).collect();
         self.last_index = report.log.get(&group).map(|(_, last)| *last);
+    }
+
+    /// What a drill took, and for what.
+    pub fn timed(&self) -> Option<(&DrillTimes, &RestoreWork)> {
+        let times = self.drill.as_ref()?;
+        Some((times, times.work.as_ref()?))
     }
 
     /// Notes a fault.
@@ -319,6 +355,36 @@ pub async fn verifications(
         }
     }
     Ok((found, bad))
+}
+
+/// The newest good drills that say what took how long, the newest first, as far as they are among the newest verifications.
+/// Whose they are is not asked: an estimate goes by them, and nothing that counts.
+///
+/// # Errors
+/// When the destination fails.
+pub async fn newest_drills(
+    destination: &Destination,
+    lineage: &LineageId,
+    group: GroupId,
+) -> Result<Vec<Recorded>, ArchiveError> {
+    let listed = destination.list(&lineage.verify_prefix(group)).await?;
+    let newest = listed.into_iter().rev().take(DRILLS_LOOKED_FOR_AMONG);
+    let mut reads = futures::stream::iter(newest)
+        .map(|one: Listed| async move { read_one(destination, &one.path).await })
+        .buffered(READS_MAX);
+    let mut drills = Vec::new();
+    while let Some(read) = reads.next().await {
+        match read {
+            Ok(one) if one.found.good && one.found.vault.is_none() && one.found.timed().is_some() => drills.push(one),
+            Ok(_) => {}
+            Err(error) if error.fault().is_some() => {}
+            Err(error) => return Err(error),
+        }
+        if drills.len() == DRILLS_MAX {
+            break;
+        }
+    }
+    Ok(drills)
 }
 
 /// Reads a verification by its name.

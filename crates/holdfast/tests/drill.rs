@@ -134,8 +134,12 @@ async fn a_copy_counts_after_a_good_drill_and_no_more_after_a_bad_one() {
     });
     assert_eq!(scene.survive().0, 4, "what a copy that does not count may hold is not known");
 
+    let plan = || holdfast_json(&["restore", "plan", "--from", &scene.from]).1;
+    assert_eq!(plan()["eta_drill"], Value::Null);
     let (code, answer) = scene.drill(&[]);
     assert_eq!((code, &answer["good"], &answer["level"]), (0, &true.into(), &"drilled".into()), "{answer}");
+    let drilled = plan();
+    assert_eq!((&drilled["eta_drill"], drilled["eta_ms"].is_u64()), (&answer["ended"], true), "{drilled}");
     let times = &answer["drill"];
     assert_eq!((times["nodes"].as_u64(), times["records"].as_u64()), (Some(3), Some(50)), "{answer}");
     assert_eq!((times["people_read"].as_u64(), times["records_read"].as_u64()), (Some(2), Some(50)), "{answer}");

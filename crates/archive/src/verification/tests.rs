@@ -52,6 +52,34 @@ fn verifications_are_found_by_their_time_whoever_made_them() {
 }
 
 #[test]
+fn the_newest_good_drills_tell_how_long_a_restore_takes() {
+    let folder = Folder::new();
+    let destination = folder.destination();
+    let drilled = |ended_ms: u64, faults: &[&str], work: Option<RestoreWork>| Verification {
+        drill: Some(DrillTimes { load_ms: ended_ms, work, ..DrillTimes::default() }),
+        ..found(ended_ms, Depth::Drilled, faults)
+    };
+    let work = Some(RestoreWork { plain_bytes: 7, ..RestoreWork::default() });
+    let mut all: Vec<Verification> = (1..=7).map(|n| drilled(n * 10, &[], work)).collect();
+    // Neither one that found faults, nor one of a vault, nor one of an earlier program, nor what restored nothing.
+    all.push(drilled(71, &["a"], work));
+    all.push(Verification { vault: Some("attic".to_owned()), ..drilled(72, &[], work) });
+    all.push(drilled(73, &[], None));
+    all.push(found(74, Depth::Read, &[]));
+    for one in &all {
+        run(one.record(&destination, &LINEAGE, &key(1))).expect("recorded");
+    }
+    let ended = || -> Vec<u64> {
+        let drills = run(newest_drills(&destination, &LINEAGE, GROUP)).expect("reads");
+        drills.iter().map(|drill| drill.found.timed().expect("timed").0.load_ms).collect()
+    };
+    assert_eq!(ended(), [70, 60, 50, 40, 30]);
+    let newest = run(newest_drills(&destination, &LINEAGE, GROUP)).expect("reads").remove(0);
+    folder.flip(&newest.object, 100);
+    assert_eq!(ended(), [60, 50, 40, 30, 20], "one that is damaged is no reason to say nothing");
+}
+
+#[test]
 fn what_does_not_fit_its_name_or_contradicts_itself_is_no_verification() {
     let (folder, good) = (Folder::new(), found(30, Depth::Drilled, &[]));
     let (object, bytes) = run(good.seal(&folder.destination(), &LINEAGE, &key(1))).expect("sealed");

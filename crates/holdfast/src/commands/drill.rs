@@ -277,7 +277,7 @@ impl Steps<'_> {
         let watch = Watch::begin(Work::of(self.plan, spec.nodes.len()), false);
         let history = new_history(&spec.nodes, name)?;
         let filled = fill_watched(self.destination, self.plan, &spec.nodes, &history, watch).await;
-        let (report, stages) = match filled {
+        let (report, stages, work) = match filled {
             Ok(filled) => filled,
             Err(error) => return self.note(found, error),
         };
@@ -288,6 +288,7 @@ impl Steps<'_> {
             verify_ms: ms("verify"),
             load_ms: ms("load"),
             replay_ms: ms("replay"),
+            work: Some(work),
             records: report.records,
             entries: report.entries,
             ..DrillTimes::default()

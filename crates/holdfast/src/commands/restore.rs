@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Subcommand;
+use holdfast_archive::verification::{RestoreWork, newest_drills};
 use holdfast_archive::{
     ArchiveError, At, Choose, Destination, LineageId, Offer, RestorePlan, RestoreReport, RestoreSpec, RestoreTarget,
     filled_with,
@@ -186,11 +187,20 @@ async fn plan(format: Format, args: &PlanArgs) -> anyhow::Result<Exit> {
     } else {
         let began = Instant::now();
         let offer = look_for(&destination, choose).await?;
-        let eta = Work::of(&offer.plan, DIRECTORIES_USUAL).replaying(offer.replay_weight).estimate(began.elapsed());
-        PlanAnswer::of(&offer, SystemTime::now()).taking(eta)
+        let read = began.elapsed();
+        let work = Work::of(&offer.plan, DIRECTORIES_USUAL).replaying(offer.replay_weight);
+        let (work, drill) = paced(&destination, &offer.plan.lineage.id, work).await;
+        PlanAnswer::of(&offer, SystemTime::now()).taking(work.estimate(read), drill)
     };
     output::answer(format, &answer, || answer.in_words())?;
     Ok(if answer.newest_good_index.is_some() { Exit::Integrity } else { Exit::Ok })
+}
+
+/// The work at the pace of the newest drills, if any was recorded, and when the newest was. An estimate is no reason to fail.
+async fn paced(destination: &Destination, lineage: &LineageId, work: Work) -> (Work, Option<u64>) {
+    let drills = newest_drills(destination, lineage, GROUP).await.unwrap_or_default();
+    let timed: Vec<_> = drills.iter().filter_map(|drill| drill.found.timed()).collect();
+    (work.at_pace_of(&timed), drills.first().map(|newest| newest.found.ended_ms))
 }
 
 /// The newest point that can be restored, every object of it read.
@@ -280,9 +290,10 @@ async fn restore_as_planned(
     let held_back = args.held_back();
     let started = Instant::now();
     let planned = plan.without_payloads(&held_back);
-    let watch = Watch::begin(Work::of(&planned, target.nodes.len()), args.progress);
+    let (work, _) = paced(destination, &plan.lineage.id, Work::of(&planned, target.nodes.len())).await;
+    let watch = Watch::begin(work, args.progress);
     let history = RestoreSpec { held_back, ..target.history()? };
-    let (report, stages) = fill_watched(destination, plan, &target.nodes, &history, watch).await?;
+    let (report, stages, _) = fill_watched(destination, plan, &target.nodes, &history, watch).await?;
     target.remember()?;
     let took = started.elapsed();
     let value = serde_json::json!({
@@ -430,28 +441,28 @@ pub async fn fill(
     history: &RestoreSpec,
 ) -> anyhow::Result<RestoreReport> {
     let watch = Watch::begin(Work::of(plan, nodes.len()), false);
-    fill_watched(destination, plan, nodes, history, watch).await.map(|(report, _)| report)
+    fill_watched(destination, plan, nodes, history, watch).await.map(|(report, ..)| report)
 }
 
-/// The same, shown to whoever watches; gives the time of each stage as well.
+/// The same, shown to whoever watches; gives the time of each stage as well, and what was done.
 pub async fn fill_watched(
     destination: &Destination,
     plan: &RestorePlan,
     nodes: &[NodeSpec],
     history: &RestoreSpec,
     watch: Watch,
-) -> anyhow::Result<(RestoreReport, serde_json::Value)> {
+) -> anyhow::Result<(RestoreReport, serde_json::Value, RestoreWork)> {
     let mut targets = Vec::new();
     for node in nodes {
         targets.push(RestoreTarget { path: node.data_dir.clone(), node_id: node.id, identity: random()? });
     }
     let shown = |stage, done, total| watch.shown(stage, done, total);
     let report = holdfast_archive::restore(destination, plan, &targets, history, &shown).await;
-    let stages = watch.end();
+    let (stages, work) = watch.end();
     let nodes = nodes.to_vec();
     let report = report?;
     tokio::task::spawn_blocking(move || seat(&nodes)).await??;
-    Ok((report, stages))
+    Ok((report, stages, work))
 }
 
 /// Fills a directory that no node will run on.

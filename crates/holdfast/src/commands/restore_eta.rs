@@ -1,21 +1,22 @@
 //! How long a restore takes: before it begins, and while it runs.
 //!
 //! A restore reads and checks everything, loads the snapshot into every directory, and replays the log there. What each of
-//! these took on one machine is known; another one is as many times slower, or quicker, in what it has still to do as it was in
-//! what it has done, once that was enough to tell.
+//! these took on one machine is known, and better: what they took in the newest drills, if any was recorded. Another machine is as
+//! many times slower, or quicker, in what it has still to do as it was in what it has done, once that was enough to tell.
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_archive::restore::{CHANGE_WEIGHT, ENTRY_WEIGHT};
+use holdfast_archive::verification::{DrillTimes, RestoreWork};
 use holdfast_archive::{Manifest, RestorePlan, RestoreStage};
 use indicatif::ProgressBar;
 
 use crate::progress;
 
-/// Rates on the machine that the estimates began with (`make bench-restore`: two cores, three directories, payloads of 200
-/// bytes, 1 KiB and 20 kB). Reading and checking a snapshot: stored bytes, and records besides.
+/// Rates on the machine that the estimates began with (`make bench-restore`: two cores, a disk of 0.2 to 0.3 GB/s, three
+/// directories, payloads of 200 bytes, 1 KiB and 20 kB). Reading and checking a snapshot: stored bytes, and records besides.
 const VERIFY_CHUNK_BYTES_PER_MS: f64 = 1_900_000.0;
 const VERIFY_RECORDS_PER_MS: f64 = 6_000.0;
 /// And a log: stored bytes, entries, and changes in them.
@@ -25,11 +26,14 @@ const VERIFY_CHANGES_PER_MS: f64 = 3_700.0;
 /// Until directories are open, and the first rows or entries come out of a second reading.
 const LOADING_BEGINS_MS: f64 = 40.0;
 const REPLAYING_BEGINS_MS: f64 = 100.0;
-/// Putting base and layers together: plain bytes, and records besides.
+/// Putting base and layers together: plain bytes, and records besides; and plain bytes when what comes of it is loaded, for
+/// the disks wait meanwhile.
 const COMPOSE_BYTES_PER_MS: f64 = 2_500_000.0;
 const COMPOSE_RECORDS_PER_MS: f64 = 4_500.0;
-/// Loading: plain bytes, and records besides.
-const LOAD_BYTES_PER_MS: f64 = 359_000.0;
+const LOAD_COMPOSED_BYTES_PER_MS: f64 = 250_000.0;
+/// Loading: plain bytes, which go to the disk of all directories, and records besides, sorted by as many directories at a time
+/// as there are processors.
+const LOAD_BYTES_PER_MS: f64 = 365_000.0;
 const LOAD_RECORDS_PER_MS: f64 = 706.0;
 /// So many plain bytes are handed over to a directory before they are on its disk: they come in quicker at first,
 /// and are still to be written at the end. More of them where records are small: sorting those takes longer than writing them.
@@ -38,7 +42,7 @@ const LOAD_AHEAD_BYTES_OF_SMALL: f64 = 60e6;
 /// What is handed over at first counts so much.
 const LOAD_AT_FIRST: f64 = 0.65;
 /// Replaying: of what an archive counts ([`holdfast_archive::restore::replay_weight`]).
-const REPLAY_WEIGHT_PER_MS: f64 = 285_000.0;
+const REPLAY_WEIGHT_PER_MS: f64 = 155_000.0;
 /// What is replayed is sorted again and again, beyond so many bytes of it; large payloads lie in files of their own, and are
 /// not. On two cores three directories share, that is beside everything else.
 const SORTED_AGAIN_BEYOND_BYTES: f64 = 256e6;
@@ -55,8 +59,19 @@ const LINE_PAUSE: Duration = Duration::from_millis(500);
 const BELIEVED: f64 = 0.5;
 /// Work for so long, on the machine of the rates, tells how fast this one is. The first calls and the first bytes do not.
 const TELLING_MS: f64 = 50.0;
-/// By so much, as a natural logarithm, stages differ on one machine in how fast they are.
+/// What a stage took in a drill counts as much as what loading and replaying took together, once it takes so long on the
+/// machine of the rates.
+const DRILLED_BELIEVED_MS: f64 = 500.0;
+/// Usual rates weigh as much as so many drills: the disk of one machine is a quarter quicker now, and slower then.
+const DRILLS_BEFORE: f64 = 0.5;
+/// By so much, as a natural logarithm, stages differ on one machine in how fast they are; and where a drill told how fast each
+/// is, a machine must be so far off to be another one.
 const USUAL_SPREAD: f64 = 0.4;
+const DRILLED_SPREAD: f64 = 1.0;
+
+/// No drill is so far off what is known, but by a clock that jumped, or by words that somebody else laid there.
+const PACE_MAX: f64 = 30.0;
+const NEVER_DRILLED: [f64; 3] = [1.0; 3];
 
 const STAGES: [RestoreStage; 3] = [RestoreStage::Verify, RestoreStage::Load, RestoreStage::Replay];
 
@@ -73,8 +88,10 @@ pub struct Work {
     entries: f64,
     /// In all entries.
     changes: f64,
-    /// Directories for each processor.
-    rounds: f64,
+    directories: f64,
+    processors: f64,
+    /// How many times longer than usual each stage took in drills.
+    drilled: [f64; 3],
 }
 
 impl Work {
@@ -95,8 +112,71 @@ impl Work {
             log_bytes: log_bytes as f64,
             entries,
             changes,
-            rounds: (directories as f64 / processors as f64).max(1.0),
+            directories: directories as f64,
+            processors: processors as f64,
+            drilled: NEVER_DRILLED,
         }
+    }
+
+    /// Of a drill.
+    fn of_drill(work: &RestoreWork) -> Self {
+        Self {
+            chunk_bytes: work.snapshot_bytes as f64,
+            load_bytes: work.plain_bytes as f64,
+            records: work.records as f64,
+            is_composed: work.layered,
+            log_bytes: work.log_bytes as f64,
+            entries: work.entries as f64,
+            changes: work.changes as f64,
+            directories: work.directories as f64,
+            processors: work.processors as f64,
+            drilled: NEVER_DRILLED,
+        }
+    }
+
+    /// For the record of a drill.
+    pub fn recorded(&self) -> RestoreWork {
+        RestoreWork {
+            snapshot_bytes: self.chunk_bytes as u64,
+            plain_bytes: self.load_bytes as u64,
+            records: self.records as u64,
+            layered: self.is_composed,
+            log_bytes: self.log_bytes as u64,
+            entries: self.entries as u64,
+            changes: self.changes as u64,
+            directories: self.directories as u64,
+            processors: self.processors as u64,
+        }
+    }
+
+    /// The same, at the pace of drills.
+    pub fn at_pace_of(self, drills: &[(&DrillTimes, &RestoreWork)]) -> Self {
+        if drills.is_empty() {
+            return self;
+        }
+        let paces: Vec<[f64; 3]> = drills.iter().map(|(times, work)| Self::pace(times, work)).collect();
+        let count = paces.len() as f64;
+        let mean = |at: usize| paces.iter().map(|pace| pace[at].ln()).sum::<f64>() / (count + DRILLS_BEFORE);
+        Self { drilled: [0, 1, 2].map(|at| mean(at).exp()), ..self }
+    }
+
+    /// How many times longer than usual each stage took.
+    fn pace(times: &DrillTimes, work: &RestoreWork) -> [f64; 3] {
+        let usual = STAGES.map(|stage| Self::of_drill(work).usual_ms(stage));
+        let took = [times.verify_ms, times.load_ms, times.replay_ms].map(|ms| ms as f64);
+        // Loading and replaying write the same disks. A short stage tells little of a long one.
+        let of = |took: f64, usual: f64, otherwise: f64| {
+            let times = (took + otherwise * DRILLED_BELIEVED_MS) / (usual + DRILLED_BELIEVED_MS);
+            times.clamp(1.0 / PACE_MAX, PACE_MAX)
+        };
+        let verify = of(took[0], usual[0], 1.0);
+        let written = of(took[1] + took[2], usual[1] + usual[2], verify);
+        [verify, of(took[1], usual[1], written), of(took[2], usual[2], written)]
+    }
+
+    /// Directories for each processor.
+    fn rounds(&self) -> f64 {
+        (self.directories / self.processors.max(1.0)).max(1.0)
     }
 
     /// The same, once the log was read.
@@ -105,8 +185,13 @@ impl Work {
         Self { changes: (of_changes / CHANGE_WEIGHT as f64).max(0.0), ..self }
     }
 
-    /// What a stage takes on the machine of the constants, in milliseconds.
+    /// What a stage takes on the machine of the drill, or of the constants, in milliseconds.
     fn known_ms(&self, stage: RestoreStage) -> f64 {
+        self.usual_ms(stage) * self.drilled[place(stage)]
+    }
+
+    /// What it takes on the machine of the constants.
+    fn usual_ms(&self, stage: RestoreStage) -> f64 {
         let composed = match self.is_composed {
             true => self.load_bytes / COMPOSE_BYTES_PER_MS + self.records / COMPOSE_RECORDS_PER_MS,
             false => 0.0,
@@ -120,14 +205,24 @@ impl Work {
                 rows + composed + log + self.begins_ms()
             }
             RestoreStage::Load => {
-                let loaded = self.load_bytes / LOAD_BYTES_PER_MS + self.records / LOAD_RECORDS_PER_MS;
-                loaded * self.rounds + composed
+                let together = if self.is_composed { self.load_bytes / LOAD_COMPOSED_BYTES_PER_MS } else { 0.0 };
+                self.written_ms() + self.sorted_ms() + together
             }
             RestoreStage::Replay => {
                 let weight = self.log_bytes + self.entries * ENTRY_WEIGHT as f64 + self.changes * CHANGE_WEIGHT as f64;
-                (weight / REPLAY_WEIGHT_PER_MS + DIRECTORY_MS + self.sorted_again_ms(1.0)) * self.rounds
+                (weight / REPLAY_WEIGHT_PER_MS + DIRECTORY_MS + self.sorted_again_ms(1.0)) * self.rounds()
             }
         }
+    }
+
+    /// What a snapshot's bytes take to reach the disk of all directories.
+    fn written_ms(&self) -> f64 {
+        self.load_bytes * self.directories / LOAD_BYTES_PER_MS
+    }
+
+    /// And its records to be sorted in each.
+    fn sorted_ms(&self) -> f64 {
+        self.records / LOAD_RECORDS_PER_MS * self.rounds()
     }
 
     /// Between the last of the reading and the first of what comes then.
@@ -149,29 +244,33 @@ impl Work {
 
     /// Share of the loading that a directory is handed before it is on its disk.
     fn load_ahead(&self) -> f64 {
-        let [bytes, records] = [self.load_bytes / LOAD_BYTES_PER_MS, self.records / LOAD_RECORDS_PER_MS];
+        let [bytes, records] = [self.written_ms(), self.sorted_ms()];
         let of_small = records / (bytes + records).max(1.0);
         (LOAD_AHEAD_BYTES + LOAD_AHEAD_BYTES_OF_SMALL * of_small) / self.load_bytes.max(1.0)
     }
 
-    /// What was done of a stage, in milliseconds on the machine of the constants, when so much of it was handed over.
+    /// What was done of a stage, in milliseconds of what it is known to take, when so much of it was handed over.
     fn done_ms(&self, stage: RestoreStage, share: f64) -> f64 {
         let known = self.known_ms(stage);
         match stage {
             RestoreStage::Verify => share * (known - self.begins_ms()),
             RestoreStage::Load => known * (share * LOAD_AT_FIRST).max(share - self.load_ahead()),
             RestoreStage::Replay => {
-                let sorted = |share| self.sorted_again_ms(share) * self.rounds;
+                let sorted = |share| self.sorted_again_ms(share) * self.rounds() * self.drilled[place(stage)];
                 ((known - sorted(1.0)) * share + sorted(share)) * REPLAY_HANDED_OVER
             }
         }
+    }
+
+    fn spread(&self) -> f64 {
+        if self.drilled == NEVER_DRILLED { USUAL_SPREAD } else { DRILLED_SPREAD }
     }
 
     /// How long a restore takes here, if reading and checking everything took `verified`.
     pub fn estimate(&self, verified: Duration) -> Duration {
         let [verify, load, replay] = STAGES.map(|stage| self.known_ms(stage));
         let begins = self.begins_ms();
-        let slower = times(verified, verify - begins);
+        let slower = times(verified, verify - begins, self.spread());
         verified + Duration::from_secs_f64((begins + load + replay) * slower / 1000.0)
     }
 }
@@ -180,12 +279,12 @@ impl Work {
 ///
 /// A third more or less tells little: how fast one stage goes differs by as much from what another one lets expect. Twice as
 /// much tells of the machine.
-fn times(elapsed: Duration, known_ms: f64) -> f64 {
+fn times(elapsed: Duration, known_ms: f64, spread: f64) -> f64 {
     if known_ms < TELLING_MS {
         return 1.0;
     }
     let seen = (elapsed.as_secs_f64() * 1000.0 / known_ms).ln();
-    (seen * seen.powi(2) / (seen.powi(2) + USUAL_SPREAD.powi(2))).exp()
+    (seen * seen.powi(2) / (seen.powi(2) + spread.powi(2))).exp()
 }
 
 /// Where a restore is.
@@ -204,7 +303,7 @@ fn left(work: &Work, now: Now) -> Duration {
     let at = place(now.stage);
     let known = STAGES.map(|stage| work.known_ms(stage));
     let done = work.done_ms(now.stage, now.share);
-    let slower = times(now.elapsed, known[..at].iter().sum::<f64>() + done);
+    let slower = times(now.elapsed, known[..at].iter().sum::<f64>() + done, work.spread());
     // The longer a stage goes on, the more it tells itself how fast it goes; its beginning flatters, for caches are empty.
     let expected = known[at] * BELIEVED;
     let seen = now.in_stage.as_secs_f64() * 1000.0;
@@ -280,8 +379,8 @@ impl Watch {
         }
     }
 
-    /// It ended; gives the time of each stage, in milliseconds.
-    pub fn end(self) -> serde_json::Value {
+    /// It ended; gives the time of each stage, in milliseconds, and what was done.
+    pub fn end(self) -> (serde_json::Value, RestoreWork) {
         self.bar.finish_and_clear();
         let course = self.course.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut times = serde_json::Map::new();
@@ -292,7 +391,7 @@ impl Watch {
                 until = began;
             }
         }
-        times.into()
+        (times.into(), course.work.recorded())
     }
 }
 
@@ -327,7 +426,9 @@ mod tests {
         log_bytes: 1e8,
         entries: 20_000.0,
         changes: 1e5,
-        rounds: 1.5,
+        directories: 3.0,
+        processors: 2.0,
+        drilled: NEVER_DRILLED,
     };
     const NOTHING: Work = Work {
         chunk_bytes: 0.0,
@@ -337,7 +438,9 @@ mod tests {
         log_bytes: 0.0,
         entries: 0.0,
         changes: 0.0,
-        rounds: 1.5,
+        directories: 3.0,
+        processors: 2.0,
+        drilled: NEVER_DRILLED,
     };
 
     fn at(stage: RestoreStage, share: f64, elapsed_ms: f64, in_stage_ms: f64) -> f64 {
@@ -373,7 +476,7 @@ mod tests {
         // It took thrice what it should.
         let half = 0.5 + WORK.load_ahead();
         let left = at(RestoreStage::Load, half, verify + load * 1.5, load * 1.5);
-        let times = times(Duration::from_secs_f64((verify + load * 1.5) / 1000.0), verify + load * 0.5);
+        let times = times(Duration::from_secs_f64((verify + load * 1.5) / 1000.0), verify + load * 0.5, USUAL_SPREAD);
         assert!((1.5..3.0).contains(&times), "{times}");
         let rest = left - replay * times;
         assert!(
@@ -398,6 +501,34 @@ mod tests {
         let small = Work { chunk_bytes: 2000.0, load_bytes: 3000.0, log_bytes: 1000.0, entries: 8.0, ..NOTHING };
         let told = small.estimate(Duration::from_millis(3));
         assert!(told < Duration::from_millis(200), "{told:?}");
+    }
+
+    #[test]
+    fn what_a_drill_took_is_what_the_next_restore_takes() {
+        let known = STAGES.map(|stage| WORK.known_ms(stage) as u64);
+        let took = [known[0], known[1] * 3, known[2] * 2];
+        let drill = DrillTimes { verify_ms: took[0], load_ms: took[1], replay_ms: took[2], ..DrillTimes::default() };
+        let once = WORK.at_pace_of(&[(&drill, &WORK.recorded())]);
+        let next = WORK.at_pace_of(&[(&drill, &WORK.recorded()); 5]);
+        let told = next.estimate(Duration::from_millis(took[0])).as_secs_f64() * 1000.0;
+        let total = took.iter().sum::<u64>() as f64;
+        assert!((told - total).abs() < total * 0.12, "{told} and not {total}");
+        // One drill alone may have met a slow hour.
+        let load = |work: Work| work.known_ms(RestoreStage::Load);
+        assert!(load(WORK) * 1.5 < load(once) && load(once) * 1.1 < load(next), "{once:?} {next:?}");
+        // Of twice as much it is twice as long, and on one directory less than on three.
+        let twice = Work { load_bytes: WORK.load_bytes * 2.0, records: WORK.records * 2.0, ..next };
+        assert!(twice.known_ms(RestoreStage::Load) > next.known_ms(RestoreStage::Load) * 1.9);
+        // A stage that a drill hardly had says nothing of it, and goes as the others went.
+        let nothing = WORK.at_pace_of(&[(&DrillTimes { replay_ms: 0, ..drill.clone() }, &NOTHING.recorded())]);
+        assert!(nothing.drilled.iter().all(|times| *times < PACE_MAX), "{nothing:?}");
+        let log_left_out = RestoreWork { log_bytes: 0, entries: 0, changes: 0, ..WORK.recorded() };
+        let without_log = WORK.at_pace_of(&[(&DrillTimes { replay_ms: 40, ..drill }, &log_left_out)]);
+        assert!((1.5..3.0).contains(&without_log.drilled[2]), "{without_log:?}");
+        // Whoever may write there may write nonsense.
+        let forged = DrillTimes { load_ms: u64::MAX, replay_ms: u64::MAX, ..DrillTimes::default() };
+        let told = WORK.at_pace_of(&[(&forged, &WORK.recorded())]).estimate(Duration::from_millis(took[0]));
+        assert!(told < Duration::from_secs(600), "{told:?}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct PlanAnswer {
     bytes: u64,
     /// How long a restore into three directories takes on the machine that this ran on; null = it was not read.
     eta_ms: Option<u64>,
+    /// When the newest of the drills ended that it goes by; null = none was recorded, and it goes by what is usual.
+    eta_drill: Option<String>,
     /// Every object of it was read, and is sound.
     checked: bool,
     /// What was asked for cannot be restored, because objects are damaged or missing: this is the newest point before it
@@ -62,6 +64,7 @@ impl PlanAnswer {
             segments: plan.segments(),
             bytes: plan.bytes(),
             eta_ms: None,
+            eta_drill: None,
             checked: false,
             newest_good_index: None,
             bad: plan.bad.iter().map(BadObject::from).collect(),
@@ -81,10 +84,10 @@ impl PlanAnswer {
         answer
     }
 
-    /// The same, and how long it takes.
+    /// The same, and how long it takes, by the pace of drills, the newest of which ended at `drill`.
     #[must_use]
-    pub fn taking(self, eta: Duration) -> Self {
-        Self { eta_ms: Some(eta.as_millis() as u64), ..self }
+    pub fn taking(self, eta: Duration, drill: Option<u64>) -> Self {
+        Self { eta_ms: Some(eta.as_millis() as u64), eta_drill: drill.map(clock::rfc3339), ..self }
     }
 
     /// How to get the newest point that can be restored, where it is not what was asked for.
@@ -111,7 +114,11 @@ impl PlanAnswer {
             ),
             _ => "the archive holds no time stamp: how much is lost is unknown".to_owned(),
         };
-        let eta = self.eta_ms.map(|ms| format!(", about {} on this machine", rounded(Duration::from_millis(ms))));
+        let by = match &self.eta_drill {
+            Some(drill) => format!(", by drills up to {drill}"),
+            None => "; no drill was recorded that would tell".to_owned(),
+        };
+        let eta = self.eta_ms.map(|ms| format!(", about {} on this machine{by}", rounded(Duration::from_millis(ms))));
         let eta = eta.unwrap_or_default();
         let mut bad: String = self.bad.iter().map(|bad| format!("\nbad: {}: {}", bad.object, bad.reason)).collect();
         bad.extend(self.offered_in_words().map(|offered| format!("\n{offered}")));
