@@ -27,7 +27,7 @@ async fn filled(dir: &Path, records: usize, integrity: &[&str]) -> (Cluster, Led
 }
 
 /// As slow as may be, so that what happens meanwhile can be looked at: some seconds for each reading of the state.
-const SLOW: [&str; 4] = ["--set", "integrity.interval_ms=1000", "--set", "integrity.scrub_bytes_per_second=65536"];
+const SLOW: [&str; 4] = ["--set", "integrity.interval_ms=1000", "--set", "integrity.scrub_bytes_per_second=131072"];
 
 async fn integrity(cluster: &Cluster, place: usize) -> holdfast_wire::v1::IntegrityStatus {
     cluster.status(place).await.and_then(|status| status.integrity).unwrap_or_default()
@@ -272,7 +272,7 @@ async fn two_that_disagree_are_a_doubt_until_a_third_one_tells() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_diverged_node_brings_up_the_one_that_is_to_lead() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let (mut cluster, mut ledger) = filled(dir.path(), 300, &SLOW).await;
+    let (mut cluster, mut ledger) = filled(dir.path(), 200, &SLOW).await;
     let leader = cluster.leader().await;
     let [place, behind] = [(leader + 1) % 3, (leader + 2) % 3];
     terminate(&mut cluster, place);

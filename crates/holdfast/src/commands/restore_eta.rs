@@ -30,7 +30,7 @@ const REPLAYING_BEGINS_MS: f64 = 100.0;
 /// the disks wait meanwhile.
 const COMPOSE_BYTES_PER_MS: f64 = 2_500_000.0;
 const COMPOSE_RECORDS_PER_MS: f64 = 4_500.0;
-const LOAD_COMPOSED_BYTES_PER_MS: f64 = 250_000.0;
+const LOAD_COMPOSED_BYTES_PER_MS: f64 = 290_000.0;
 /// Loading: plain bytes, which go to the disk of all directories, and records besides, sorted by as many directories at a time
 /// as there are processors.
 const LOAD_BYTES_PER_MS: f64 = 365_000.0;
@@ -42,7 +42,7 @@ const LOAD_AHEAD_BYTES_OF_SMALL: f64 = 60e6;
 /// What is handed over at first counts so much.
 const LOAD_AT_FIRST: f64 = 0.65;
 /// Replaying: of what an archive counts ([`holdfast_archive::restore::replay_weight`]).
-const REPLAY_WEIGHT_PER_MS: f64 = 155_000.0;
+const REPLAY_WEIGHT_PER_MS: f64 = 168_000.0;
 /// What is replayed is sorted again and again, beyond so many bytes of it; large payloads lie in files of their own, and are
 /// not. On two cores three directories share, that is beside everything else.
 const SORTED_AGAIN_BEYOND_BYTES: f64 = 256e6;
@@ -67,7 +67,7 @@ const DRILLS_BEFORE: f64 = 0.5;
 /// By so much, as a natural logarithm, stages differ on one machine in how fast they are; and where a drill told how fast each
 /// is, a machine must be so far off to be another one.
 const USUAL_SPREAD: f64 = 0.4;
-const DRILLED_SPREAD: f64 = 1.0;
+const DRILLED_SPREAD: f64 = 2.0;
 
 /// No drill is so far off what is known, but by a clock that jumped, or by words that somebody else laid there.
 const PACE_MAX: f64 = 30.0;
@@ -262,8 +262,12 @@ impl Work {
         }
     }
 
+    fn is_drilled(&self) -> bool {
+        self.drilled != NEVER_DRILLED
+    }
+
     fn spread(&self) -> f64 {
-        if self.drilled == NEVER_DRILLED { USUAL_SPREAD } else { DRILLED_SPREAD }
+        if self.is_drilled() { DRILLED_SPREAD } else { USUAL_SPREAD }
     }
 
     /// How long a restore takes here, if reading and checking everything took `verified`.
@@ -271,7 +275,9 @@ impl Work {
         let [verify, load, replay] = STAGES.map(|stage| self.known_ms(stage));
         let begins = self.begins_ms();
         let slower = times(verified, verify - begins, self.spread());
-        verified + Duration::from_secs_f64((begins + load + replay) * slower / 1000.0)
+        // What reading takes is known better from drills than from one look, which may have met a busy disk.
+        let read = if self.is_drilled() { (verify - begins) * slower } else { verified.as_secs_f64() * 1000.0 };
+        Duration::from_secs_f64((read + (begins + load + replay) * slower) / 1000.0)
     }
 }
 
@@ -519,6 +525,9 @@ mod tests {
         // Of twice as much it is twice as long, and on one directory less than on three.
         let twice = Work { load_bytes: WORK.load_bytes * 2.0, records: WORK.records * 2.0, ..next };
         assert!(twice.known_ms(RestoreStage::Load) > next.known_ms(RestoreStage::Load) * 1.9);
+        // Where one look was thrice as slow for once, that is no other machine.
+        let slow = next.estimate(Duration::from_millis(took[0] * 3)).as_secs_f64() * 1000.0;
+        assert!(told < slow && slow < told * 1.3, "{slow} and not {told}");
         // A stage that a drill hardly had says nothing of it, and goes as the others went.
         let nothing = WORK.at_pace_of(&[(&DrillTimes { replay_ms: 0, ..drill.clone() }, &NOTHING.recorded())]);
         assert!(nothing.drilled.iter().all(|times| *times < PACE_MAX), "{nothing:?}");
