@@ -18,6 +18,7 @@ use crate::integrity::{Integrity, IntegrityStatus};
 use crate::log_storage::LogAdapter;
 use crate::options::{Options, raft_config};
 use crate::outbox::LogHolds;
+use crate::propose::fold::Folder;
 use crate::read::ReadIndexer;
 use crate::rooms::Disk;
 use crate::snapshot::Incoming;
@@ -91,6 +92,8 @@ pub(crate) struct Core {
     pub(crate) outbox_bytes: AtomicU64,
     pub(crate) outbox_forgot: AtomicBool,
     pub(crate) log_holds: LogHolds,
+    /// Writes that wait for others to be proposed.
+    pub(crate) folder: Folder,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -242,6 +245,7 @@ impl Replica {
             outbox_bytes: AtomicU64::new(0),
             outbox_forgot: AtomicBool::new(false),
             log_holds: LogHolds::default(),
+            folder: Folder::default(),
             options,
             hooks,
         });
