@@ -143,7 +143,7 @@ impl Year {
 }
 
 const POLICY: Policy =
-    Policy { hourly: 0, daily: 7, weekly: 5, monthly: 12, yearly: 3, window_days: 10, grace_days: 7, max_age_days: 5 };
+    Policy { hourly: 0, daily: 7, weekly: 5, monthly: 12, yearly: 3, window_days: 10, grace_days: 7, max_age_days: 10 };
 
 #[test]
 fn a_year_of_snapshots_leaves_what_the_calendar_says_and_each_of_them_restores() {
@@ -153,7 +153,7 @@ fn a_year_of_snapshots_leaves_what_the_calendar_says_and_each_of_them_restores()
         let now_ms = begin_ms + day * DAY_MS;
         year.snapshot(now_ms);
         // Often enough for what is verified to be fresh.
-        if day % 5 != 0 {
+        if day % 10 != 0 {
             continue;
         }
         year.verify(now_ms + 2 * HOUR_MS);
@@ -272,6 +272,31 @@ fn what_is_spared_needs_a_mark_of_its_own_again() {
     let mut judged_good = judged.clone();
     judged_good.frozen.clear();
     assert_eq!(super::plan(&stock, &judged_good, &few, 0, again_ms + 8 * DAY_MS).due.len(), 0);
+}
+
+/// Whoever ships a snapshot lays its chunks down first, and its manifest last.
+#[test]
+fn what_nobody_names_goes_only_where_nothing_is_added_any_more() {
+    let (year, policy, now_ms) = two_weeks();
+    let newest = year.objects().iter().filter_map(|path| generation_of(path)).max().expect("rows");
+    let path = |generation| ObjectName::Chunk { generation, name: [77; 32] }.path(year.lineage.id());
+    let orphans = [path(newest - 2), path(newest)];
+    for orphan in &orphans {
+        let file = year.folder.file(orphan);
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+        std::fs::write(file, b"begun, and not ended").expect("written");
+    }
+    year.age(NOW_MS);
+    let (stock, _) = year.judged(&policy, now_ms);
+    let gone: Vec<String> = unneeded(&stock, &BTreeSet::new(), 0, now_ms).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(gone, orphans[..1]);
+}
+
+fn generation_of(path: &str) -> Option<u32> {
+    match ObjectName::parse(path)?.1 {
+        ObjectName::Chunk { generation, .. } | ObjectName::Patch { generation, .. } => Some(generation),
+        _ => None,
+    }
 }
 
 #[test]

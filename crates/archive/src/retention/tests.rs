@@ -212,6 +212,10 @@ fn each_rule_freezes() {
     assert_eq!(frozen(&|of| of.taken[9].bytes = 2_000_000), [Rule::SizeDrop]);
     assert_eq!(frozen(&|of| of.taken[20].time_ms = ago(1)), [Rule::TimesForged]);
     assert_eq!(frozen(&|of| of.taken[39].time_ms += 2 * HOUR_MS), [Rule::TimesForged]);
+    let to_come = |of: &mut Holding| {
+        (of.taken[39].time_ms, of.taken[39].stored_ms) = (NOW_MS + 2 * HOUR_MS, NOW_MS + 3 * HOUR_MS)
+    };
+    assert_eq!(frozen(&to_come), [Rule::TimesForged], "a destination whose clock is ahead stores it");
     assert_eq!(frozen(&|of| of.taken[39].stored_ms -= 2 * HOUR_MS), [Rule::TimesForged]);
     assert_eq!(frozen(&|of| of.taken[39].stored_ms += 90 * HOUR_MS), []);
     assert_eq!(frozen(&|of| of.proved[0].ended_ms += 2 * HOUR_MS), [Rule::TimesForged]);

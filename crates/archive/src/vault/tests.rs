@@ -107,6 +107,7 @@ fn nothing_that_is_damaged_gets_in_and_nothing_else_is_kept_out() {
             kept_out.iter().all(|one| one.ends_with("MANIFEST") && object.contains("/gen/")),
             "{object}: {kept_out:?}"
         );
+        assert_eq!(kept_out.is_empty(), !object.contains("/gen/"), "{object}: {kept_out:?}");
         assert_eq!(pulled.bad.len(), 1 + kept_out.len(), "{:?}", pulled.bad);
         scene.folder.flip(object, number * 7_919 + 5);
         let again = run(pull(&scene.source(), &vault, GROUP, &trusted(), &|_, _| {})).expect("pulls");
