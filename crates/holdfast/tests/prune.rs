@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cluster::{Cluster, contact, holdfast, wait_offsite};
+use holdfast_archive::verification::read_one;
+use holdfast_archive::{Destination, DestinationConfig, LineageId, Verification, VerifierKey};
 use serde_json::Value;
 
 struct Scene {
@@ -63,6 +65,32 @@ impl Scene {
         }
         all.sort();
         all
+    }
+
+    /// Whoever holds the key says this, instead of all that was said before; gives back what puts things right again.
+    async fn say_instead(&self, change: impl FnOnce(&mut Verification)) -> impl FnOnce() {
+        let destination = Destination::open(&DestinationConfig::from_url(&self.from)).expect("opens");
+        let listed = destination.list("").await.expect("lists").into_iter();
+        let said: Vec<String> = listed.map(|one| one.path).filter(|path| path.contains("/verify/")).collect();
+        let newest = said.last().expect("it was verified");
+        let mut found = read_one(&destination, newest).await.expect("reads").found;
+        change(&mut found);
+        let aside: Vec<(PathBuf, Vec<u8>)> = said
+            .iter()
+            .map(|path| {
+                let path = self.folder().join(path);
+                let bytes = std::fs::read(&path).expect("reads");
+                std::fs::remove_file(&path).expect("removes");
+                (path, bytes)
+            })
+            .collect();
+        let key = VerifierKey::read_or_create(Path::new(&self.key())).expect("the key");
+        let lineage = LineageId::parse(&found.lineage).expect("a history");
+        let object = self.folder().join(found.record(&destination, &lineage, &key).await.expect("recorded"));
+        move || {
+            std::fs::remove_file(object).expect("removes");
+            aside.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).expect("writes"));
+        }
     }
 
     fn snapshots(&self) -> Vec<u64> {
@@ -257,6 +285,17 @@ async fn each_doubt_freezes_it() {
     age(newest, Duration::from_secs(24 * 3600));
     is_frozen("times-forged");
     age(newest, Duration::ZERO);
+    // One that was proved as another one than lies there.
+    let put_right = scene.say_instead(|found| found.snapshots[0].root = "ab".repeat(32)).await;
+    is_frozen("roots-disagree");
+    put_right();
+    // Nobody proved anything lately.
+    let month_ms = 31 * 24 * 3600 * 1000;
+    let put_right = scene
+        .say_instead(|found| (found.began_ms, found.ended_ms) = (found.began_ms - month_ms, found.ended_ms - month_ms))
+        .await;
+    is_frozen("verification-stale");
+    put_right();
     // One that somebody took away.
     let aside = scene.dir.path().join("aside");
     std::fs::rename(first, &aside).expect("renames");
