@@ -18,7 +18,6 @@ use crate::integrity::{Integrity, IntegrityStatus};
 use crate::log_storage::LogAdapter;
 use crate::options::{Options, raft_config};
 use crate::outbox::LogHolds;
-use crate::propose::fold::Folder;
 use crate::read::ReadIndexer;
 use crate::rooms::Disk;
 use crate::snapshot::Incoming;
@@ -92,8 +91,6 @@ pub(crate) struct Core {
     pub(crate) outbox_bytes: AtomicU64,
     pub(crate) outbox_forgot: AtomicBool,
     pub(crate) log_holds: LogHolds,
-    /// Writes that wait for others to be proposed.
-    pub(crate) folder: Folder,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -245,7 +242,6 @@ impl Replica {
             outbox_bytes: AtomicU64::new(0),
             outbox_forgot: AtomicBool::new(false),
             log_holds: LogHolds::default(),
-            folder: Folder::default(),
             options,
             hooks,
         });

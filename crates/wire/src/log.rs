@@ -73,22 +73,8 @@ pub fn entry_chain(prev: [u8; 32], entry_bytes: &[u8]) -> [u8; 32] {
 
 /// Encodes a proposal.
 pub fn encode_proposal(proposal: &Proposal) -> Bytes {
-    encode_stamped(proposal.rules, proposal.stamp, &proposal.command)
-}
-
-/// Encodes a proposal of writes that share an entry.
-pub fn encode_fold<'a>(rules: u16, stamp: Millis, batches: impl Iterator<Item = &'a WriteBatch>) -> Bytes {
-    let fold = pb::Fold { batches: batches.map(write_batch_to).collect() };
-    encode(&pb::Proposal { rules: rules.into(), stamp_ms: stamp.0, command: Some(pb::proposal::Command::Fold(fold)) })
-}
-
-/// Encodes a proposal out of its parts.
-pub fn encode_stamped(rules: u16, stamp: Millis, command: &Command) -> Bytes {
-    let command = match command {
+    let command = match &proposal.command {
         Command::WriteBatch(batch) => pb::proposal::Command::WriteBatch(write_batch_to(batch)),
-        Command::Fold(batches) => {
-            pb::proposal::Command::Fold(pb::Fold { batches: batches.iter().map(write_batch_to).collect() })
-        }
         Command::Genesis(genesis) => pb::proposal::Command::Genesis(genesis_to(genesis)),
         Command::OffsiteFact(fact) => pb::proposal::Command::OffsiteFact(offsite_fact_to(fact)),
         Command::SnapshotBarrier(barrier) => {
@@ -112,7 +98,7 @@ pub fn encode_stamped(rules: u16, stamp: Millis, command: &Command) -> Bytes {
         Command::LineageFork(fork) => pb::proposal::Command::LineageFork(lineage_fork_to(fork)),
         Command::FillPayloads(fill) => pb::proposal::Command::FillPayloads(fill_payloads_to(fill)),
     };
-    encode(&pb::Proposal { rules: rules.into(), stamp_ms: stamp.0, command: Some(command) })
+    encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
 }
 
 /// Decodes a proposal.
@@ -120,9 +106,6 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
     let message: pb::Proposal = decode("proposal", bytes.clone())?;
     let command = match required("proposal", "command", message.command)? {
         pb::proposal::Command::WriteBatch(batch) => Command::WriteBatch(write_batch_from(batch)?),
-        pb::proposal::Command::Fold(fold) => {
-            Command::Fold(fold.batches.into_iter().map(write_batch_from).collect::<Result<_, _>>()?)
-        }
         pb::proposal::Command::Genesis(genesis) => Command::Genesis(genesis_from(genesis)?),
         pb::proposal::Command::OffsiteFact(fact) => Command::OffsiteFact(offsite_fact_from(fact)?),
         pb::proposal::Command::SnapshotBarrier(barrier) => {
