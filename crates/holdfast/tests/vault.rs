@@ -84,6 +84,10 @@ async fn what_was_pulled_restores_when_the_source_is_wiped() {
     );
     let config = DestinationConfig::from_url(&vault).with_credentials(Some(s3.credentials().into()));
     let opened = Destination::open(&config).expect("opens");
+    // Locks end at whole seconds: one that is made in the same second lasts no longer.
+    let second = || chrono::Utc::now().timestamp();
+    let locked = second();
+    wait_until("the second to pass in which the last lock was made", || second() > locked);
     let now_ms = chrono::Utc::now().timestamp_millis() as u64;
     let hours = |hours: u64| now_ms + hours * 3_600_000;
     let mut pulled = Pulled::default();
