@@ -621,7 +621,7 @@ async fn a_full_follower_starts_no_election_and_votes_in_one() {
     let before = metric(&cluster, leader, term);
     // More than is held back of its disk, and less than it holds once there is room; then many times the longest election
     // timeout.
-    ledger.write(&client, 150, PHOTO_BYTES).await;
+    ledger.write(&client, 200, PHOTO_BYTES).await;
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(6) {
         ledger.write(&client, 5, 200).await;
