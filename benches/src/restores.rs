@@ -5,8 +5,6 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::measure::median;
-
 /// What the binary said, as JSON, and on stderr.
 #[derive(Debug)]
 pub struct Said {
@@ -112,20 +110,6 @@ fn restore(holdfast: &Path, url: &str, dir: &Path, title: &'static str, at: &str
         if shown.is_empty() { "-".to_owned() } else { shown.join(", ") }
     );
     Ok(Restored { title, ms, planned, first_told: told.first().copied() })
-}
-
-/// For each kind of restore, what is furthest off of what it tells: the medians of the plan and of the first tenth, in percent.
-/// One restore alone says little: a disk that others share is a quarter quicker now and slower then.
-pub fn furthest_off(restores: &[Restored]) -> f64 {
-    let mut furthest: f64 = 0.0;
-    for title in titles(restores) {
-        let of_it = restores.iter().filter(|one| one.title == title);
-        let (planned, told): (Vec<f64>, Vec<Option<f64>>) = of_it.map(|one| (one.planned, one.first_told)).unzip();
-        let told: Vec<f64> = told.into_iter().flatten().collect();
-        let medians = [planned, told].into_iter().filter(|off| !off.is_empty()).map(|off| median(&off).abs());
-        furthest = medians.fold(furthest, f64::max);
-    }
-    furthest
 }
 
 fn titles(restores: &[Restored]) -> Vec<&'static str> {
