@@ -4,6 +4,7 @@
 //! the log and old versions of records hold is given back right away, one step after the other, so that no step needs
 //! more than is left; and nothing is rewritten that nobody asked for.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -64,7 +65,7 @@ impl Core {
     fn measure_disk(&self) {
         // A disk that does not say how much is left is not taken for full.
         let Ok(left) = self.room.measure() else { return };
-        let (before, now) = self.peers.rooms.measured(left, self.unflushed_bytes(), self.room.marks());
+        let (before, now) = self.peers.rooms.measured(left, self.owed_bytes(), self.room.marks());
         let little = now.level != DiskLevel::Ample;
         self.set_frugal(little);
         if before.level == now.level {
@@ -88,7 +89,8 @@ pub(crate) struct DiskKeeper {
     tried: usize,
     reclaiming: Option<JoinHandle<()>>,
     reclaimed_at: Option<Instant>,
-    reclaimed_index: u64,
+    /// What was applied when the last round began that ended well.
+    reclaimed_index: Arc<AtomicU64>,
     low_since: Option<Instant>,
 }
 
@@ -107,7 +109,7 @@ impl DiskKeeper {
         let level = replica.disk().level;
         let applied = replica.applied_index();
         if level == DiskLevel::Ample {
-            self.reclaimed_index = 0;
+            self.reclaimed_index.store(0, Ordering::Release);
             self.low_since = None;
             return;
         }
@@ -115,16 +117,20 @@ impl DiskKeeper {
         if self.low_since.get_or_insert_with(Instant::now).elapsed() < RECLAIM_AFTER {
             return;
         }
-        // Without new entries there is nothing new to give back.
-        if busy(&self.reclaiming) || paused(self.reclaimed_at, RECLAIM_PAUSE) || self.reclaimed_index == applied {
+        if busy(&self.reclaiming) || paused(self.reclaimed_at, RECLAIM_PAUSE) {
+            return;
+        }
+        // Without new entries there is nothing new to give back, but for what another one still needed of the log.
+        let had_all = self.reclaimed_index.load(Ordering::Acquire) == applied;
+        if had_all && purgeable(replica).is_none() {
             return;
         }
         self.reclaimed_at = Some(Instant::now());
-        self.reclaimed_index = applied;
-        let replica = replica.clone();
+        let (replica, reclaimed_index) = (replica.clone(), self.reclaimed_index.clone());
         self.reclaiming = Some(tokio::spawn(async move {
-            if let Err(error) = reclaim(&replica).await {
-                tracing::warn!(event = "disk.reclaim_failed", error, "trying again");
+            match reclaim(&replica).await {
+                Ok(()) => reclaimed_index.store(applied, Ordering::Release),
+                Err(error) => tracing::warn!(event = "disk.reclaim_failed", error, "trying again"),
             }
         }));
     }
@@ -150,6 +156,18 @@ impl DiskKeeper {
     }
 }
 
+/// Up to where the log can go now that the disk is short; `None` = nothing of it.
+fn purgeable(replica: &Replica) -> Option<u64> {
+    let upto = purge_target(replica, 0, true)?;
+    let status = replica.status();
+    // Followers that are there are not sent a snapshot for what the log still has.
+    let heard = |id: &u64| status.silence.get(id).is_some_and(|silence| *silence < SILENCE_MAX);
+    let followers = status.matched.iter().filter(|(id, _)| heard(id)).map(|(_, matched)| *matched).min();
+    let transfers = replica.peers().transfers.floor(&status.matched, status.applied_index);
+    let kept = followers.unwrap_or(u64::MAX).min(transfers.unwrap_or(u64::MAX));
+    Some(upto.min(kept)).filter(|upto| *upto > status.purged_index)
+}
+
 /// One round: records' old versions, then a checkpoint without them, then the log below that.
 async fn reclaim(replica: &Replica) -> Result<(), String> {
     let state = replica.state().clone();
@@ -158,10 +176,9 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
     // What is rewritten now gives back more than it takes, in the end. The reserve opens a moment after it was asked.
     drop(room.give(2 * floor));
     sleep(RECLAIM_AFTER).await;
-    let (held_by_state, held_by_log) = (state.clone(), replica.log().clone());
-    // What memory holds will be written too.
+    let owing = replica.clone();
     let spare = move || {
-        let kept = floor / 2 + held_by_state.unflushed_bytes() + held_by_log.unsynced_bytes();
+        let kept = floor / 2 + owing.core.owed_bytes();
         room.give(2 * floor).map_or(0, |left| left.free.saturating_sub(kept))
     };
     let can = spare.clone();
@@ -181,14 +198,7 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
             sleep(Duration::from_millis(50)).await;
         }
     }
-    let status = replica.status();
-    let upto = purge_target(replica, 0, true);
-    // Followers that are there are not sent a snapshot for what the log still has.
-    let heard = |id: &u64| status.silence.get(id).is_some_and(|silence| *silence < SILENCE_MAX);
-    let followers = status.matched.iter().filter(|(id, _)| heard(id)).map(|(_, matched)| *matched).min();
-    let transfers = replica.peers().transfers.floor(&status.matched, status.applied_index);
-    let kept = followers.unwrap_or(u64::MAX).min(transfers.unwrap_or(u64::MAX));
-    if let Some(upto) = upto.map(|upto| upto.min(kept)).filter(|upto| *upto > status.purged_index) {
+    if let Some(upto) = purgeable(replica) {
         replica.raft().trigger().purge_log(upto).await.map_err(|error| error.to_string())?;
         let until = Instant::now() + PROPOSE_TIMEOUT;
         while replica.status().purged_index < upto && Instant::now() < until {
@@ -206,7 +216,11 @@ async fn reclaim(replica: &Replica) -> Result<(), String> {
         applied = status.applied_index,
         "gave back what the log and old versions held"
     );
-    Ok(())
+    // Whatever held it up may have gone in three seconds.
+    match status.snapshot_index {
+        index if index < target => Err(format!("there is no checkpoint of entry {target} yet, only of {index}")),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

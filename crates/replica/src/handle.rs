@@ -19,7 +19,7 @@ use crate::log_storage::LogAdapter;
 use crate::options::{Options, raft_config};
 use crate::outbox::LogHolds;
 use crate::read::ReadIndexer;
-use crate::rooms::Disk;
+use crate::rooms::{Disk, cost_of_applying};
 use crate::snapshot::Incoming;
 use crate::startup;
 use crate::state_machine::{StateAdapter, StoreFailure};
@@ -126,9 +126,14 @@ impl Core {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Bytes that memory has yet to write.
-    pub(crate) fn unflushed_bytes(&self) -> u64 {
-        self.state.unflushed_bytes() + self.log.unsynced_bytes()
+    /// Bytes that are going to be written, whatever comes: what memory holds, and what the state has yet to take from the
+    /// log, which a follower that catches up takes in much faster than it applies it.
+    pub(crate) fn owed_bytes(&self) -> u64 {
+        // What is applied meanwhile counts twice rather than not at all.
+        let applied = *self.applied.borrow();
+        let entries = self.log.last().map_or(0, |last| last.index.saturating_sub(applied));
+        let unapplied = if entries > 0 { cost_of_applying(entries, self.log.bytes_after(applied)) } else { 0 };
+        unapplied + self.state.unflushed_bytes() + self.log.unsynced_bytes()
     }
 
     /// While `on`, the database rewrites nothing that nobody asked for.

@@ -42,7 +42,8 @@ pub enum DiskLevel {
 pub struct Disk {
     /// How it is.
     pub level: DiskLevel,
-    /// Bytes that are left, with what is held back and without what memory still has to write.
+    /// Bytes that are left, with what is held back and without what memory still has to write and the state has yet to take
+    /// from the log.
     pub left: u64,
     /// With less it is nearly full, in bytes; 0 = not said.
     pub headroom: u64,
@@ -100,12 +101,12 @@ impl Disk {
 }
 
 impl Rooms {
-    /// This node's disk was measured; `unflushed` bytes are in memory alone and will be written to it. Gives the disk as
-    /// it was known before, and as it is.
-    pub fn measured(&self, left: Left, unflushed: u64, marks: Marks) -> (Disk, Disk) {
+    /// This node's disk was measured; `owed` bytes are not on it yet and will be. Gives the disk as it was known before,
+    /// and as it is.
+    pub fn measured(&self, left: Left, owed: u64, marks: Marks) -> (Disk, Disk) {
         let mut known = self.lock();
         let before = known.own;
-        let left = left.total().saturating_sub(unflushed);
+        let left = left.total().saturating_sub(owed);
         let beyond = |mark: u64| left >= mark + mark / 4;
         let level = match before.level {
             _ if left < marks.floor => DiskLevel::Full,
@@ -214,6 +215,12 @@ fn cost(bytes: usize) -> u64 {
     TAKES * (bytes as u64 + TAKES_AT_LEAST)
 }
 
+/// What the state is going to take of a disk for so many entries that the log holds by now. A large record takes its own
+/// size, a small one rows that are larger than it is.
+pub fn cost_of_applying(entries: u64, bytes: u64) -> u64 {
+    bytes + entries * (TAKES - 1) * TAKES_AT_LEAST
+}
+
 impl Known {
     fn own_now(&self) -> Disk {
         self.own.after(self.taken - self.own_at)
@@ -314,6 +321,15 @@ mod tests {
         assert_eq!(rooms.takes(&[1 << 20]), 0, "nothing would be left above the floor");
         measured(&rooms, 20);
         assert_eq!(rooms.takes(&[1 << 20]), 1);
+    }
+
+    #[test]
+    fn what_the_log_took_and_the_state_did_not_is_still_to_be_paid() {
+        assert_eq!(cost_of_applying(0, 0), 0);
+        let [large, small] = [5 << 20, 1].map(|bytes| cost_of_applying(1, bytes));
+        assert!((5 << 20..6 << 20).contains(&large), "its size once more, not the guess of a moment: {large}");
+        assert!(small > 512, "a small one leaves rows: {small}");
+        assert_eq!(cost_of_applying(1000, 1000), 1000 * small);
     }
 
     #[test]

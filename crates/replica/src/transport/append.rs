@@ -5,15 +5,19 @@ use holdfast_wire::internal::v1 as pb;
 use openraft::entry::RaftEntry;
 use openraft::raft::AppendEntriesRequest;
 
-use crate::types::{Entry, TypeConfig, log_id_from, log_id_to, vote_from, vote_to};
+use crate::types::{Entry, LogId, TypeConfig, log_id_from, log_id_to, vote_from, vote_to};
 
-/// An append as it is sent.
-pub fn append_to(group: u32, request: AppendEntriesRequest<TypeConfig>) -> pb::AppendRequest {
+/// An append as it is sent by a leader that knows entries up to `known` to be committed.
+///
+/// Until a new leader has an entry of its own committed, openraft says of none that it is, and a follower that lags would
+/// have to hold all that it lacks before it applied any of it. What an earlier leader committed stays so, and every later
+/// leader's log has it: a follower may apply it as far as its log agrees with the leader's, which it looks at itself.
+pub fn append_to(group: u32, request: AppendEntriesRequest<TypeConfig>, known: Option<LogId>) -> pb::AppendRequest {
     pb::AppendRequest {
         group_id: group,
         vote: Some(vote_to(&request.vote)),
         prev: request.prev_log_id.as_ref().map(log_id_to),
-        committed: request.leader_commit.as_ref().map(log_id_to),
+        committed: request.leader_commit.max(known).as_ref().map(log_id_to),
         entries: request.entries.into_iter().map(|entry| entry.into_stored().bytes).collect(),
     }
 }
@@ -43,6 +47,19 @@ mod tests {
 
     use super::*;
     use crate::types::{Vote, log_id_of};
+
+    #[test]
+    fn what_an_earlier_leader_committed_is_said_to_be_committed() {
+        let at = |index: u64| log_id_of(LogPosition { term: 1, node: 1, index });
+        let says = |told: Option<u64>, known: Option<u64>| {
+            let leader_commit = told.map(at);
+            let request =
+                AppendEntriesRequest { vote: Vote::new(2, 2), prev_log_id: None, leader_commit, entries: Vec::new() };
+            append_to(0, request, known.map(at)).committed.map(|id| id.index)
+        };
+        let cases = [(None, None), (None, Some(7)), (Some(5), Some(7)), (Some(9), Some(7)), (Some(9), None)];
+        assert_eq!(cases.map(|(told, known)| says(told, known)), [None, Some(7), Some(7), Some(9), Some(9)]);
+    }
 
     #[test]
     fn entries_that_leave_a_hole_are_no_request() {

@@ -39,7 +39,9 @@ use crate::snapshot::SnapshotDir;
 use crate::transfers::Transfers;
 use crate::transport::append::append_to;
 use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
-use crate::types::{LeaderId, Member, TypeConfig, Vote, log_id_from, log_id_to, position_of, vote_from, vote_to};
+use crate::types::{
+    LeaderId, LogId, Member, TypeConfig, Vote, log_id_from, log_id_of, log_id_to, position_of, vote_from, vote_to,
+};
 
 /// Bytes of one snapshot message.
 const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
@@ -120,6 +122,11 @@ impl Peers {
     /// What follows this entry was purged: a peer that ends there needs a snapshot, and appends cannot help it.
     fn is_purged_after(&self, index: u64) -> bool {
         self.log.get().and_then(LogStore::purged).is_some_and(|purged| index < purged.index)
+    }
+
+    /// What this node knows to be committed, by whatever leader.
+    fn committed(&self) -> Option<LogId> {
+        self.log.get().and_then(LogStore::committed).map(log_id_of)
     }
 
     /// Names the cluster in every call from now on.
@@ -264,7 +271,7 @@ impl Network {
             } else if let Ok(mut sent) = sent.lock() {
                 sent.push_back(());
             }
-            std::future::ready((!wedged).then(|| append_to(group, request)))
+            std::future::ready((!wedged).then(|| append_to(group, request, log.committed())))
         });
         let mut inbound =
             self.client.stream_append(outbound).await.map_err(|status| unreachable(&status))?.into_inner();
@@ -351,7 +358,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let last = rpc.entries.last().map(|entry| entry.clone().into_stored().position);
         let last = last.or(rpc.prev_log_id.as_ref().map(position_of));
         let term = rpc.vote.leader_id().term;
-        let mut request = tonic::Request::new(append_to(self.group, rpc));
+        let mut request = tonic::Request::new(append_to(self.group, rpc, self.peers.committed()));
         request.set_timeout(option.soft_ttl());
         let response = self.client.append(request).await.map_err(|status| unreachable(&status))?.into_inner();
         match stream_result(&self.peers, self.target, term, response)? {
