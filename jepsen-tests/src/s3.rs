@@ -91,12 +91,21 @@ impl S3 {
     /// When the server does not do so.
     pub fn make_locked_bucket(&self, bucket: &str, mode: &str) -> anyhow::Result<()> {
         let made = self.put(&format!("/{bucket}"), "x-amz-bucket-object-lock-enabled: true\r\n", "")?;
+        anyhow::ensure!(made, "{bucket} is not made");
+        self.lock_new(bucket, mode, 1)
+    }
+
+    /// Whatever is stored from now on in a bucket with locks is locked for so many days.
+    ///
+    /// # Errors
+    /// When the server does not do so.
+    pub fn lock_new(&self, bucket: &str, mode: &str, days: u32) -> anyhow::Result<()> {
         let rule = format!(
             "<ObjectLockConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
-             <ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>{mode}</Mode><Days>1</Days>\
+             <ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>{mode}</Mode><Days>{days}</Days>\
              </DefaultRetention></Rule></ObjectLockConfiguration>"
         );
-        anyhow::ensure!(made && self.put(&format!("/{bucket}?object-lock"), "", &rule)?, "{bucket} is not locked");
+        anyhow::ensure!(self.put(&format!("/{bucket}?object-lock"), "", &rule)?, "{bucket} is not locked");
         Ok(())
     }
 

@@ -446,7 +446,8 @@ pub async fn carry_out(
     if plan.objects().next().is_none() {
         return Ok(outcome);
     }
-    let deleted = delete(destination, stock, plan, &mut outcome, done).await;
+    let remover = Remover::of(destination).await?;
+    let deleted = delete(stock, plan, &mut outcome, done, async |object| remover.remove(object).await).await;
     if outcome.objects > 0 {
         let mut pruned = Pruned::new(&id, group, now_ms);
         (pruned.snapshots, pruned.log_through) =
@@ -462,18 +463,17 @@ fn marked(taken: &Taken) -> Marked {
 }
 
 async fn delete(
-    destination: &Destination,
     stock: &Stock,
     plan: &Plan,
     outcome: &mut Outcome,
     done: &(dyn Fn(u64) + Sync),
+    remove: impl AsyncFn(&str) -> Result<Removal, ArchiveError>,
 ) -> Result<(), ArchiveError> {
-    let remover = Remover::of(destination).await?;
     let mut tried = 0;
     let mut held_manifests = BTreeSet::new();
     for (object, bytes) in &plan.manifests {
         let Some((_, ObjectName::Manifest { index, .. })) = ObjectName::parse(object) else { continue };
-        match outcome.take(remover.remove(object).await?, object, *bytes) {
+        match outcome.take(remove(object).await?, object, *bytes) {
             true => outcome.snapshots.push(index),
             false => {
                 held_manifests.insert(index);
@@ -486,18 +486,18 @@ async fn delete(
     let held = stock.manifests.iter().filter(|(index, _)| held_manifests.contains(index));
     let needed: BTreeSet<String> =
         held.flat_map(|(_, manifest)| manifest.objects().map(|(name, _)| name.path(&stock.id()))).collect();
-    let remover = &remover;
-    let remove = |(object, bytes): Going| async move { (remover.remove(&object).await, object, bytes) };
+    let remove = &remove;
+    let beside = |(object, bytes): Going| async move { (remove(&object).await, object, bytes) };
     let rows = plan.rows.iter().filter(|(object, _)| !needed.contains(object));
     // In any order.
-    let mut removals = futures::stream::iter(rows.chain(&plan.beside_log).cloned()).map(remove).buffered(CALLS_MAX);
+    let mut removals = futures::stream::iter(rows.chain(&plan.beside_log).cloned()).map(beside).buffered(CALLS_MAX);
     while let Some((removal, object, bytes)) = removals.next().await {
         outcome.take(removal?, &object, bytes);
         tried += 1;
         done(tried);
     }
     for (object, bytes) in &plan.log {
-        if !outcome.take(remover.remove(object).await?, object, *bytes) {
+        if !outcome.take(remove(object).await?, object, *bytes) {
             return Ok(());
         }
         tried += 1;

@@ -97,6 +97,17 @@ async fn what_was_pulled_restores_when_the_source_is_wiped() {
     assert_eq!((pulled.renewed, pulled.bad.len()), (lasting["present"].as_u64().expect("a number"), 0), "{pulled:?}");
     assert!(pulled.locked_until_ms.is_some_and(|until_ms| (hours(23)..hours(25)).contains(&until_ms)), "{pulled:?}");
 
+    // Somebody shortens what the bucket gives to new versions: one that would end before the old one is no renewal.
+    s3.lock_new("locked", "COMPLIANCE", 3).expect("set");
+    let renewed = async |at_ms| {
+        let mut pulled = Pulled::default();
+        renew(&opened, GROUP, &policy, &trusted, at_ms, 30 * 24 * 3_600_000, &mut pulled).await.map(|()| pulled.renewed)
+    };
+    assert_eq!(renewed(hours(18)).await.expect("renewed"), pulled.renewed);
+    s3.lock_new("locked", "COMPLIANCE", 1).expect("set");
+    let error = renewed(hours(48)).await.expect_err("its lock is shorter").to_string();
+    assert!(error.contains("not locked for longer"), "{error}");
+
     // The cluster, its credentials and all that these reach are gone.
     std::fs::remove_dir_all(dir.path().join("c")).expect("every node is lost");
     std::fs::remove_file(&own).expect("revoked");

@@ -233,6 +233,42 @@ fn nothing_goes_before_its_grace_by_anybodys_clock() {
     assert_eq!(super::plan(&stock, &judged, &policy, DAY_MS, late_ms + 7 * DAY_MS).due.len(), 0);
 }
 
+/// Somebody locked one snapshot's manifest, and nothing else of it, and a segment in the middle of the log.
+#[test]
+fn what_a_lock_holds_keeps_what_it_needs_and_the_log_behind_it() {
+    let (year, policy, now_ms) = two_weeks();
+    let policy = Policy { window_days: 1, ..policy };
+    year.prune(&policy, now_ms);
+    let later_ms = now_ms + 8 * DAY_MS;
+    year.verify(later_ms - HOUR_MS);
+    let (stock, judged) = year.judged(&policy, later_ms);
+    let plan = plan(&stock, &judged, &policy, 0, later_ms);
+    let index = *plan.due.first().expect("due");
+    let manifest = ObjectName::Manifest { group: GROUP, index }.path(&stock.id());
+    let named: BTreeSet<String> = stock.manifests[&index].objects().map(|(name, _)| name.path(&stock.id())).collect();
+    assert!(plan.rows.iter().any(|(object, _)| named.contains(object)), "its rows would go, too");
+    assert!(plan.log.len() > 4, "{} segments go", plan.log.len());
+    let (gone, stays) = plan.log.split_at(2);
+    let locked = BTreeSet::from([manifest.clone(), stays[0].0.clone()]);
+    let destination = year.folder.destination();
+    let mut outcome = Outcome::default();
+    run(async {
+        let remover = Remover::of(&destination).await.expect("may");
+        let remove = async |object: &str| match locked.contains(object) {
+            true => Ok(Removal::Held(Some(later_ms))),
+            false => remover.remove(object).await,
+        };
+        delete(&stock, &plan, &mut outcome, &|_| {}, remove).await.expect("deletes");
+    });
+    let left = year.objects();
+    assert_eq!(outcome.held.iter().map(|(object, _)| object.clone()).collect::<BTreeSet<_>>(), locked);
+    assert_eq!((outcome.snapshots.len(), outcome.log_is_cut), (plan.due.len() - 1, false));
+    assert!(named.iter().all(|object| left.contains(object)), "what the manifest names went");
+    assert_eq!(year.restored(index), year.rows_at(index));
+    assert!(gone.iter().all(|(object, _)| !left.contains(object)), "the log goes up to the lock");
+    assert!(stays.iter().all(|(object, _)| left.contains(object)), "there is a hole in the log");
+}
+
 #[test]
 fn a_mark_by_a_stranger_or_of_another_manifest_is_none() {
     let (year, policy, now_ms) = two_weeks();
