@@ -124,9 +124,15 @@ impl Peers {
         self.log.get().and_then(LogStore::purged).is_some_and(|purged| index < purged.index)
     }
 
-    /// What this node knows to be committed, by whatever leader.
-    fn committed(&self) -> Option<LogId> {
-        self.log.get().and_then(LogStore::committed).map(log_id_of)
+    /// What this node knew to be committed, by whatever leader, while it led by this vote. Not what a later leader told it: an
+    /// append that it still sends as the earlier one would let a follower apply entries that the later one replaced.
+    fn committed(&self, vote: &Vote) -> Option<LogId> {
+        let log = self.log.get()?;
+        // In this order: a later vote is saved before anything is committed by it.
+        let committed = log.committed().map(log_id_of);
+        let current = log.vote()?;
+        let leads = (current.term, current.node) == (vote.leader_id().term, vote.leader_id().node_id);
+        committed.filter(|_| leads)
     }
 
     /// Names the cluster in every call from now on.
@@ -271,7 +277,10 @@ impl Network {
             } else if let Ok(mut sent) = sent.lock() {
                 sent.push_back(());
             }
-            std::future::ready((!wedged).then(|| append_to(group, request, log.committed())))
+            std::future::ready((!wedged).then(|| {
+                let known = log.committed(&request.vote);
+                append_to(group, request, known)
+            }))
         });
         let mut inbound =
             self.client.stream_append(outbound).await.map_err(|status| unreachable(&status))?.into_inner();
@@ -358,7 +367,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let last = rpc.entries.last().map(|entry| entry.clone().into_stored().position);
         let last = last.or(rpc.prev_log_id.as_ref().map(position_of));
         let term = rpc.vote.leader_id().term;
-        let mut request = tonic::Request::new(append_to(self.group, rpc, self.peers.committed()));
+        let known = self.peers.committed(&rpc.vote);
+        let mut request = tonic::Request::new(append_to(self.group, rpc, known));
         request.set_timeout(option.soft_ttl());
         let response = self.client.append(request).await.map_err(|status| unreachable(&status))?.into_inner();
         match stream_result(&self.peers, self.target, term, response)? {
