@@ -51,24 +51,29 @@ const SORTED_AGAIN_BYTES_PER_MS: f64 = 149_000.0;
 const LARGE_BYTES: f64 = 4096.0;
 /// All entries are handed over when this share of the replay is done; the rest of it writes them to disks.
 const REPLAY_HANDED_OVER: f64 = 0.93;
-/// For one directory to be opened, flushed and seated, with as many at a time as there are processors.
-const DIRECTORY_MS: f64 = 30.0;
+/// For one directory to be opened and its first rows to be on its disk, and for it to be opened again, flushed and seated, with
+/// as many at a time as there are processors.
+const LOADED_DIRECTORY_MS: f64 = 45.0;
+const DIRECTORY_MS: f64 = 80.0;
 /// From one line for programs to the next.
 const LINE_PAUSE: Duration = Duration::from_millis(500);
 /// What was seen of a stage counts as much as what all before it let expect, once this share of it is done.
 const BELIEVED: f64 = 0.5;
 /// Work for so long, on the machine of the rates, tells how fast this one is. The first calls and the first bytes do not.
 const TELLING_MS: f64 = 50.0;
-/// What a stage took in a drill counts as much as what loading and replaying took together, once it takes so long on the
-/// machine of the rates.
+/// What a stage took in a drill tells as much of a longer one as what loading and replaying took together, once it takes so
+/// long on the machine of the rates.
 const DRILLED_BELIEVED_MS: f64 = 500.0;
-/// Usual rates weigh as much as so many drills: the disk of one machine is a quarter quicker now, and slower then.
-const DRILLS_BEFORE: f64 = 0.5;
+/// Usual rates weigh as much as so many drills: the disk of one machine is a sixth quicker now, and slower then, and other
+/// machines are twice as fast or slow.
+const DRILLS_BEFORE: f64 = 0.15;
 /// By so much, as a natural logarithm, stages differ on one machine in how fast they are; and where a drill told how fast each
 /// is, a machine must be so far off to be another one.
 const USUAL_SPREAD: f64 = 0.4;
 const DRILLED_SPREAD: f64 = 2.0;
 
+/// A stage in which there is less to do is none.
+const SHORTEST_MS: f64 = 1.0;
 /// No drill is so far off what is known, but by a clock that jumped, or by words that somebody else laid there.
 const PACE_MAX: f64 = 30.0;
 const NEVER_DRILLED: [f64; 3] = [1.0; 3];
@@ -154,13 +159,33 @@ impl Work {
         if drills.is_empty() {
             return self;
         }
-        let paces: Vec<[f64; 3]> = drills.iter().map(|(times, work)| Self::pace(times, work)).collect();
+        let paces: Vec<[f64; 3]> = drills.iter().map(|(times, work)| self.told_by(times, work)).collect();
         let count = paces.len() as f64;
         let mean = |at: usize| paces.iter().map(|pace| pace[at].ln()).sum::<f64>() / (count + DRILLS_BEFORE);
         Self { drilled: [0, 1, 2].map(|at| mean(at).exp()), ..self }
     }
 
-    /// How many times longer than usual each stage took.
+    /// How many times longer than usual each stage of this takes, as a drill tells.
+    ///
+    /// As much as the drill did takes what it took there, however short that was; what is beyond goes at the pace of the drill.
+    fn told_by(&self, times: &DrillTimes, work: &RestoreWork) -> [f64; 3] {
+        let drilled = Self::of_drill(work);
+        let paces = Self::pace(times, work);
+        let took = [times.verify_ms, times.load_ms, times.replay_ms].map(|ms| ms as f64);
+        [0, 1, 2].map(|at| {
+            let (here, there) = (self.usual_ms(STAGES[at]), drilled.usual_ms(STAGES[at]));
+            let took = took[at].clamp(there / PACE_MAX, there * PACE_MAX);
+            if there < SHORTEST_MS || here < SHORTEST_MS {
+                paces[at]
+            } else if here <= there {
+                took / there
+            } else {
+                (took + (here - there) * paces[at]) / here
+            }
+        })
+    }
+
+    /// How many times longer than usual each stage of a drill took, as far as that tells of longer ones.
     fn pace(times: &DrillTimes, work: &RestoreWork) -> [f64; 3] {
         let usual = STAGES.map(|stage| Self::of_drill(work).usual_ms(stage));
         let took = [times.verify_ms, times.load_ms, times.replay_ms].map(|ms| ms as f64);
@@ -206,7 +231,8 @@ impl Work {
             }
             RestoreStage::Load => {
                 let together = if self.is_composed { self.load_bytes / LOAD_COMPOSED_BYTES_PER_MS } else { 0.0 };
-                self.written_ms() + self.sorted_ms() + together
+                let opened = if self.load_bytes > 0.0 { LOADED_DIRECTORY_MS * self.rounds() } else { 0.0 };
+                opened + self.written_ms() + self.sorted_ms() + together
             }
             RestoreStage::Replay => {
                 let weight = self.log_bytes + self.entries * ENTRY_WEIGHT as f64 + self.changes * CHANGE_WEIGHT as f64;
@@ -506,7 +532,7 @@ mod tests {
         // Opening three files takes as long as reading megabytes, and tells nothing of the rest.
         let small = Work { chunk_bytes: 2000.0, load_bytes: 3000.0, log_bytes: 1000.0, entries: 8.0, ..NOTHING };
         let told = small.estimate(Duration::from_millis(3));
-        assert!(told < Duration::from_millis(200), "{told:?}");
+        assert!(told < Duration::from_millis(400), "{told:?}");
     }
 
     #[test]
@@ -538,6 +564,29 @@ mod tests {
         let forged = DrillTimes { load_ms: u64::MAX, replay_ms: u64::MAX, ..DrillTimes::default() };
         let told = WORK.at_pace_of(&[(&forged, &WORK.recorded())]).estimate(Duration::from_millis(took[0]));
         assert!(told < Duration::from_secs(600), "{told:?}");
+    }
+
+    #[test]
+    fn a_short_restore_takes_what_a_short_drill_took() {
+        // A thousand records: what takes its time is to open three directories twice, and how long is the machine's own affair.
+        let small = Work { chunk_bytes: 1e5, load_bytes: 3e5, records: 1e3, log_bytes: 1e4, entries: 50.0, changes: 50.0, ..WORK };
+        for times in [0.3, 1.0, 4.0] {
+            let took = STAGES.map(|stage| small.usual_ms(stage) * times);
+            let [verify_ms, load_ms, replay_ms] = took.map(|ms| ms.round() as u64);
+            let drill = DrillTimes { verify_ms, load_ms, replay_ms, ..DrillTimes::default() };
+            let total: f64 = took.iter().sum();
+            let told = |work: Work, drilled: Work| {
+                let work = work.at_pace_of(&[(&drill, &drilled.recorded())]);
+                work.estimate(Duration::from_millis(verify_ms)).as_secs_f64() * 1000.0
+            };
+            let next = told(small, small);
+            assert!((next - total).abs() < total * 0.2, "{times}: {next} and not {total}");
+            // What came since is beside it, and a point before takes less.
+            let more = told(Work { log_bytes: 2e4, entries: 100.0, changes: 100.0, ..small }, small);
+            assert!(next < more && more < next * 1.2, "{times}: {more} after {next}");
+            let less = told(Work { log_bytes: 0.0, entries: 0.0, changes: 0.0, ..small }, small);
+            assert!(next * 0.5 < less && less < next, "{times}: {less} before {next}");
+        }
     }
 
     #[test]
