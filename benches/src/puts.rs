@@ -79,7 +79,8 @@ impl Load {
                             written.newest.fetch_max(done.commit_index, Ordering::Relaxed);
                             for archive in missing.iter() {
                                 let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
-                                archive.insert(done.commit_index, now);
+                                // The first of those that share it.
+                                archive.entry(done.commit_index).or_insert(now);
                             }
                         }
                         Err(_) => drop(written.failed.fetch_add(1, Ordering::Relaxed)),

@@ -27,7 +27,7 @@ use crate::layout::{LineageId, hex};
 use crate::sealing::{Compression, GenerationKey, Sealing};
 
 /// Newest format that this build writes and reads.
-pub(crate) const FORMAT: u16 = 5;
+pub(crate) const FORMAT: u16 = 6;
 /// Largest object.
 pub(crate) const OBJECT_BYTES_MAX: u64 = 64 << 20;
 /// Largest plain body; bounds what a damaged or hostile header can make a reader allocate.

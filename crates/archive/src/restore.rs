@@ -97,6 +97,7 @@ fn changes_in(entry: &StoredEntry) -> u64 {
     let Ok(Entry { payload: EntryPayload::Proposal(bytes), .. }) = decode_entry(&entry.bytes) else { return 0 };
     match decode_proposal(&bytes).map(|proposal| proposal.command) {
         Ok(Command::WriteBatch(batch)) => batch.mutations.len() as u64,
+        Ok(Command::Fold(batches)) => batches.iter().map(|batch| batch.mutations.len() as u64).sum(),
         _ => 0,
     }
 }

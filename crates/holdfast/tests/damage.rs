@@ -100,9 +100,9 @@ async fn damaged_and_foreign_markers_are_refused() {
             kind(
                 "a newer FORMAT",
                 data.join("FORMAT"),
-                become_bytes(b"holdfast format 4\n"),
+                become_bytes(b"holdfast format 5\n"),
                 3,
-                &["FORMAT says format 4", "start the release that wrote it"],
+                &["FORMAT says format 5", "start the release that wrote it"],
             ),
             kind(
                 "a floor of another node",

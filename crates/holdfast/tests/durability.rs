@@ -2,7 +2,7 @@
 
 mod cluster;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -228,4 +228,55 @@ async fn a_node_whose_fsync_fails_aborts_and_rejoins() {
     cluster.kill(follower);
     cluster.restart(follower);
     cluster.wait_converged().await;
+}
+
+/// Hundreds at once, half of which want a record to be new that the other half want to be new as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_share_an_entry_take_effect_or_fail_each_for_itself() {
+    const PAIRS: usize = 200;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut cluster = Cluster::start(&dir.path().join("c"), &[]);
+    let client = cluster.client();
+    let write = |pair: usize, half: usize| {
+        let (client, user) = (client.clone(), format!("user-{}", pair % 7));
+        let payload = format!("{pair}/{half}").into_bytes();
+        let put =
+            v1::PutOp { content_type: "text/plain".into(), payload: payload.clone().into(), ..Default::default() };
+        let mutation = v1::Mutation {
+            key: Some(contact(&user, &format!("r{pair}")).key()),
+            op: Some(v1::mutation::Op::Put(put)),
+            precondition: Some(v1::Precondition { check: Some(v1::precondition::Check::Absent(true)) }),
+        };
+        let request = v1::BatchWriteRequest { user_id: user, mutations: vec![mutation], ..Default::default() };
+        tokio::spawn(async move { (pair, payload, client.write(request).await) })
+    };
+    let calls: Vec<_> = (0..PAIRS * 2).map(|n| write(n / 2, n % 2)).collect();
+    let mut written = BTreeMap::new();
+    for call in calls {
+        let (pair, payload, answer) = call.await.expect("ran");
+        match answer {
+            Ok(answer) => {
+                assert_eq!(written.insert(pair, (payload, answer.version, answer.commit_index)), None, "{pair} twice");
+            }
+            Err(error) => assert_eq!(error.reason(), "VERSION_MISMATCH", "{error:?}"),
+        }
+    }
+    assert_eq!(written.len(), PAIRS, "of each pair one");
+    let entries: BTreeSet<u64> = written.values().map(|(.., index)| *index).collect();
+    assert!(entries.len() < PAIRS / 2, "{} entries for {PAIRS} writes", entries.len());
+    let versions: BTreeSet<_> = written.iter().map(|(pair, (_, version, _))| (pair % 7, *version)).collect();
+    assert_eq!(versions.len(), PAIRS, "each commit has a version of its own");
+    // From the log once more.
+    for place in 0..3 {
+        cluster.kill(place);
+    }
+    for place in 0..3 {
+        cluster.restart(place);
+    }
+    let client = cluster.client();
+    for (pair, (payload, version, _)) in &written {
+        let user = format!("user-{}", pair % 7);
+        let found = client.get(contact(&user, &format!("r{pair}"))).await.expect("readable").expect("there");
+        assert_eq!((&found.payload[..], found.version), (&payload[..], *version), "{pair}");
+    }
 }

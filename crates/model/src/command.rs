@@ -23,11 +23,27 @@ pub struct Proposal {
     pub command: Command,
 }
 
+impl Proposal {
+    /// What is judged one after the other at the entry's index, each with an outcome of its own: itself, or the batches of a
+    /// fold.
+    pub fn parts(self) -> impl Iterator<Item = Self> {
+        let Self { rules, stamp, command } = self;
+        let (alone, folded) = match command {
+            Command::Fold(batches) => (None, batches),
+            command => (Some(command), Vec::new()),
+        };
+        let commands = alone.into_iter().chain(folded.into_iter().map(Command::WriteBatch));
+        commands.map(move |command| Self { rules, stamp, command })
+    }
+}
+
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Writes of one user that commit together or not at all.
     WriteBatch(WriteBatch),
+    /// Batches that share an entry, and nothing else: each commits or fails by itself, in this order ([`Proposal::parts`]).
+    Fold(Vec<WriteBatch>),
     /// First entry of a history; nothing is served before it.
     Genesis(Genesis),
     /// How far an offsite destination holds the log, read back from there.

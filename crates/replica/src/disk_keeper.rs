@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::handle::{Core, Replica};
 use crate::maintain::purge_target;
 use crate::rooms::{Disk, DiskLevel};
+use crate::transfers::furthest;
 
 /// Other programs fill a disk faster than this node does.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(20);
@@ -158,12 +159,12 @@ impl DiskKeeper {
 
 /// Up to where the log can go now that the disk is short; `None` = nothing of it.
 fn purgeable(replica: &Replica) -> Option<u64> {
-    let upto = purge_target(replica, 0, true)?;
     let status = replica.status();
+    let upto = purge_target(replica, status.applied_index, true)?;
     // Followers that are there are not sent a snapshot for what the log still has.
     let heard = |id: &u64| status.silence.get(id).is_some_and(|silence| *silence < SILENCE_MAX);
     let followers = status.matched.iter().filter(|(id, _)| heard(id)).map(|(_, matched)| *matched).min();
-    let transfers = replica.peers().transfers.floor(&status.matched, status.applied_index);
+    let transfers = replica.peers().transfers.floor(&status.matched, status.applied_index, furthest(replica.log()));
     let kept = followers.unwrap_or(u64::MAX).min(transfers.unwrap_or(u64::MAX));
     Some(upto.min(kept)).filter(|upto| *upto > status.purged_index)
 }

@@ -91,6 +91,7 @@ pub(crate) struct Core {
     pub(crate) outbox_bytes: AtomicU64,
     pub(crate) outbox_forgot: AtomicBool,
     pub(crate) log_holds: LogHolds,
+    pub(crate) folder: crate::propose::fold::Folder,
     options: Options,
     hooks: Arc<Hooks>,
 }
@@ -221,7 +222,6 @@ impl Replica {
                     Some(damage) => StartError::Store(damage),
                     None => StartError::Raft(error.to_string()),
                 })?;
-        let admission = Admission::new(options.inflight_bytes_max);
         let core = Arc::new(Core {
             raft,
             peers,
@@ -232,7 +232,7 @@ impl Replica {
             log,
             data,
             identity,
-            admission,
+            admission: Admission::new(options.inflight_bytes_max),
             applied,
             integrity,
             recovering: AtomicBool::new(recovering.is_some()),
@@ -247,6 +247,7 @@ impl Replica {
             outbox_bytes: AtomicU64::new(0),
             outbox_forgot: AtomicBool::new(false),
             log_holds: LogHolds::default(),
+            folder: Default::default(),
             options,
             hooks,
         });

@@ -1,20 +1,22 @@
 //! Housekeeping of a replica: checkpoints, purging, expiry, opening a restored history, recovery, fatal errors.
 //!
 //! Invariant: the log is purged only up to `min(durable checkpoint, what every required destination holds unless that
-//! risk is accepted (see `outbox`), what followers within keep_entries need, what a follower needs that takes a snapshot)`; on a disk that is nearly full
-//! `keep_entries` counts for nothing (see `disk_keeper`). Of a history that forked from its archive nothing is purged: the
+//! risk is accepted (see `outbox`), what followers within keep_entries and keep_bytes need, what a follower needs that takes a snapshot)`; on a disk that is nearly full
+//! those two count for nothing (see `disk_keeper`). Of a history that forked from its archive nothing is purged: the
 //! log is what tells the two apart.
 
 use std::time::Duration;
 
 use holdfast_model::command::Command;
 use holdfast_model::state::StateRead;
+use holdfast_store::LogStore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::disk_keeper::DiskKeeper;
 use crate::handle::Replica;
 use crate::outbox::released;
+use crate::transfers::furthest;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Without a word from a leader for so long, a node asks whether it was taken out.
@@ -189,6 +191,13 @@ async fn set_policy(replica: &Replica) {
     }
 }
 
+/// Of the applied log.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    entries: u64,
+    bytes: u64,
+}
+
 async fn checkpoint_and_purge(replica: &Replica) {
     // A damaged state is no ground to forget the log on, nor to be sent to anyone; nor is one in doubt: who lags must be
     // able to catch up by the log, and then tells who is right.
@@ -197,14 +206,16 @@ async fn checkpoint_and_purge(replica: &Replica) {
     }
     let status = replica.status();
     let options = replica.options();
-    if status.applied_index.saturating_sub(status.snapshot_index) >= options.snapshot_entries
+    let enough = Share { entries: options.snapshot_entries, bytes: options.snapshot_bytes };
+    if is_checkpoint_due(replica.log(), status.snapshot_index, status.applied_index, enough)
         && let Err(error) = replica.raft().trigger().snapshot().await
     {
         tracing::warn!(event = "snapshot.failed", %error, "no checkpoint was taken");
     }
-    let upto = purge_target(replica, options.keep_entries, false);
-    let window = status.applied_index.saturating_sub(options.keep_entries);
-    let floor = replica.peers().transfers.floor(&status.matched, window).unwrap_or(u64::MAX);
+    let keep = Share { entries: options.keep_entries, bytes: options.keep_bytes };
+    let window = window(replica.log(), status.applied_index, keep);
+    let upto = purge_target(replica, window, false);
+    let floor = replica.peers().transfers.floor(&status.matched, window, furthest(replica.log())).unwrap_or(u64::MAX);
     let upto = upto.map(|upto| upto.min(floor));
     if let Some(upto) = upto.filter(|upto| *upto > status.purged_index)
         && let Err(error) = replica.raft().trigger().purge_log(upto).await
@@ -213,8 +224,25 @@ async fn checkpoint_and_purge(replica: &Replica) {
     }
 }
 
-/// Highest index that may be purged, if so many applied entries are kept. `frugal` = the disk is nearly full.
-pub(crate) fn purge_target(replica: &Replica, keep: u64, frugal: bool) -> Option<u64> {
+/// Enough was applied since the last checkpoint: entries, or bytes of them.
+fn is_checkpoint_due(log: &LogStore, snapshot: u64, applied: u64, enough: Share) -> bool {
+    let entries = applied.saturating_sub(snapshot);
+    let bytes = || log.bytes_after(snapshot).saturating_sub(log.bytes_after(applied));
+    entries >= enough.entries || entries > 0 && bytes() >= enough.bytes
+}
+
+/// The applied entries above it are kept for followers.
+fn window(log: &LogStore, applied: u64, keep: Share) -> u64 {
+    let window = applied.saturating_sub(keep.entries);
+    let bytes_max = log.bytes_after(applied).saturating_add(keep.bytes);
+    if log.bytes_after(window) <= bytes_max {
+        return window;
+    }
+    log.index_leaving(bytes_max).map_or(window, |index| index.clamp(window, applied))
+}
+
+/// Highest index that may be purged, if what is applied above `window` is kept. `frugal` = the disk is nearly full.
+pub(crate) fn purge_target(replica: &Replica, window: u64, frugal: bool) -> Option<u64> {
     let sys = replica.sys();
     if sys.lineage_fork.is_some() {
         return None;
@@ -222,11 +250,11 @@ pub(crate) fn purge_target(replica: &Replica, keep: u64, frugal: bool) -> Option
     let status = replica.status();
     let offsite = released(&replica.options().outbox, &sys, replica.log(), frugal);
     let offsite = replica.core.log_holds.lowest().filter(|_| !frugal).map_or(offsite, |held| offsite.min(held));
-    lowest(status.snapshot_index, status.applied_index, keep, offsite)
+    lowest(status.snapshot_index, window, offsite)
 }
 
-fn lowest(snapshot: u64, applied: u64, keep: u64, offsite: u64) -> Option<u64> {
-    let target = snapshot.min(applied.saturating_sub(keep)).min(offsite);
+fn lowest(snapshot: u64, window: u64, offsite: u64) -> Option<u64> {
+    let target = snapshot.min(window).min(offsite);
     (target > 0).then_some(target)
 }
 
@@ -260,13 +288,44 @@ async fn expire(replica: &Replica) {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_model::id::GroupId;
+    use holdfast_store::{DataDir, LogOptions, LogPosition, StoredEntry};
+    use holdfast_wire::internal::v1 as pb;
+    use holdfast_wire::log::{Entry, EntryPayload, encode_entry};
+
     use super::*;
 
     #[test]
+    fn bytes_bound_what_entries_do_not() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = DataDir::open_or_create(dir.path(), 1, [1; 16]).expect("directory");
+        let (log, _) = LogStore::open(&data, GroupId(0), LogOptions::default()).expect("opens");
+        let entries = (0..100u64).map(|index| {
+            let payload = EntryPayload::Proposal(vec![7; 100 << 10].into());
+            let bytes = encode_entry(&Entry { id: pb::LogId { term: 1, node: 1, index }, payload });
+            StoredEntry { position: LogPosition { term: 1, node: 1, index }, bytes }
+        });
+        log.append(entries.collect(), Box::new(|result| result.expect("appended"))).expect("appends");
+        log.wait_durable(99);
+        // 50 entries are not applied yet; those before are 5 MiB.
+        let share = |entries, bytes: u64| Share { entries, bytes: bytes << 10 };
+        assert_eq!(window(&log, 50, share(20, 1 << 20)), 30, "as many entries as are asked for");
+        let by_bytes = window(&log, 50, share(40, 1 << 10));
+        assert!((37..=45).contains(&by_bytes), "about ten of 100 KiB, and no fewer than that by much: {by_bytes}");
+        assert_eq!(window(&log, 50, share(40, 0)), 50, "none");
+        assert_eq!(window(&log, 50, share(200, 1 << 20)), 0, "all of them");
+        let due = |snapshot, applied, enough| is_checkpoint_due(&log, snapshot, applied, enough);
+        assert!(due(30, 50, share(20, 1 << 20)) && !due(31, 50, share(20, 1 << 20)));
+        assert!(due(30, 50, share(1000, 1 << 10)) && !due(30, 50, share(1000, 4 << 10)));
+        assert!(!due(50, 50, share(1000, 0)), "what is not applied needs no checkpoint");
+        log.close();
+    }
+
+    #[test]
     fn the_log_is_kept_for_checkpoint_followers_and_destinations() {
-        assert_eq!(lowest(100, 150, 10, u64::MAX), Some(100), "not beyond the checkpoint");
-        assert_eq!(lowest(100, 105, 10, u64::MAX), Some(95), "not what followers need");
-        assert_eq!(lowest(100, 150, 10, 40), Some(40), "not what is not offsite");
-        assert_eq!(lowest(100, 150, 10, 0), None, "nothing is offsite yet");
+        assert_eq!(lowest(100, 140, u64::MAX), Some(100), "not beyond the checkpoint");
+        assert_eq!(lowest(100, 95, u64::MAX), Some(95), "not what followers need");
+        assert_eq!(lowest(100, 140, 40), Some(40), "not what is not offsite");
+        assert_eq!(lowest(100, 140, 0), None, "nothing is offsite yet");
     }
 }

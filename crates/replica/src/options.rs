@@ -23,8 +23,12 @@ pub struct Options {
     pub election_max_ms: u64,
     /// Take a checkpoint after so many applied entries.
     pub snapshot_entries: u64,
+    /// Or after so many bytes of them: a restart applies again what is behind the checkpoint.
+    pub snapshot_bytes: u64,
     /// Keep so many applied entries in the log for followers that are behind.
     pub keep_entries: u64,
+    /// But no more bytes of them.
+    pub keep_bytes: u64,
     /// Directory of the floor, on another device if possible.
     pub floor_dir: Option<PathBuf>,
     /// Bytes of the disk that are kept free of records; 0 = by its size.

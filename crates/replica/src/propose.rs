@@ -3,9 +3,13 @@
 //! Invariants: after the first forwarded byte only a typed answer is an answer; a broken connection, a discarded
 //! entry or a fatal error is `OutcomeUnknown`, never "no leader". A forwarded proposal is not forwarded again.
 
+pub(crate) mod fold;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::command::{Command, Op, Proposal, RULES};
+use bytes::Bytes;
+use holdfast_model::command::{Command, Op, Proposal, RULES, WriteBatch};
 use holdfast_model::id::Millis;
 use holdfast_model::outcome::Outcome;
 use holdfast_model::transition::remembered;
@@ -20,7 +24,8 @@ use crate::admission::{Admitted, Overloaded};
 use crate::handle::Replica;
 use crate::rooms::{Verdict, Weight};
 use crate::transport::is_connect_error;
-use crate::types::{ProposalBytes, TypeConfig};
+use crate::types::{ProposalBytes, Reply, TypeConfig};
+use fold::Folded;
 
 /// What is in the log may never be committed while a quorum has no room: a refusal does not wait for it any longer.
 const APPLIED_WITHIN: Duration = Duration::from_millis(200);
@@ -60,17 +65,50 @@ pub enum ProposeError {
 }
 
 /// One attempt at this node.
+#[derive(Debug)]
 enum Local {
     Applied(Applied),
     NotLeader(Option<u64>),
 }
 
+/// Proposes what stands in the line.
+struct Task {
+    replica: Replica,
+    /// It gave its place back.
+    ended: bool,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.replica.core.folder.fell();
+        }
+    }
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            // Whoever is about to come, comes along.
+            tokio::task::yield_now().await;
+            let entries = self.replica.core.folder.take().into_iter();
+            // All at once: one waits for no other.
+            futures::future::join_all(entries.map(|writes| self.replica.propose_folded(writes))).await;
+            if !self.replica.core.folder.goes_on() {
+                self.ended = true;
+                return;
+            }
+        }
+    }
+}
+
 /// What a command does to disks.
 pub(crate) fn weight_of(command: &Command) -> Weight {
     match command {
-        Command::WriteBatch(batch) if batch.mutations.iter().any(|one| matches!(one.op, Op::Put(_))) => Weight::Adds,
+        Command::WriteBatch(batch) if puts(batch) => Weight::Adds,
+        Command::Fold(batches) if batches.iter().any(puts) => Weight::Adds,
         Command::FillPayloads(_) => Weight::Adds,
-        Command::WriteBatch(_) | Command::AckCursor(_) | Command::DropDevice(_) => Weight::Frees,
+        Command::WriteBatch(_) | Command::Fold(_) | Command::AckCursor(_) | Command::DropDevice(_) => Weight::Frees,
         Command::Genesis(_)
         | Command::OffsiteFact(_)
         | Command::SnapshotBarrier(_)
@@ -80,6 +118,20 @@ pub(crate) fn weight_of(command: &Command) -> Weight {
         | Command::SetPolicy(_)
         | Command::SetArchiveKeys(_)
         | Command::LineageFork(_) => Weight::Own,
+    }
+}
+
+fn puts(batch: &WriteBatch) -> bool {
+    batch.mutations.iter().any(|one| matches!(one.op, Op::Put(_)))
+}
+
+/// What judges of room are told: nothing else is as long.
+fn bytes_of(command: &Command) -> usize {
+    match command {
+        Command::WriteBatch(batch) => fold::bytes_of(batch),
+        Command::Fold(batches) => batches.iter().map(fold::bytes_of).sum(),
+        Command::FillPayloads(fill) => fill.fills.iter().map(|one| one.payload.len()).sum(),
+        other => wire_log::encode_stamped(RULES, Millis(0), other).len(),
     }
 }
 
@@ -144,54 +196,120 @@ impl Replica {
     }
 
     async fn propose_local(&self, proposal: &Proposal, deadline: Instant) -> Result<Local, ProposeError> {
-        if self.is_recovering() || self.is_fenced() || !self.raft().is_leader() {
+        if !self.leads() {
             return Ok(Local::NotLeader(self.leader_hint()));
         }
-        // As long as nobody can say what time it is, nothing is proposed.
-        let Some(stamp) = self.stamp() else { return Ok(Local::NotLeader(None)) };
-        let stamped = Proposal { stamp, ..proposal.clone() };
-        let bytes = ProposalBytes(wire_log::encode_proposal(&stamped));
-        let judged = {
-            let metrics = self.raft().metrics();
-            let metrics = metrics.borrow_watched();
-            let configs = metrics.membership_config.membership().get_joint_config();
-            let weight = weight_of(&proposal.command);
-            match self.outbox_refuses(weight) {
-                Some(evidence) => Some(ProposeError::OutboxFull(evidence)),
-                None => match self.peers().rooms.judge(self.node_id(), configs, weight, bytes.0.len()) {
-                    Verdict::Refuse(evidence) => Some(ProposeError::DiskFull(evidence)),
-                    Verdict::Take => None,
-                },
-            }
-        };
-        if let Some(refused) = judged {
-            let remembered = self.remembered(&stamped, deadline).await;
+        if let Some(refused) = self.refuses(&proposal.command) {
+            // As long as nobody can say what time it is, nothing is proposed.
+            let Some(stamp) = self.stamp() else { return Ok(Local::NotLeader(None)) };
+            let remembered = self.remembered(&proposal.command, stamp, deadline).await;
             return remembered.map(Local::Applied).ok_or(refused);
         }
+        match &proposal.command {
+            Command::WriteBatch(batch) if proposal.rules == RULES && !fold::is_large(batch) => {
+                self.propose_write(batch, deadline).await
+            }
+            _ => self.propose_alone(proposal, deadline).await,
+        }
+    }
+
+    fn leads(&self) -> bool {
+        !self.is_recovering() && !self.is_fenced() && self.raft().is_leader()
+    }
+
+    /// Why this node, as the leader, takes no such command now.
+    fn refuses(&self, command: &Command) -> Option<ProposeError> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        let weight = weight_of(command);
+        if let Some(evidence) = self.outbox_refuses(weight) {
+            return Some(ProposeError::OutboxFull(evidence));
+        }
+        match self.peers().rooms.judge(self.node_id(), configs, weight, bytes_of(command)) {
+            Verdict::Refuse(evidence) => Some(ProposeError::DiskFull(evidence)),
+            Verdict::Take => None,
+        }
+    }
+
+    /// As an entry of its own.
+    async fn propose_alone(&self, proposal: &Proposal, deadline: Instant) -> Result<Local, ProposeError> {
+        let Some(stamp) = self.stamp() else { return Ok(Local::NotLeader(None)) };
+        let bytes = wire_log::encode_stamped(proposal.rules, stamp, &proposal.command);
+        let applied = match self.enter_log(bytes, deadline).await? {
+            Ok(applied) => applied,
+            Err(leader) => return Ok(Local::NotLeader(leader)),
+        };
+        let (index, outcome) = (applied.index, applied.outcomes.into_iter().next());
+        let outcome = outcome.ok_or(ProposeError::Unknown { deadline: false })?;
+        Ok(Local::Applied(Applied { outcome, index }))
+    }
+
+    /// With others that come or wait as well; alone where there are none.
+    async fn propose_write(&self, batch: &WriteBatch, deadline: Instant) -> Result<Local, ProposeError> {
+        let own = Arc::new(batch.clone());
+        let (answered, begins) = self.core.folder.enter(&own, deadline);
+        if begins {
+            tokio::spawn(Task { replica: self.clone(), ended: false }.run());
+        }
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(ProposeError::Unknown { deadline: false }),
+            Err(_) => Err(ProposeError::Unknown { deadline: true }),
+        }
+    }
+
+    /// Writes as one entry.
+    async fn propose_folded(&self, writes: Vec<Folded>) {
+        let deadline = writes.iter().map(|write| write.deadline).max().unwrap_or_else(Instant::now);
+        let entered = match self.stamp().filter(|_| self.leads()) {
+            Some(stamp) => {
+                let batches = writes.iter().map(|write| &*write.batch);
+                self.enter_log(wire_log::encode_writes(RULES, stamp, batches), deadline).await
+            }
+            None => Ok(Err(self.leader_hint())),
+        };
+        match entered {
+            Ok(Ok(applied)) => {
+                let index = applied.index;
+                let mut outcomes = applied.outcomes.into_iter();
+                for write in writes {
+                    let outcome = outcomes.next().ok_or(ProposeError::Unknown { deadline: false });
+                    // Whoever gave up meanwhile hears nothing.
+                    let _ = write.answer.send(outcome.map(|outcome| Local::Applied(Applied { outcome, index })));
+                }
+            }
+            Ok(Err(leader)) => writes.into_iter().for_each(|write| {
+                let _ = write.answer.send(Ok(Local::NotLeader(leader)));
+            }),
+            Err(error) => writes.into_iter().for_each(|write| {
+                let _ = write.answer.send(Err(error.clone()));
+            }),
+        }
+    }
+
+    /// Appends to the log as the leader and waits until it is applied; the leader, if this node is not.
+    async fn enter_log(&self, bytes: Bytes, deadline: Instant) -> Result<Result<Reply, Option<u64>>, ProposeError> {
         let (responder, answer) = OneshotResponder::<TypeConfig, _>::new_pair();
-        if self.raft().client_write_ff(bytes, Some(responder)).await.is_err() {
+        if self.raft().client_write_ff(ProposalBytes(bytes), Some(responder)).await.is_err() {
             return Err(ProposeError::Unknown { deadline: false });
         }
         match timeout_at(deadline, answer).await {
             Err(_) => Err(ProposeError::Unknown { deadline: true }),
-            Ok(Err(_)) => Err(ProposeError::Unknown { deadline: false }),
-            Ok(Ok(Ok(written))) => match written.data.outcome {
-                Some(outcome) => Ok(Local::Applied(Applied { outcome, index: written.data.index })),
-                None => Err(ProposeError::Unknown { deadline: false }),
-            },
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(to)))) => Ok(Local::NotLeader(to.leader_id)),
-            Ok(Ok(Err(_))) => Err(ProposeError::Unknown { deadline: false }),
+            Ok(Ok(Ok(written))) => Ok(Ok(written.data)),
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(to)))) => Ok(Err(to.leader_id)),
+            Ok(Err(_) | Ok(Err(_))) => Err(ProposeError::Unknown { deadline: false }),
         }
     }
 
     /// The first answer of a write that took effect before. It needs no room: whoever sends it again on a full disk must
     /// not be told that it was refused.
-    async fn remembered(&self, proposal: &Proposal, deadline: Instant) -> Option<Applied> {
-        let Command::WriteBatch(batch) = proposal.command.clone() else { return None };
+    async fn remembered(&self, command: &Command, stamp: Millis, deadline: Instant) -> Option<Applied> {
+        let Command::WriteBatch(batch) = command.clone() else { return None };
         // The first try may be in the log, and not be applied yet.
         let last = self.raft().metrics().borrow_watched().last_log_index.unwrap_or(0);
         drop(self.wait_applied(last, deadline.min(Instant::now() + APPLIED_WITHIN)).await);
-        let (state, stamp) = (self.state().clone(), proposal.stamp);
+        let state = self.state().clone();
         let found = tokio::task::spawn_blocking(move || {
             let index = state.applied().index();
             Some(Applied { outcome: remembered(&state.begin(), &batch, stamp).ok()??, index })

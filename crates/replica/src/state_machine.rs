@@ -110,7 +110,7 @@ impl StateAdapter {
                 barrier = Some(index);
             }
             if let Some(responder) = responder {
-                answers.push((responder, Reply { outcome: done.outcome, index }));
+                answers.push((responder, Reply { outcomes: done.outcomes, index }));
             }
         }
         self.state.commit_in(&self.room, batch)?;

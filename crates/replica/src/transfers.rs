@@ -2,16 +2,23 @@
 //!
 //! Invariant: while a follower takes a snapshot, and until it has caught up from there, the entries after that snapshot
 //! stay in the log; otherwise, under load, each snapshot is too old when it arrives, and the follower never gets there.
-//! The wait is bounded: in entries, and in time after the last sign of a transfer.
+//! The wait is bounded: in bytes, and in time after the last sign of a transfer.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use holdfast_store::LogStore;
+
 /// A transfer that ended this long ago and led nowhere no longer holds the log.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// Entries that the log keeps at most for one follower.
-const ENTRIES_MAX: u64 = 2_000_000;
+/// Bytes of the log that it keeps at most for one follower.
+const BYTES_MAX: u64 = 8 << 30;
+
+/// Below this index the log waits for nobody.
+pub fn furthest(log: &LogStore) -> u64 {
+    if log.bytes_after(0) <= BYTES_MAX { 0 } else { log.index_leaving(BYTES_MAX).unwrap_or(0) }
+}
 
 /// The transfers of this node as a leader.
 #[derive(Default)]
@@ -47,13 +54,13 @@ impl Transfers {
     }
 
     /// Entries above this index are still wanted. `matched` is how far each follower is; followers from `window` on
-    /// need nothing special any more.
-    pub fn floor(&self, matched: &BTreeMap<u64, u64>, window: u64) -> Option<u64> {
+    /// need nothing special any more, and nobody's transfer is waited for below `furthest`.
+    pub fn floor(&self, matched: &BTreeMap<u64, u64>, window: u64, furthest: u64) -> Option<u64> {
         let mut transfers = self.lock();
         transfers.retain(|target, transfer| {
             let caught_up = matched.get(target).is_some_and(|matched| *matched >= window);
             let given_up = transfer.ended.is_some_and(|ended| ended.elapsed() > IDLE_MAX);
-            let too_far = window.saturating_sub(transfer.index) > ENTRIES_MAX;
+            let too_far = transfer.index < furthest;
             if too_far {
                 tracing::warn!(event = "snapshot.slow", target, "the log waits no longer for this follower's snapshot");
             }
@@ -74,13 +81,13 @@ mod tests {
     #[test]
     fn the_log_waits_for_a_follower_until_it_caught_up() {
         let transfers = Transfers::default();
-        assert_eq!(transfers.floor(&BTreeMap::new(), 500), None);
+        assert_eq!(transfers.floor(&BTreeMap::new(), 500, 0), None);
         let under_way = transfers.begin(2, 100);
-        assert_eq!(transfers.floor(&[(2, 40)].into(), 500), Some(100), "under way");
+        assert_eq!(transfers.floor(&[(2, 40)].into(), 500, 100), Some(100), "under way");
         drop(under_way);
-        assert_eq!(transfers.floor(&[(2, 100)].into(), 600), Some(100), "installed, and far behind");
-        assert_eq!(transfers.floor(&[(2, 100)].into(), 100), None, "caught up");
+        assert_eq!(transfers.floor(&[(2, 100)].into(), 600, 0), Some(100), "installed, and far behind");
+        assert_eq!(transfers.floor(&[(2, 100)].into(), 100, 0), None, "caught up");
         drop(transfers.begin(3, 10));
-        assert_eq!(transfers.floor(&BTreeMap::new(), ENTRIES_MAX + 11), None, "not for ever");
+        assert_eq!(transfers.floor(&BTreeMap::new(), 500, 11), None, "not for ever");
     }
 }

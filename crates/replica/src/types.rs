@@ -36,8 +36,8 @@ impl fmt::Display for ProposalBytes {
 /// Answer of an applied entry.
 #[derive(Debug, Clone)]
 pub struct Reply {
-    /// Outcome of a command; `None` for blank and membership entries.
-    pub outcome: Option<Outcome>,
+    /// Outcomes of a command: one, or one for each write of a fold; none for blank and membership entries.
+    pub outcomes: Vec<Outcome>,
     /// Index of the entry.
     pub index: u64,
 }

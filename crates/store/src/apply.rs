@@ -4,8 +4,9 @@
 //! with every entry; a command that does not decode is a deterministic, effect-free rejection, because its bytes are
 //! the same on every replica.
 
+use holdfast_model::command::Proposal;
 use holdfast_model::outcome::{Outcome, Rejection};
-use holdfast_model::state::{Effects, Touched};
+use holdfast_model::state::Touched;
 use holdfast_model::transition::transition_guarded;
 use holdfast_wire::internal::v1 as pb;
 use holdfast_wire::log::{self, EntryPayload};
@@ -15,8 +16,8 @@ use crate::{Applied, ApplyBatch, LogPosition, StoreError, StoredEntry};
 /// What applying an entry did, beyond the state.
 #[derive(Debug, Default)]
 pub struct AppliedEntry {
-    /// Answer of a command; `None` for blank and membership entries.
-    pub outcome: Option<Outcome>,
+    /// Answers of a command: one, or one for each write of a fold; none for blank and membership entries.
+    pub outcomes: Vec<Outcome>,
     /// Users whose head moved, for waking those who wait.
     pub touched: Vec<Touched>,
     /// A checkpoint is wanted right after this entry.
@@ -52,12 +53,10 @@ pub fn apply_entry(batch: &mut ApplyBatch, entry: &StoredEntry) -> Result<Applie
                 holdfast_wire::encode(&pb::StoredMembership { log_id: Some(decoded.id), membership: Some(members) });
         }
         EntryPayload::Proposal(bytes) => {
-            let (outcome, effects) = match log::decode_proposal(&bytes) {
-                Ok(proposal) => transition_guarded(batch, index, &proposal)?,
-                Err(_) => (Outcome::Rejected(Rejection::Poisoned), Effects::default()),
-            };
-            batch.apply_effects(&effects)?;
-            done = AppliedEntry { outcome: Some(outcome), touched: effects.touched, barrier: effects.barrier };
+            done = match log::decode_proposal(&bytes) {
+                Ok(proposal) => apply_proposal(batch, index, proposal)?,
+                Err(_) => AppliedEntry { outcomes: vec![Outcome::Rejected(Rejection::Poisoned)], ..done },
+            }
         }
     }
     batch.chain_effects(index);
@@ -68,6 +67,18 @@ pub fn apply_entry(batch: &mut ApplyBatch, entry: &StoredEntry) -> Result<Applie
         entry_chain: log::entry_chain(prev.entry_chain, &entry.bytes),
         effect_chain,
     });
+    Ok(done)
+}
+
+fn apply_proposal(batch: &mut ApplyBatch, index: u64, proposal: Proposal) -> Result<AppliedEntry, StoreError> {
+    let mut done = AppliedEntry::default();
+    for part in proposal.parts() {
+        let (outcome, effects) = transition_guarded(batch, index, &part)?;
+        batch.apply_effects(&effects)?;
+        done.outcomes.push(outcome);
+        done.touched.extend(effects.touched);
+        done.barrier |= effects.barrier;
+    }
     Ok(done)
 }
 

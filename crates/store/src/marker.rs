@@ -16,7 +16,7 @@ use crate::files;
 use crate::node_key;
 
 /// Format of the directory that this build writes; it opens this one only.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 const IDENTITY: &str = "IDENTITY";
 const FORMAT: &str = "FORMAT";

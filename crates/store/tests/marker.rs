@@ -63,7 +63,7 @@ fn a_lost_identity_beside_data_is_refused() {
 fn a_newer_or_unknown_format_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     drop(data(dir.path()));
-    for (text, expected) in [("holdfast format 4\n", "says format 4"), ("gibberish", "does not name a format")] {
+    for (text, expected) in [("holdfast format 5\n", "says format 5"), ("gibberish", "does not name a format")] {
         fs::write(dir.path().join("FORMAT"), text).expect("written");
         let error = DataDir::open_or_create(dir.path(), 1, [5; 16]).expect_err("not known");
         assert!(error.to_string().contains(expected), "{error}");

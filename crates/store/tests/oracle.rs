@@ -12,9 +12,10 @@ use holdfast_model::command::{
 };
 use holdfast_model::id::{DeviceId, Incarnation, Millis, NodeId, Version};
 use holdfast_model::memory::MemoryState;
+use holdfast_model::outcome::Outcome;
 use holdfast_store::keyspace::{Family, chg, cur, exp, rec, req, sys, uid, usr};
-use holdfast_store::{Applied, LogPosition, RawRow, StateStore};
-use holdfast_wire::durable;
+use holdfast_store::{Applied, ApplyBatch, LogPosition, RawRow, StateStore, StoredEntry, apply_entry};
+use holdfast_wire::{durable, log};
 use proptest::prelude::*;
 use support::{GROUP, data};
 
@@ -91,8 +92,13 @@ fn any_command() -> impl Strategy<Value = Command> {
         Command::AckCursor(AckCursor { user, device, incarnation: Incarnation(77), version })
     });
     let gone = device.prop_map(|(user, device)| Command::DropDevice(DropDevice { user, device }));
+    let fold = proptest::collection::vec(any_write(), 1..5).prop_map(|writes| {
+        let batch = |write| if let Command::WriteBatch(batch) = write { Some(batch) } else { None };
+        Command::Fold(writes.into_iter().filter_map(batch).collect())
+    });
     prop_oneof![
         12 => any_write(),
+        4 => fold,
         4 => Just(Command::Expire),
         2 => ack,
         1 => gone,
@@ -191,6 +197,15 @@ fn check_view(store: &StateStore, memory: &MemoryState) {
     assert_eq!((report.digest, report.totals), (memory.sys.digest, memory.sys.totals));
 }
 
+/// As an entry of the log.
+fn entered(batch: &mut ApplyBatch, index: u64, proposal: &Proposal) -> Vec<Outcome> {
+    let id = log::LogId { term: 1, node: 1, index };
+    let payload = log::EntryPayload::Proposal(log::encode_proposal(proposal));
+    let position = LogPosition { term: 1, node: 1, index };
+    let entry = StoredEntry { position, bytes: log::encode_entry(&log::Entry { id, payload }) };
+    apply_entry(batch, &entry).expect("applies").outcomes
+}
+
 fn run(steps: &[Step]) -> (Applied, MemoryState) {
     let dir = tempfile::tempdir().expect("tempdir");
     let mut store = StateStore::open(&data(dir.path()), GROUP).expect("opened");
@@ -201,7 +216,8 @@ fn run(steps: &[Step]) -> (Applied, MemoryState) {
     for step in steps {
         if let Step::Apply(proposal) = step {
             index += 1;
-            assert_eq!(apply(&mut batch, index, proposal), memory.apply(index, proposal));
+            let judged: Vec<_> = proposal.clone().parts().map(|part| memory.apply(index, &part)).collect();
+            assert_eq!(entered(&mut batch, index, proposal), judged);
             continue;
         }
         store.commit(batch).expect("committed");

@@ -73,8 +73,26 @@ pub fn entry_chain(prev: [u8; 32], entry_bytes: &[u8]) -> [u8; 32] {
 
 /// Encodes a proposal.
 pub fn encode_proposal(proposal: &Proposal) -> Bytes {
-    let command = match &proposal.command {
+    encode_stamped(proposal.rules, proposal.stamp, &proposal.command)
+}
+
+/// Encodes a proposal of writes that share an entry; of one write alone, as any other.
+pub fn encode_writes<'a>(rules: u16, stamp: Millis, batches: impl ExactSizeIterator<Item = &'a WriteBatch>) -> Bytes {
+    let mut batches = batches.map(write_batch_to);
+    let command = match (batches.len(), batches.next()) {
+        (1, Some(batch)) => pb::proposal::Command::WriteBatch(batch),
+        (_, first) => pb::proposal::Command::Fold(pb::Fold { batches: first.into_iter().chain(batches).collect() }),
+    };
+    encode(&pb::Proposal { rules: rules.into(), stamp_ms: stamp.0, command: Some(command) })
+}
+
+/// Encodes a proposal out of its parts.
+pub fn encode_stamped(rules: u16, stamp: Millis, command: &Command) -> Bytes {
+    let command = match command {
         Command::WriteBatch(batch) => pb::proposal::Command::WriteBatch(write_batch_to(batch)),
+        Command::Fold(batches) => {
+            pb::proposal::Command::Fold(pb::Fold { batches: batches.iter().map(write_batch_to).collect() })
+        }
         Command::Genesis(genesis) => pb::proposal::Command::Genesis(genesis_to(genesis)),
         Command::OffsiteFact(fact) => pb::proposal::Command::OffsiteFact(offsite_fact_to(fact)),
         Command::SnapshotBarrier(barrier) => {
@@ -98,7 +116,7 @@ pub fn encode_proposal(proposal: &Proposal) -> Bytes {
         Command::LineageFork(fork) => pb::proposal::Command::LineageFork(lineage_fork_to(fork)),
         Command::FillPayloads(fill) => pb::proposal::Command::FillPayloads(fill_payloads_to(fill)),
     };
-    encode(&pb::Proposal { rules: proposal.rules.into(), stamp_ms: proposal.stamp.0, command: Some(command) })
+    encode(&pb::Proposal { rules: rules.into(), stamp_ms: stamp.0, command: Some(command) })
 }
 
 /// Decodes a proposal.
@@ -106,6 +124,9 @@ pub fn decode_proposal(bytes: &Bytes) -> Result<Proposal, DecodeError> {
     let message: pb::Proposal = decode("proposal", bytes.clone())?;
     let command = match required("proposal", "command", message.command)? {
         pb::proposal::Command::WriteBatch(batch) => Command::WriteBatch(write_batch_from(batch)?),
+        pb::proposal::Command::Fold(fold) => {
+            Command::Fold(fold.batches.into_iter().map(write_batch_from).collect::<Result<_, _>>()?)
+        }
         pb::proposal::Command::Genesis(genesis) => Command::Genesis(genesis_from(genesis)?),
         pb::proposal::Command::OffsiteFact(fact) => Command::OffsiteFact(offsite_fact_from(fact)?),
         pb::proposal::Command::SnapshotBarrier(barrier) => {

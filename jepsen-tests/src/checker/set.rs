@@ -7,7 +7,7 @@
 //!   an earlier attempt of the same request.
 //! - *In the versions:* each commit that changes something takes exactly one version of its user, without a gap. So
 //!   the versions 1 … head are exactly those of the acknowledged writes and of the unknown ones that are found.
-//! - *In the log:* each commit has a log index of its own, and indexes and versions rise together.
+//! - *In the log:* no two commits of one user have one log index, and their indexes and versions rise together.
 //!
 //! Time: a write's index is greater than that of every write that was acknowledged before it began.
 
@@ -333,15 +333,15 @@ fn check_versions(requests: &Requests<'_>, feeds: &BTreeMap<&str, &Feed>, report
     report.never("versions of a second epoch: nothing was restored", more.collect());
 }
 
-/// Log indexes: one each, rising with the versions of a user and with time.
+/// Log indexes: one for each write of a user, rising with the versions of a user and with time.
 fn check_order(requests: &Requests<'_>, report: &mut Report) {
     let (mut shared, mut crossed, mut late) = (Vec::new(), Vec::new(), Vec::new());
     let answered: Vec<(&Request<'_>, u64, &Reply)> =
         requests.values().filter_map(|request| request.first().map(|(at, reply)| (request, at, reply))).collect();
-    let mut by_index: BTreeMap<u64, &Request<'_>> = BTreeMap::new();
+    let mut by_index: BTreeMap<(&str, u64), &Request<'_>> = BTreeMap::new();
     let mut by_version: BTreeMap<(&str, u64), (u64, &Request<'_>)> = BTreeMap::new();
     for (request, _, reply) in &answered {
-        if let Some(other) = by_index.insert(reply.commit_index, request) {
+        if let Some(other) = by_index.insert((&request.write.user, reply.commit_index), request) {
             shared.push(format!("index {}: {} and {}", reply.commit_index, other.name(), request.name()));
         }
         if request.kind == Kind::New {
@@ -372,7 +372,7 @@ fn check_order(requests: &Requests<'_>, report: &mut Report) {
             late.push(format!("{} at {} began after {} at {index}", request.name(), reply.commit_index, before.name()));
         }
     }
-    report.never("log indexes given to two requests", shared);
+    report.never("log indexes given to two requests of a user", shared);
     report.never("versions that rise while log indexes do not", crossed);
     report.never("writes placed before one acknowledged earlier", late);
 }

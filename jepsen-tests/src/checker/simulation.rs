@@ -44,6 +44,8 @@ struct User {
     records: Records<'static>,
     /// Its states and since where.
     states: Vec<(u64, Records<'static>)>,
+    /// Position of its last write, whatever came of it: no entry has two of a user.
+    last: u64,
 }
 
 enum Doing {
@@ -76,6 +78,8 @@ pub struct Simulation {
     plan: Plan,
     chance: Chance,
     index: u64,
+    /// Somebody saw what there is at this position, or was told of it: nothing more happens at it.
+    seen: u64,
     tokens: usize,
     users: Vec<User>,
     answers: HashMap<String, Done>,
@@ -93,11 +97,12 @@ pub fn valid(plan: Plan) -> Vec<Op> {
 pub fn simulate(plan: Plan) -> Simulation {
     let users = (0..plan.users).map(|user| {
         let records = Records { head: EPOCH, ..Records::default() };
-        User { name: format!("u{user}"), states: vec![(0, records.clone())], records }
+        User { name: format!("u{user}"), states: vec![(0, records.clone())], records, last: 0 }
     });
     let mut simulation = Simulation {
         chance: Chance::new(plan.seed, 0),
         index: 10,
+        seen: 10,
         tokens: 0,
         users: users.collect(),
         answers: HashMap::new(),
@@ -220,6 +225,10 @@ impl Simulation {
             }
             Doing::Asked(_) => {}
             Doing::Performed(action, stage) => {
+                if let Action::Batch(Batch { done, refused, .. }) = &action {
+                    let told = done.as_ref().map(|done| done.at).or(refused.as_ref().and_then(|refused| refused.at));
+                    self.seen = self.seen.max(told.map_or(0, |at| at.index));
+                }
                 self.learn(client, &action);
                 let reason = match (&action, stage) {
                     (_, Stage::Info) => Some("OUTCOME_UNKNOWN"),
@@ -321,11 +330,13 @@ impl Simulation {
             let done = Done { replayed: true, ..done.clone() };
             return Batch { done: Some(done), ..batch.clone() };
         }
-        // Entries that are no writes take positions as well.
-        self.index += 1 + self.chance.below(2) as u64;
-        let at = point(self.index);
         let changes: &'static [Change] = Box::leak(batch.changes.clone().into_boxed_slice());
         let user = self.users.iter_mut().find(|user| user.name == batch.user).expect("a user");
+        // Writes of several users share positions as long as nobody knows of one, and entries that are no writes take some as
+        // well.
+        self.index = (user.last + 1).max(self.seen + 1).max(self.index + self.chance.below(3) as u64);
+        user.last = self.index;
+        let at = point(self.index);
         match user.records.apply(changes) {
             Outcome::Refused(clashes) => Batch { refused: Some(Refused { at: Some(at), clashes }), ..batch.clone() },
             Outcome::Done { version, results } => {
@@ -344,6 +355,7 @@ impl Simulation {
     }
 
     fn perform_read(&mut self, read: Read) -> Read {
+        self.seen = self.index;
         let (index, staleness_ms) = match read.level {
             Level::Linearizable => (self.index, None),
             Level::AtLeast(at) => (at.index + self.chance.below((self.index - at.index) as usize + 1) as u64, None),
@@ -394,6 +406,7 @@ impl Simulation {
     }
 
     fn page(&mut self, page: &Page) -> Turned {
+        self.seen = self.index;
         let state = self.state(&page.user, self.index).clone();
         let mut numbers = page.from.split(':').filter_map(|number| number.parse::<u64>().ok());
         let after = numbers.next().unwrap_or(0);

@@ -58,13 +58,13 @@ fn bounded(calls: &Calls<'_>) -> usize {
     calls.reads.iter().filter(|call| call.stage == Stage::Ok && call.what.level != Level::Linearizable).count()
 }
 
-/// Each write has a position of its own, and positions rise with the versions of a user.
+/// Each write has a position that no other one of its user has, and positions rise with the versions of a user.
 fn check_indexes(history: &History<'_>, report: &mut Report) {
     let (mut shared, mut crossed, mut late, mut epochs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut owners: HashMap<Point, &Request<'_>> = HashMap::new();
+    let mut owners: HashMap<(&str, Point), &Request<'_>> = HashMap::new();
     for request in &history.requests {
         let Some((done, _)) = request.done else { continue };
-        if let Some(other) = owners.insert(done.at, request) {
+        if let Some(other) = owners.insert((&request.batch.user, done.at), request) {
             shared.push(format!("index {}: {} and {}", done.at.index, other.name(), request.name()));
         }
     }
@@ -84,7 +84,7 @@ fn check_indexes(history: &History<'_>, report: &mut Report) {
             format!("{name}: version {} only from {} on, but seen at {}", one.version, one.low, one.high)
         }));
     }
-    report.never("log indexes of two writes", shared);
+    report.never("log indexes of two writes of a user", shared);
     report.never("versions that rise while log indexes do not", crossed);
     report.never("writes seen before their place in the log", late);
     report.never("versions of two epochs: nothing was restored", epochs);

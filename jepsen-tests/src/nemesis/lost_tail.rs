@@ -1,5 +1,5 @@
-//! A leader alone, with a long tail of writes that nobody else ever hears of: it must take them back when it hears of the
-//! next leader, and for good. As soon as it has, its power is cut.
+//! A leader alone, with a long tail of entries, writes among them, that nobody else ever hears of: it must take them back when
+//! it hears of the next leader, and for good. As soon as it has, its power is cut.
 //!
 //! Who keeps such writes, on disk or in an archive, has two histories; who forgets to fsync that they are gone has them
 //! back after the power cut.
@@ -16,7 +16,7 @@ use crate::nemesis::drive::RECOVER_WITHIN;
 use crate::nemesis::partition::{self, Links};
 use crate::nemesis::{Fault, Harm, Struck, World};
 
-/// Writes that only the lonely leader gets. More than the others do at a moderate rate until they are joined again: an
+/// Entries that only the lonely leader gets. More than the others do at a moderate rate until they are joined again: an
 /// index of the tail that they filled with something else tells nothing.
 const TAIL: u64 = 1000;
 /// With so many it is a tail; a slow machine makes no more of them in time.
@@ -60,7 +60,11 @@ pub(super) async fn strike(world: &mut World) -> anyhow::Result<Option<Struck>> 
     Ok(Some(struck))
 }
 
-/// Many writes at once. They end when the set is dropped: what becomes of them is nobody's business.
+/// Of so many calls one is a write, and all others forget a device that nobody has: writes that wait share an entry, these do
+/// not, and it is entries that make a tail long.
+const WRITE_EACH: u64 = 8;
+
+/// Many calls at once. They end when the set is dropped: what becomes of them is nobody's business.
 fn write(client: &Client) -> JoinSet<()> {
     let mut writes = JoinSet::new();
     for number in 0..TAIL + TAIL / 10 {
@@ -69,7 +73,11 @@ fn write(client: &Client) -> JoinSet<()> {
             let id = format!("r{number}");
             let record = RecordRef { user: USER, collection: "x-tail", record_id: &id };
             // Hardly anybody can acknowledge it.
-            let _ = client.put(record, "text/plain", "never committed").await;
+            if number % WRITE_EACH == 0 {
+                let _ = client.put(record, "text/plain", "never committed").await;
+            } else {
+                let _ = client.drop_device(USER, &id).await;
+            }
         });
     }
     writes

@@ -44,7 +44,8 @@ struct Draft {
     effects: Effects,
 }
 
-/// Judges the entry at `index` against the state before it.
+/// Judges the entry at `index` against the state before it; of an entry that folds several writes, each part
+/// ([`Proposal::parts`]) against the state that those before it left.
 ///
 /// # Errors
 /// Only what `state` fails to read; that says nothing about the entry and must stop this node's apply.
@@ -90,6 +91,8 @@ fn rules_1<S: StateRead>(state: &S, index: u64, command: &Command, draft: &mut D
         (Command::Genesis(genesis), _) => Ok(genesis::judge(index, genesis, draft)),
         (_, None) => Ok(Err(Rejection::NotFounded)),
         (Command::WriteBatch(batch), Some(history)) => write_batch::judge(state, index, history, batch, draft),
+        // Whoever applies an entry judges its parts.
+        (Command::Fold(_), Some(_)) => Ok(Err(Rejection::Poisoned)),
         (Command::OffsiteFact(fact), Some(_)) => Ok(offsite_fact::judge(fact, draft)),
         (Command::SnapshotBarrier(_), Some(_)) => Ok(snapshot_barrier::judge(index, draft)),
         (Command::Attest(said), Some(history)) => Ok(attest::judge(said, history, draft)),

@@ -31,7 +31,7 @@ use crate::transport::{CLUSTER, TO_IDENTITY, TO_NODE};
 use crate::types::{TypeConfig, log_id_from, log_id_to, position_of, stored_membership_from, vote_from, vote_to};
 
 /// Peer protocol of this build.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Answers peers.
 pub struct Service {

@@ -59,8 +59,12 @@ pub struct Config {
     pub election_max_ms: u64,
     /// Checkpoint after so many applied entries.
     pub snapshot_entries: u64,
+    /// Or after so many bytes of them.
+    pub snapshot_bytes: u64,
     /// Keep so many applied entries in the log.
     pub keep_entries: u64,
+    /// But no more bytes of them.
+    pub keep_bytes: u64,
     /// Directory of the floor.
     pub floor_dir: Option<PathBuf>,
     /// Bytes of the disk that are kept free of records; 0 = by its size.
@@ -314,7 +318,9 @@ impl Values {
             election_min_ms: self.number("raft.election_min_ms", 150, 20..=60_000)?,
             election_max_ms: self.number("raft.election_max_ms", 300, 40..=120_000)?,
             snapshot_entries: self.number("raft.snapshot_entries", 50_000, 1..=u64::from(u32::MAX))?,
+            snapshot_bytes: self.number("raft.snapshot_bytes", 256 << 20, 64 << 10..=1 << 40)?,
             keep_entries: self.number("raft.keep_entries", 20_000, 0..=u64::from(u32::MAX))?,
+            keep_bytes: self.number("raft.keep_bytes", 256 << 20, 0..=1 << 40)?,
             headroom_bytes: self.number("storage.headroom_bytes", 0, 0..=1 << 50)?,
             floor_bytes: self.number("storage.floor_bytes", 0, 0..=1 << 50)?,
             floor_dir: self.scalars.get("raft.floor_dir").map(PathBuf::from),

@@ -36,18 +36,18 @@ fn proposal() -> impl Strategy<Value = Proposal> {
         proptest::option::of("[a-z]{1,9}"),
         proptest::collection::vec(mutation, 0..5),
     )
-        .prop_map(|(user, id, first_sent, if_head, incarnation, device, mutations)| {
-            Command::WriteBatch(WriteBatch {
-                user: UserId::new(&user).expect("valid"),
-                request_id: RequestId(id),
-                fingerprint: id,
-                first_sent: first_sent.map(Millis),
-                device: device.map(|id| DeviceId::new(&id).expect("valid")),
-                if_head: if_head.map(Version),
-                if_incarnation: incarnation.map(Incarnation),
-                mutations,
-            })
+        .prop_map(|(user, id, first_sent, if_head, incarnation, device, mutations)| WriteBatch {
+            user: UserId::new(&user).expect("valid"),
+            request_id: RequestId(id),
+            fingerprint: id,
+            first_sent: first_sent.map(Millis),
+            device: device.map(|id| DeviceId::new(&id).expect("valid")),
+            if_head: if_head.map(Version),
+            if_incarnation: incarnation.map(Incarnation),
+            mutations,
         });
+    let fold = proptest::collection::vec(batch.clone(), 0..4).prop_map(Command::Fold);
+    let batch = batch.prop_map(Command::WriteBatch);
     let genesis = (any::<[u8; 16]>(), any::<u16>(), any::<Option<[u8; 32]>>()).prop_map(|(id, epoch, chain)| {
         Command::Genesis(Genesis {
             cluster_id: id,
@@ -109,11 +109,8 @@ fn proposal() -> impl Strategy<Value = Proposal> {
             at: Millis(99),
         })),
     ];
-    (any::<u16>(), any::<u64>(), prop_oneof![batch, genesis, other]).prop_map(|(rules, stamp, command)| Proposal {
-        rules,
-        stamp: Millis(stamp),
-        command,
-    })
+    (any::<u16>(), any::<u64>(), prop_oneof![batch, fold, genesis, other])
+        .prop_map(|(rules, stamp, command)| Proposal { rules, stamp: Millis(stamp), command })
 }
 
 fn golden_restore() -> RestoreGuard {
@@ -367,6 +364,21 @@ fn the_bytes_of_every_command_are_frozen() {
          040404421b0a056e6f7465731201652200420d08011002190300000000000000420e0a056e6f746573120166\
          1a021807"
     );
+    let folded = WriteBatch {
+        user: UserId::new("ann").expect("valid"),
+        request_id: RequestId([3; 16]),
+        fingerprint: [4; 16],
+        first_sent: None,
+        device: None,
+        if_head: None,
+        if_incarnation: None,
+        mutations: vec![mutation("g", &Op::Delete, Guard::None)],
+    };
+    let alone = Proposal { rules: 1, stamp: Millis(2), command: Command::WriteBatch(folded.clone()) };
+    assert_eq!(encode_writes(1, Millis(2), [&folded].into_iter()), encode_proposal(&alone));
+    assert_eq!(encode_writes(1, Millis(2), [&folded, &folded].into_iter()), {
+        encode_proposal(&Proposal { rules: 1, stamp: Millis(2), command: Command::Fold(vec![folded.clone(), folded]) })
+    });
     let parent =
         Parent { cluster_id: [1; 16], incarnation: Incarnation(3), snapshot_index: 4, index: 8, chain: [5; 32] };
     let genesis = Genesis {

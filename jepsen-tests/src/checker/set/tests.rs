@@ -279,7 +279,7 @@ fn versions_of_two_epochs_are_seen() {
 #[test]
 fn log_indexes_have_one_owner_and_rise_with_versions_and_time() {
     let report = judged_reply("over-1", |reply| reply.commit_index = 14);
-    let shared = ["log indexes given to two requests", "versions that rise while log indexes do not"];
+    let shared = ["log indexes given to two requests of a user", "versions that rise while log indexes do not"];
     assert!(shared.iter().all(|rule| report.broken().contains(rule)), "{report:#?}");
     // Acknowledged at index 11 before the next one began, which was placed before it.
     let report = judged_reply("same-1", |reply| reply.commit_index = 10);
