@@ -22,6 +22,8 @@ const HEARD_MAX: Duration = Duration::from_secs(2);
 const TAKES: u64 = 3;
 /// Besides its payload, a proposal leaves frames, keys and rows of bookkeeping.
 const TAKES_AT_LEAST: u64 = 512;
+/// Rows of bookkeeping that writes leave which share an entry: as many as may (`propose::fold`), some 400 bytes each.
+const SHARED_ROWS_BYTES: u64 = 100 << 10;
 /// How long a leader whose disk alone is nearly full goes on taking writes while another one is to take over.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 
@@ -216,9 +218,10 @@ fn cost(bytes: usize) -> u64 {
 }
 
 /// What the state is going to take of a disk for so many entries that the log holds by now. A large record takes its own
-/// size, a small one rows that are larger than it is.
+/// size, a small one rows that are larger than it is; and small ones share entries, nobody counts how many.
 pub fn cost_of_applying(entries: u64, bytes: u64) -> u64 {
-    bytes + entries * (TAKES - 1) * TAKES_AT_LEAST
+    let rows = entries.saturating_mul(SHARED_ROWS_BYTES).min(TAKES * bytes);
+    bytes + rows + entries * (TAKES - 1) * TAKES_AT_LEAST
 }
 
 impl Known {
@@ -330,6 +333,11 @@ mod tests {
         assert!((5 << 20..6 << 20).contains(&large), "its size once more, not the guess of a moment: {large}");
         assert!(small > 512, "a small one leaves rows: {small}");
         assert_eq!(cost_of_applying(1000, 1000), 1000 * small);
+        let [tiny, usual] = [40 << 10, 250 << 10].map(|bytes| cost_of_applying(1, bytes));
+        assert!(
+            tiny > 140 << 10 && usual > 350 << 10,
+            "hundreds that share an entry leave hundreds of rows: {tiny} {usual}"
+        );
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn print(value: &SurviveAnswer) -> std::io::Result<()> {
         Some(index) => output::text(format!("committed up to index {index}"))?,
         None => output::text("no leader was confirmed: what is committed is UNKNOWN")?,
     }
-    let mut table = Table::new(&["if lost", "writes go on", "acknowledged writes lost", "copies left", "way back"]);
+    let mut table = Table::new(&["if lost", "writes go on", "log entries lost", "copies left", "way back"]);
     for one in &value.scenarios {
         let left = if one.copies_left.is_empty() { "none".to_owned() } else { one.copies_left.join(", ") };
         let writes = if one.writes == "unknown" { "UNKNOWN" } else { one.writes };
