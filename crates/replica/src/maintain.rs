@@ -233,12 +233,8 @@ fn is_checkpoint_due(log: &LogStore, snapshot: u64, applied: u64, enough: Share)
 
 /// The applied entries above it are kept for followers.
 fn window(log: &LogStore, applied: u64, keep: Share) -> u64 {
-    let window = applied.saturating_sub(keep.entries);
-    let bytes_max = log.bytes_after(applied).saturating_add(keep.bytes);
-    if log.bytes_after(window) <= bytes_max {
-        return window;
-    }
-    log.index_leaving(bytes_max).map_or(window, |index| index.clamp(window, applied))
+    let unapplied = log.bytes_after(applied);
+    log.bounded(applied.saturating_sub(keep.entries), unapplied.saturating_add(keep.bytes)).min(applied)
 }
 
 /// Highest index that may be purged, if what is applied above `window` is kept. `frugal` = the disk is nearly full.

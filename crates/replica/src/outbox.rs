@@ -79,8 +79,7 @@ pub(crate) fn released(options: &OutboxOptions, sys: &Sys, log: &LogStore, fruga
         PastBudget::ReadOnly => held,
         // The cluster's own life counts more than its archive's: that is the risk.
         PastBudget::AcceptRisk if frugal => u64::MAX,
-        PastBudget::AcceptRisk if log.bytes_after(held) <= options.bytes_max => held,
-        PastBudget::AcceptRisk => log.index_leaving(options.bytes_max).map_or(held, |index| index.max(held)),
+        PastBudget::AcceptRisk => log.bounded(held, options.bytes_max),
     }
 }
 

@@ -200,7 +200,12 @@ impl Replica {
             return Ok(Local::NotLeader(self.leader_hint()));
         }
         if let Some(refused) = self.refuses(&proposal.command) {
-            // As long as nobody can say what time it is, nothing is proposed.
+            // The first try may stand in the line yet: then nobody can say that it was refused.
+            if let Command::WriteBatch(batch) = &proposal.command
+                && self.core.folder.holds(batch)
+            {
+                return Err(ProposeError::Unknown { deadline: false });
+            }
             let Some(stamp) = self.stamp() else { return Ok(Local::NotLeader(None)) };
             let remembered = self.remembered(&proposal.command, stamp, deadline).await;
             return remembered.map(Local::Applied).ok_or(refused);
@@ -213,6 +218,7 @@ impl Replica {
         }
     }
 
+    /// This node may propose. Whoever does stamps it: as long as nobody can say what time it is, nothing is proposed.
     fn leads(&self) -> bool {
         !self.is_recovering() && !self.is_fenced() && self.raft().is_leader()
     }

@@ -17,7 +17,7 @@ const BYTES_MAX: u64 = 8 << 30;
 
 /// Below this index the log waits for nobody.
 pub fn furthest(log: &LogStore) -> u64 {
-    if log.bytes_after(0) <= BYTES_MAX { 0 } else { log.index_leaving(BYTES_MAX).unwrap_or(0) }
+    log.bounded(0, BYTES_MAX)
 }
 
 /// The transfers of this node as a leader.

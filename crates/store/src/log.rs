@@ -237,9 +237,13 @@ impl LogStore {
         self.shared().tail.read(|tail| tail.sizes().after(index))
     }
 
-    /// An entry behind which no more than `bytes` lie, as low as it is known without reading.
-    pub fn index_leaving(&self, bytes: u64) -> Option<u64> {
-        self.shared().tail.read(|tail| tail.sizes().leaving(bytes))
+    /// `index`, or a later entry where more than `bytes` lie behind it: one behind which no more do, as low as it is known
+    /// without reading.
+    pub fn bounded(&self, index: u64, bytes: u64) -> u64 {
+        self.shared().tail.read(|tail| match tail.sizes() {
+            sizes if sizes.after(index) <= bytes => index,
+            sizes => sizes.leaving(bytes).map_or(index, |leaving| leaving.max(index)),
+        })
     }
 
     /// Saves the committed position: with the next fsync, which is not made for it.

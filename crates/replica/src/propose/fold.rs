@@ -97,6 +97,15 @@ impl Folder {
         (answered, begins)
     }
 
+    /// The same request waits in the line, and may still be proposed.
+    pub(super) fn holds(&self, batch: &WriteBatch) -> bool {
+        let same = |one: &Waiting| {
+            let waiting = one.batch.upgrade().filter(|_| !one.answer.is_closed());
+            waiting.is_some_and(|other| other.request_id == batch.request_id && other.user == batch.user)
+        };
+        self.line().waiting.iter().any(same)
+    }
+
     /// What goes now, entry by entry; nothing, where all of them gave up.
     pub(super) fn take(&self) -> Vec<Vec<Folded>> {
         let mut line = self.line();
@@ -294,6 +303,20 @@ mod tests {
             scene.enter(number as u8, 10);
         }
         assert!(scene.folder.line().waiting.len() <= WRITES_MAX * 2);
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_known_by_user_and_request_until_it_goes_or_gives_up() {
+        let mut scene = Scene::busy();
+        scene.enter_of("ann", 10, 1);
+        scene.enter_of("bob", 11, 1);
+        let holds = |scene: &Scene, user, number| scene.folder.holds(&write(user, number, 5));
+        assert!(holds(&scene, "ann", 10) && holds(&scene, "bob", 11));
+        assert!(!holds(&scene, "bob", 10) && !holds(&scene, "ann", 11));
+        drop(scene.callers.pop());
+        assert!(!holds(&scene, "bob", 11), "it gave up");
+        scene.take();
+        assert!(!holds(&scene, "ann", 10), "it is on its way to the log");
     }
 
     #[tokio::test]
